@@ -1,0 +1,5 @@
+"""A small WSGI gateway between programs that speak the OpenAI API and one OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

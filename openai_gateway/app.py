@@ -1,0 +1,105 @@
+"""Makes the Flask app: the one place where objects are made and wired. GatewayConfig in, Flask app out.
+
+Knows which URL prefix means which server; what a URL does is the blueprints'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final
+
+import flask
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+from werkzeug.routing import BaseConverter
+
+from openai_gateway.accounting.log import log_failed_call
+from openai_gateway.blueprints import chat, models, operations, responses
+from openai_gateway.blueprints.calls import CallServer, Endpoint
+from openai_gateway.blueprints.reply import StartResponse, to_error_response
+from openai_gateway.blueprints.serving import SERVER_NAME, SERVERS
+from openai_gateway.config import GatewayConfig
+from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl
+from openai_gateway.upstream.relay import Relay
+from openai_gateway.wire import paths
+
+_log = logging.getLogger("openai_gateway")
+_SHORTCUTS: Final[dict[str, Endpoint]] = {
+    "/v1/responses": responses.CREATE,
+    "/v1/chat/completions": chat.CREATE,
+}
+
+
+class _ItemId(BaseConverter):
+    """An id in a path; anything that could lead the upstream elsewhere is no id, so the URL is unknown."""
+
+    regex = paths.ID_PATTERN
+
+
+class GatewayApp(flask.Flask):
+    """Takes the prefixes off a path, and serves the two POST paths without Flask's dispatch.
+
+    The shortcut calls exactly what the views call; `has_shortcut` False sends everything through Flask, for the tests
+    to run over both ways.
+    """
+
+    has_shortcut = True
+
+    def __init__(self, config: GatewayConfig) -> None:
+        super().__init__("openai_gateway", static_folder=None)
+        self._servers = {
+            name: CallServer(Relay(server, observers=[log_failed_call])) for name, server in config.servers.items()
+        }
+        self._default_server = config.default_server
+        self.extensions[SERVERS] = self._servers
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        path = environ["PATH_INFO"]
+        name: str | None = None
+        if not path.startswith("/v1/"):
+            environ["openai_gateway.rollout_id"], name, path = paths.split(path, self._servers)
+            environ["PATH_INFO"] = path
+        environ[SERVER_NAME] = name = name or self._default_server
+        endpoint = _SHORTCUTS.get(path)
+        if endpoint is None or environ["REQUEST_METHOD"] != "POST" or not self.has_shortcut:
+            return super().wsgi_app(environ, start_response)
+        try:
+            response = self._servers[name].serve(environ, endpoint)
+        except GatewayError as error:
+            response = to_error_response(error)
+        except Exception:
+            response = _to_internal_error()
+        return response(environ, start_response)
+
+
+def create_app(config: GatewayConfig) -> GatewayApp:
+    """Return the app that serves a config; one for the life of a worker process."""
+    for note in config.notes:
+        _log.info(note)
+    app = GatewayApp(config)
+    app.url_map.merge_slashes = False
+    app.url_map.converters["item_id"] = _ItemId
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    for blueprint in (responses.blueprint, chat.blueprint, models.blueprint, operations.blueprint):
+        app.register_blueprint(blueprint)
+    app.register_error_handler(GatewayError, to_error_response)
+    app.register_error_handler(HTTPException, _from_werkzeug)
+    app.register_error_handler(Exception, lambda error: _to_internal_error())
+    return app
+
+
+def _from_werkzeug(error: HTTPException) -> flask.Response:
+    request = flask.request
+    if isinstance(error, WerkzeugMethodNotAllowed):
+        allow = ", ".join(sorted(error.valid_methods or ()))
+        return to_error_response(MethodNotAllowed(f"{request.method} is not allowed here; {allow} is.", allow))
+    if isinstance(error, NotFound):
+        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {request.path[:200]}."))
+    return to_error_response(InvalidRequest(str(error.description)))
+
+
+def _to_internal_error() -> flask.Response:
+    _log.exception("a request ended in an unexpected error")
+    return to_error_response(GatewayError("The gateway met an unexpected error."))

@@ -1,0 +1,108 @@
+"""Relays one request of a client: the way of a request, written out once for every endpoint.
+
+Endpoints differ in an `Endpoint` value; which URL is which is in `responses` and `chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flask
+import msgspec
+
+from openai_gateway.blueprints.intake import GatewayKeys, read_body
+from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
+from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
+from openai_gateway.upstream.relay import Relay
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire import envelope, headers
+from openai_gateway.wire.call import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How the calls of one endpoint are treated.
+
+    `schema` None passes a body untouched. `takes_defaults`: the configured defaults are merged into the body.
+    """
+
+    api: str
+    schema: envelope.ModelEnvelope | None = None
+    takes_defaults: bool = False
+
+
+class CallServer:
+    """Serves the calls to one configured server: what it adds to bodies, and the relay they go through."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._server = server = relay.server
+        self.relay = relay
+        self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
+        self._model = msgspec.Raw(msgspec.json.encode(server.openai_model))
+        self._defaults = {
+            "responses": envelope.to_raw({**server.extra_body, **server.extra_body_responses}),
+            "chat": envelope.to_raw({**server.extra_body, **server.extra_body_chat}),
+        }
+
+    def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
+        """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
+        watch = CallWatch()
+        try:
+            call = self._to_call(environ, endpoint, watch)
+            client = environ.get("gunicorn.socket")
+            if client is not None and self._server.cancel_on_disconnect and not call.background:
+                watch.watch_client(client.fileno())
+            watch.bound(self._server.total_timeout_s)
+            return RelayedResponse(self.relay.send(call, watch))
+        except ClientGone:
+            return DroppedResponse()
+        except BaseException:
+            watch.stop()
+            raise
+
+    def _to_call(self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch) -> Call:
+        """Return the call to make; a request that gives none is recorded. Raises GatewayError, ClientGone."""
+        method = environ["REQUEST_METHOD"]
+        path = environ["PATH_INFO"].removeprefix("/v1")
+        query = environ.get("QUERY_STRING")
+        body: bytes | None = None
+        values: Mapping[str, msgspec.Raw] = {}
+        try:
+            self.keys.authenticate(environ)
+            if method == "POST":
+                body = self._read_body(environ, watch)
+                if endpoint.schema is not None:
+                    values, body = self._rewrite(body, endpoint)
+        except (GatewayError, ClientGone) as error:
+            watch.stop()
+            self.relay.refuse(Call(endpoint.api, method, path, {}, None), error)
+            raise
+        return Call(
+            api=endpoint.api,
+            method=method,
+            target=f"{path}?{query}" if query else path,
+            headers=headers.to_upstream(environ, self.relay.sender.own_headers(), has_body=bool(body)),
+            body=body,
+            background=envelope.is_true(values.get("background")),
+            rollout_id=environ.get("openai_gateway.rollout_id"),
+        )
+
+    def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:
+        client_s = self._server.client_timeout_s
+        watch.arm(client_s, lambda: BodyTimeout(f"The request body did not arrive within {client_s:g} s."))
+        try:
+            return read_body(environ, self._server.max_body_bytes)
+        except Cancelled as cancelled:
+            raise cancelled.reason from None
+        finally:
+            watch.disarm()
+
+    def _rewrite(self, body: bytes, endpoint: Endpoint) -> tuple[envelope.Values, bytes]:
+        assert endpoint.schema is not None
+        values = envelope.parse(body, endpoint.schema)
+        if self._server.drop_input_reasoning_items and endpoint.api == "responses":
+            envelope.drop_reasoning_items(values)
+        defaults = self._defaults[endpoint.api] if endpoint.takes_defaults else {}
+        return values, envelope.rewrite(values, self._model, defaults)

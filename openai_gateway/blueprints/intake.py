@@ -1,0 +1,79 @@
+"""Takes a client's request in: who it is from, and its body, within bounds and JSON by its content type.
+
+What the body says is `wire.envelope`'s.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+from openai_gateway.config import Secret
+from openai_gateway.config.key_file import KeyFile
+from openai_gateway.errors import ClientGone, InvalidRequest, RequestTooLarge, Unauthorized, UnsupportedMediaType
+
+
+class GatewayKeys:
+    """The keys that let a client in, as `Authorization: Bearer`; none configured lets everybody in."""
+
+    def __init__(self, keys: Sequence[Secret], path: str | None) -> None:
+        self._keys = tuple(key.reveal().encode() for key in keys)
+        self._file = KeyFile(path) if path is not None else None
+
+    @property
+    def are_required(self) -> bool:
+        """Tell whether a client needs a key."""
+        return bool(self._keys) or self._file is not None
+
+    def authenticate(self, environ: dict[str, Any]) -> None:
+        """Let the request in or raise Unauthorized; takes as long for a wrong key as for a right one."""
+        if not self.are_required:
+            return
+        keys = self._keys if self._file is None else tuple(key.encode() for key in self._file.read())
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        given = token.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+        if sum(hmac.compare_digest(given, key) for key in keys) == 0:
+            what = "Incorrect API key provided for this gateway" if given else "This gateway needs an API key"
+            raise Unauthorized(f"{what}; send one as 'Authorization: Bearer KEY'.")
+
+
+def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
+    """Return the request's whole body; `b""` if it has none.
+
+    Raises RequestTooLarge before more than `max_body_bytes` are read, ClientGone if it ends too early.
+    """
+    _check_media_type(environ)
+    declared = environ.get("CONTENT_LENGTH")
+    stream = environ["wsgi.input"]
+    if declared:
+        if not (declared.isascii() and declared.isdigit()):
+            raise InvalidRequest("Content-Length is not a number.")
+        length = int(declared)
+        if length > max_body_bytes:
+            raise _too_large(max_body_bytes)
+        body: bytes = stream.read(length)
+        if len(body) < length:
+            raise ClientGone("the client left while it sent its body")
+        return body
+    if not environ.get("wsgi.input_terminated"):
+        return b""
+    body = stream.read(max_body_bytes + 1)
+    if len(body) > max_body_bytes:
+        raise _too_large(max_body_bytes)
+    return body
+
+
+def _check_media_type(environ: dict[str, Any]) -> None:
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in ("", "application/json"):
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise UnsupportedMediaType(f"The content type is '{media_type[:80]}'; send the body as 'application/json'.")
+    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding.lower() not in ("", "identity"):
+        raise UnsupportedMediaType(f"A body with content encoding '{encoding[:40]}' is not taken; send it plain.")
+
+
+def _too_large(max_body_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {max_body_bytes} bytes.")

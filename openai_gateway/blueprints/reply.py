@@ -1,0 +1,108 @@
+"""Makes an upstream's answer or one of our errors a response; the one place where errors get their form.
+
+Answers go out as they came; how their bytes reach gunicorn's socket is `writer`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Callable, Iterable
+from http.client import responses as REASONS
+from typing import Any
+
+import flask
+
+from openai_gateway.blueprints.writer import adopt
+from openai_gateway.errors import GatewayError, MethodNotAllowed
+from openai_gateway.upstream.answer import Answer
+from openai_gateway.wire.headers import to_client
+from openai_gateway.wire.sse import is_event_stream
+
+StartResponse = Callable[..., Any]
+
+
+class RelayedResponse(flask.Response):
+    """An Answer as Flask's response: goes to the server as it is, past werkzeug's own machinery."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._relayed = answer
+        self.direct_passthrough = True
+
+    @property  # type: ignore[misc]
+    def status_code(self) -> int:
+        """The upstream's status."""
+        return self._relayed.status
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Start the response and return its body; the server closes it."""
+        answer = self._relayed
+        status = f"{answer.status} {answer.reason or REASONS.get(answer.status, 'Unknown')}"
+        headers = to_client(answer.headers)
+        length = _to_content_length(answer)
+        if length is not None:
+            headers.append(("content-length", length))
+        writer = adopt(start_response, environ)
+        start_response(status, headers)
+        return answer if writer is None else PumpedBody(answer, writer)
+
+    def close(self) -> None:
+        """Give back what the answer holds; for a response that never reached the server."""
+        self._relayed.close()
+
+
+class PumpedBody:
+    """A body that, when first asked for bytes, has the answer pump itself to the client and then is at its end."""
+
+    __slots__ = ("_answer", "_writer")
+
+    def __init__(self, answer: Answer, writer: Any) -> None:
+        self._answer = answer
+        self._writer = writer
+
+    def __iter__(self) -> PumpedBody:
+        return self
+
+    def __next__(self) -> bytes:
+        self._answer.pump_into(self._writer)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Close the answer."""
+        self._answer.close()
+
+
+def to_error_response(error: GatewayError) -> flask.Response:
+    """Return an error in OpenAI's form, with `Retry-After` or `Allow` where it has one."""
+    response = flask.Response(json.dumps(error.to_body()), error.status, content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if isinstance(error, MethodNotAllowed):
+        response.headers["allow"] = error.allow
+    return response
+
+
+class DroppedResponse(flask.Response):
+    """The response to a client that left: has gunicorn close its connection without a word in the log."""
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Raise what gunicorn takes for a client that left."""
+        raise ConnectionResetError(errno.ECONNRESET, "the client left")
+
+
+def _to_content_length(answer: Answer) -> str | None:
+    """Return the length to declare: a stream of events has none, for it may have to end with one event more."""
+    if answer.body:
+        return str(len(answer.body))
+    length = "0" if answer.body is not None and answer.status not in (204, 304) else None
+    for name, value in answer.headers:
+        if len(name) in (12, 14):
+            lower = name.lower()
+            if lower == "content-type" and is_event_stream(value):
+                return None
+            if lower == "content-length":
+                length = value
+    return length

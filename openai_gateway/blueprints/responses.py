@@ -1,0 +1,40 @@
+"""The Responses API's URLs below `/v1`.
+
+Each says how its calls are treated; relaying is `calls`'.
+"""
+
+from __future__ import annotations
+
+import flask
+
+from openai_gateway.blueprints.calls import Endpoint
+from openai_gateway.blueprints.serving import relay
+from openai_gateway.wire.envelope import ModelEnvelope, ResponsesEnvelope
+
+CREATE = Endpoint("responses", ResponsesEnvelope(), takes_defaults=True)
+_MODEL_ONLY = Endpoint("responses", ModelEnvelope())
+_STORED = Endpoint("responses")
+
+blueprint = flask.Blueprint("responses", __name__, url_prefix="/v1/responses")
+
+
+@blueprint.post("")
+def create() -> flask.Response:
+    """Create a response."""
+    return relay(CREATE)
+
+
+@blueprint.post("/compact")
+@blueprint.post("/input_tokens")
+def compact_or_count() -> flask.Response:
+    """Compact a conversation, or count its input tokens."""
+    return relay(_MODEL_ONLY)
+
+
+@blueprint.get("/<item_id:response_id>")
+@blueprint.delete("/<item_id:response_id>")
+@blueprint.post("/<item_id:response_id>/cancel")
+@blueprint.get("/<item_id:response_id>/input_items")
+def stored(response_id: str) -> flask.Response:
+    """Retrieve, delete or cancel a stored response, or list its input items."""
+    return relay(_STORED)

@@ -1,0 +1,26 @@
+"""Finds the server that the current request is for; the only reader of Flask's request and app.
+
+The names come from `app`, which takes prefixes off the path.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import flask
+
+from openai_gateway.blueprints.calls import CallServer, Endpoint
+
+SERVERS: Final = "openai_gateway"
+SERVER_NAME: Final = "openai_gateway.server"
+
+
+def current_server() -> CallServer:
+    """Return the server that the current request's path names, or the default one."""
+    server: CallServer = flask.current_app.extensions[SERVERS][flask.request.environ[SERVER_NAME]]
+    return server
+
+
+def relay(endpoint: Endpoint) -> flask.Response:
+    """Relay the current request. Raises GatewayError."""
+    return current_server().serve(flask.request.environ, endpoint)

@@ -1,0 +1,125 @@
+"""gunicorn's response writer, with head and first body bytes in one send, and as the sink that a stream is pumped into.
+
+The one place that reaches into gunicorn; under any other server nothing is adopted and WSGI's own way is taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from time import time
+from typing import Any, Final
+
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
+from gunicorn.http.message import TOKEN_RE
+from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
+from gunicorn.util import http_date
+
+_MAX_TOKENS: Final = 1024
+_TOKENS: set[str] = set()
+_date = (0, "")
+
+
+class RelayWriter(Response):  # type: ignore[misc]
+    """Writes what gunicorn's Response writes, in fewer sends; gunicorn's own bookkeeping stays as it is."""
+
+    headers_sent: bool
+    _head = b""
+    _is_ended = False
+
+    def process_headers(self, headers: list[tuple[str, str]]) -> None:
+        """Take the answer's headers, hop-by-hop ones being out already. Raises what gunicorn raises for bad ones."""
+        for name, value in headers:
+            if name not in _TOKENS and not _is_token(name):
+                raise InvalidResponseHeaderName(repr(name))
+            if not value.isprintable() and not HEADER_VALUE_RE.fullmatch(value):
+                raise InvalidResponseHeader(repr(name))
+            if len(name) == 14 and name.lower() == "content-length":
+                self.response_length = int(value)
+        self.headers += headers
+
+    def default_headers(self) -> list[str]:
+        """Return status line and the server's own headers, the date being made once a second."""
+        version = self.req.version
+        lines = [
+            f"HTTP/{version[0]}.{version[1]} {self.status}\r\nServer: {self.version}\r\nDate: {_http_date()}\r\n",
+            "Connection: close\r\n" if self.should_close() else "Connection: keep-alive\r\n",
+        ]
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked\r\n")
+        return lines
+
+    def send_headers(self) -> None:
+        """Hold the head back for the body's first bytes."""
+        if not self.headers_sent:
+            lines = self.default_headers()
+            lines += [f"{name}: {value}\r\n" for name, value in self.headers]
+            lines.append("\r\n")
+            self._head = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        self.send_all(self.to_frame(data, is_last=False))
+
+    def close(self) -> None:
+        """Send what is still to be sent: the head of an empty answer, the last chunk."""
+        self.send_headers()
+        if not self._is_ended:
+            self.send_all(self.to_frame(b"", is_last=True))
+
+    def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
+        """Return `payload` as it goes over the wire: after the head, if that isn't out, and as a chunk, if chunked."""
+        self.send_headers()
+        head, self._head = self._head, b""
+        self.sent += len(payload)
+        if self._omits_body:
+            payload = b""
+        elif self.chunked:
+            if payload:
+                payload = b"%x\r\n%b\r\n" % (len(payload), payload)
+            if is_last:
+                payload += b"0\r\n\r\n"
+        self._is_ended = is_last
+        return head + payload if head else payload
+
+    def send_now(self, frame: bytes) -> int:
+        """Send what the socket takes at once and return how much that was. Raises OSError."""
+        try:
+            sent: int = self.sock.send(frame, 0, 0.0)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            return 0
+        return sent
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        """Send all of it, waiting for the client as needed. Raises OSError."""
+        if frame:
+            sent = self.sock.send(frame)
+            if sent < len(frame):
+                self.sock.sendall(memoryview(frame)[sent:])
+
+
+def _is_token(name: str) -> bool:
+    if not TOKEN_RE.fullmatch(name):
+        return False
+    if len(_TOKENS) < _MAX_TOKENS:
+        _TOKENS.add(name)
+    return True
+
+
+def _http_date() -> str:
+    global _date
+    now = int(time())
+    if _date[0] != now:
+        _date = (now, http_date(now))
+    return _date[1]
+
+
+def adopt(start_response: Any, environ: dict[str, Any]) -> RelayWriter | None:
+    """Return the writer behind gunicorn's `start_response`, made a RelayWriter; None under any other server or TLS."""
+    response = getattr(start_response, "__self__", None)
+    if type(response) is not Response or isinstance(environ.get("gunicorn.socket"), ssl.SSLSocket):
+        return None
+    response.__class__ = RelayWriter
+    return response

@@ -1,0 +1,61 @@
+"""`openai-gateway simulate`: the simulator under gunicorn.
+
+Its behaviour is `openai_gateway.simulator`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from openai_gateway.cli.servers import GUNICORN
+from openai_gateway.simulator.settings import SettingsError, load_settings
+
+
+@click.command(name="simulate")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=8010, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML settings file.")
+@click.option("--api-key", help="The only key that is taken (default: any).")
+@click.option("--latency", type=click.IntRange(0), help="Milliseconds before each answer.")
+@click.option("--rpm", type=click.IntRange(1), help="Requests per minute, enforced.")
+@click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, enforced.")
+@click.option("--fail", type=click.IntRange(400, 599), help="Answer every call with this status.")
+def command(
+    host: str,
+    port: int,
+    config: Path | None,
+    api_key: str | None,
+    latency: int | None,
+    rpm: int | None,
+    tpm: int | None,
+    fail: int | None,
+) -> None:
+    """Run the simulator: an OpenAI-like upstream that costs nothing.
+
+    \b
+    Examples:
+      openai-gateway simulate
+      openai-gateway simulate --latency 800 --rpm 600
+      openai-gateway simulate --config conf/simulator.yaml --port 9000
+
+    A call may script its own behaviour in its metadata, such as {"sim_status": "429", "sim_times": "2"};
+    conf/simulator.yaml lists all of it. What the simulator saw is at /sim/stats.
+    """
+    given = {"api_key": api_key, "latency_ms": latency, "rpm": rpm, "tpm": tpm, "status": fail}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    try:
+        load_settings(config, overrides)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    environ = {**os.environ, "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(overrides)}
+    if config is not None:
+        environ["OPENAI_GATEWAY_SIMULATOR_CONFIG"] = str(config)
+    click.echo(f"Simulator at http://{host}:{port}/v1 (Ctrl-C ends it); what it saw: http://{host}:{port}/sim/stats")
+    arguments = [*GUNICORN, "--worker-connections", "4096", "-b", f"{host}:{port}", "openai_gateway.simulator.wsgi:app"]
+    os.execve(GUNICORN[0], arguments, environ)

@@ -1,0 +1,11 @@
+"""The config: read, merged, checked, frozen. `load_config` is all that others need.
+
+Nothing here talks to a network.
+"""
+
+from __future__ import annotations
+
+from openai_gateway.config.load import load_config
+from openai_gateway.config.values import ConfigError, GatewayConfig, Secret, ServerConfig
+
+__all__ = ["ConfigError", "GatewayConfig", "Secret", "ServerConfig", "load_config"]

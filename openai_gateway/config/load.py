@@ -1,0 +1,201 @@
+"""Makes the GatewayConfig from files and environment, or one ConfigError with every complaint.
+
+Reading is `files`', the keys are `schema`'s; here is which entries are servers, and what must hold between keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from openai_gateway.config import schema
+from openai_gateway.config.files import UNRESOLVED, UNSET, Merged, read, resolve
+from openai_gateway.config.key_file import to_keys
+from openai_gateway.config.values import ConfigError, GatewayConfig, Problem, ServerConfig
+
+SERVER_VARIABLE: Final = "OPENAI_GATEWAY_SERVER"
+PREFERRED_SERVER: Final = "policy_model"
+_OURS: Final = ("responses_api_models", "openai_model")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_RESERVED_NAMES: Final = frozenset({"v1", "ng-rollout", "metrics", "status", "healthz", "readyz", ".", ".."})
+
+
+def load_config(
+    environ: Mapping[str, str] = os.environ, overrides: Sequence[str] = (), cwd: Path | None = None
+) -> GatewayConfig:
+    """Return the config that files, env.yaml and overrides (`+a.b=1`, `++a.b=1`) make. Raises ConfigError."""
+    folder = cwd or Path.cwd()
+    problems: list[Problem] = []
+    merged = read(environ, overrides, folder, problems)
+    names, foreign = _find_servers(merged.tree)
+    servers: dict[str, ServerConfig] = {}
+    origins: dict[str, str] = {}
+    ignored: set[str] = set()
+    for name in names:
+        builder = _Builder(name, merged, folder, problems)
+        settings = resolve(merged, [name, *_OURS], environ, problems)
+        server = builder.build(settings)
+        ignored |= builder.ignored
+        origins.update(builder.origins)
+        if server is not None:
+            servers[name] = server
+    default = _choose_default(names, environ.get(SERVER_VARIABLE) or None, problems)
+    if problems:
+        raise ConfigError(problems)
+    return GatewayConfig(servers, default, _to_notes(foreign, ignored), origins)
+
+
+def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of our servers, and of entries that are somebody else's."""
+    ours: list[str] = []
+    foreign: list[str] = []
+    for name, entry in tree.items():
+        if isinstance(entry, dict):
+            models = entry.get(_OURS[0])
+            is_ours = isinstance(models, dict) and isinstance(models.get(_OURS[1]), dict)
+            (ours if is_ours else foreign).append(name)
+    return ours, foreign
+
+
+def _choose_default(names: Sequence[str], wanted: str | None, problems: list[Problem]) -> str:
+    listed = ", ".join(names)
+    if wanted is not None:
+        if wanted not in names:
+            problems.append(Problem("environment", SERVER_VARIABLE, f"names no server; there are: {listed or 'none'}"))
+        return wanted
+    if not names:
+        if not problems:
+            problems.append(
+                Problem(
+                    "",
+                    "",
+                    "no server is defined; one needs NAME.responses_api_models.openai_model with "
+                    "openai_base_url, openai_api_key and openai_model",
+                )
+            )
+        return ""
+    if len(names) == 1:
+        return names[0]
+    if PREFERRED_SERVER not in names:
+        problems.append(
+            Problem("environment", SERVER_VARIABLE, f"must say which server is at plain /v1; there are: {listed}")
+        )
+    return PREFERRED_SERVER
+
+
+def _to_notes(foreign: Sequence[str], ignored: set[str]) -> tuple[str, ...]:
+    notes = []
+    if foreign:
+        notes.append(f"skipped entries that are no openai_model server: {', '.join(foreign)}")
+    if ignored:
+        notes.append(f"ignored NeMo Gym's own server keys: {', '.join(sorted(ignored))}")
+    return tuple(notes)
+
+
+class _Builder:
+    """Builds one ServerConfig; complaints go to `problems`."""
+
+    def __init__(self, name: str, merged: Merged, cwd: Path, problems: list[Problem]) -> None:
+        self._name = name
+        self._merged = merged
+        self._cwd = cwd
+        self._problems = problems
+        self.ignored: set[str] = set()
+        self.origins: dict[str, str] = {}
+
+    def build(self, settings: Mapping[str, Any]) -> ServerConfig | None:
+        before = len(self._problems)
+        if not _SERVER_NAME.fullmatch(self._name) or self._name in _RESERVED_NAMES:
+            self._complain(
+                "", "a server name is one part of a URL: letters, digits, '.', '_', '-', and no path of ours"
+            )
+        values: dict[str, Any] = {}
+        given = self._rename_old(settings)
+        for key, value in given.items():
+            self._take(key, value, values)
+        self._check_required(given)
+        self._check_files(values)
+        for key in schema.KEYS:
+            self.origins.setdefault(self._dotted(key), "default")
+        return ServerConfig(name=self._name, **values) if len(self._problems) == before else None
+
+    def _rename_old(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        renamed: dict[str, Any] = {}
+        is_old_style = any(old in settings for old in schema.OLD_NAMES)
+        for key, value in settings.items():
+            new = schema.OLD_NAMES.get(key)
+            if new is not None and new in settings:
+                self._complain(key, f"is the older name of {new}, which is given too; give one of them")
+            renamed[new or key] = value
+        if is_old_style:
+            for key, default in schema.OLD_DEFAULTS.items():
+                renamed.setdefault(key, default)
+        return renamed
+
+    def _take(self, key: str, value: Any, values: dict[str, Any]) -> None:
+        definition = schema.KEYS.get(key)
+        if definition is None:
+            self._take_unknown(key)
+            return
+        self.origins[self._dotted(key)] = self._place(key)
+        if value is UNRESOLVED:
+            return
+        if value == UNSET:
+            self._complain(key, "is ??? and must be set, in env.yaml, in a config file or on the command line")
+            return
+        if definition.may_be_null and (value is None or value in ("null", "None")):
+            values[key] = None
+            return
+        try:
+            values[key] = definition.convert(value)
+        except schema.Unfit as unfit:
+            self._complain(key, str(unfit))
+
+    def _take_unknown(self, key: str) -> None:
+        if key in schema.GYM_KEYS:
+            self.ignored.add(key)
+            return
+        meant = schema.nearest(key)
+        hint = f"; did you mean {meant}?" if meant else ""
+        self._complain(key, f"unknown key{hint}")
+
+    def _check_required(self, given: Mapping[str, Any]) -> None:
+        for key in schema.REQUIRED:
+            if key not in given:
+                self._complain(key, "is missing and must be set")
+        has_key, has_file = (given.get(key) is not None for key in ("openai_api_key", "openai_api_key_file"))
+        if has_key and has_file:
+            self._complain("openai_api_key", "excludes openai_api_key_file; give one of them")
+        elif not has_key and not has_file:
+            self._complain("openai_api_key", "is missing and must be set, or openai_api_key_file instead")
+
+    def _check_files(self, values: dict[str, Any]) -> None:
+        for key in ("openai_api_key_file", "gateway_api_keys_file", "ssl_ca_file"):
+            if values.get(key) is None:
+                continue
+            path = values[key] = str(self._cwd / values[key])
+            try:
+                if key == "ssl_ca_file":
+                    ssl.create_default_context(cafile=path)
+                elif not to_keys(Path(path).read_text(encoding="utf-8")):
+                    self._complain(key, f"the file {path} holds no usable key")
+            except (OSError, UnicodeDecodeError) as error:
+                self._complain(key, f"the file {path} can't be used ({getattr(error, 'strerror', '') or 'not text'})")
+
+    def _dotted(self, key: str) -> str:
+        return ".".join([self._name, *_OURS, key] if key else [self._name])
+
+    def _place(self, key: str) -> str:
+        old = next((old for old, new in schema.OLD_NAMES.items() if new == key), key)
+        for dotted in (self._dotted(key), self._dotted(old)):
+            for origin, place in self._merged.origins.items():
+                if origin == dotted or origin.startswith(f"{dotted}."):
+                    return place
+        return ""
+
+    def _complain(self, key: str, message: str) -> None:
+        self._problems.append(Problem(self._place(key), self._dotted(key), message))

@@ -1,0 +1,149 @@
+"""An upstream's answer on its way to the client: status, headers, a body to iterate, and `close()`.
+
+Owns slot, connection and watch of its call; `close()` gives all of them back, whatever happened before.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+
+import gevent
+
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamTimeout
+from openai_gateway.upstream.attempt import Beginning
+from openai_gateway.upstream.exchange import RawAnswer
+from openai_gateway.upstream.pump import Pump, Sink
+from openai_gateway.upstream.transport import to_upstream_error
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.sse import is_event_stream, to_closing_event
+
+
+class Answer:
+    """What `Relay.send` returns once the upstream's headers are in: iterate it, or `pump_into` a sink.
+
+    `body` is the whole body if it was read at once, else None. `on_close(outcome, error)` is called once; outcome as in
+    CallRecord.
+    """
+
+    def __init__(
+        self,
+        beginning: Beginning,
+        *,
+        api: str,
+        watch: CallWatch,
+        idle_s: float | None,
+        client_s: float | None,
+        on_close: Callable[[str, GatewayError | None], None],
+    ) -> None:
+        self.status = beginning.status
+        self.reason = beginning.reason
+        self.headers: list[Header] = beginning.headers
+        self.body = beginning.body if beginning.raw is None else None
+        self._raw = beginning.raw
+        self._first = beginning.body
+        self._api = api
+        self._watch = watch
+        self._idle_s = idle_s
+        self._client_s = client_s
+        self._on_close: Callable[[str, GatewayError | None], None] | None = on_close
+        self._outcome = "client_gone"
+        self._error: GatewayError | None = None
+        self._tail = b""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Return the next bytes of the body as they come.
+
+        A broken event stream ends with an error event. Any other broken body raises ConnectionResetError, on which
+        the server cuts the client's connection: the client must not take it for complete.
+        """
+        piece, self._first = self._first, b""
+        if not piece and self._raw is not None:
+            try:
+                piece = self._read()
+            except (Cancelled, gevent.GreenletExit, Exception) as error:
+                return self._end_early(error)
+        if not piece:
+            self.mark_delivered()
+            raise StopIteration
+        self._tail = (self._tail + piece)[-4:]
+        return piece
+
+    def pump_into(self, sink: Sink) -> None:
+        """Write the body into `sink`, as it comes; ends and breaks as iterating does."""
+        try:
+            if self._raw is None:
+                self._write(sink, self._first, is_last=True)
+                self.mark_delivered()
+            elif isinstance(self._raw, RawAnswer):
+                self._pump(self._raw, sink)
+            else:
+                for piece in self:
+                    self._write(sink, piece, is_last=False)
+                self._write(sink, b"", is_last=True)
+        except Cancelled:
+            raise ConnectionResetError(errno.ECONNRESET, "the client left or stopped reading") from None
+
+    def _pump(self, raw: RawAnswer, sink: Sink) -> None:
+        first, self._first = self._first, b""
+        self._write(sink, first, is_last=False)
+        pump = Pump(raw, sink, self._watch, self._idle_s, self._to_idle_timeout, self._client_s)
+        try:
+            pump.run()
+        except OSError:
+            raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
+        except (Cancelled, GatewayError, gevent.GreenletExit) as error:
+            self._tail = pump.tail
+            self._write(sink, self._end_early(error), is_last=True)
+        else:
+            self.mark_delivered()
+
+    def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
+        self._watch.arm(self._client_s, ClientGone)
+        sink.send_all(sink.to_frame(piece, is_last=is_last))
+        self._watch.disarm()
+
+    def mark_delivered(self) -> None:
+        """Note that the last byte is out."""
+        if self._error is None:
+            self._outcome = "completed"
+
+    def close(self) -> None:
+        """Give connection, slot and watch back; safe to call again."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            self._watch.stop()
+            if self._raw is not None:
+                self._raw.close()
+            on_close(self._outcome, self._error)
+
+    def _read(self) -> bytes:
+        self._watch.arm(self._idle_s, self._to_idle_timeout)
+        try:
+            piece: bytes = self._raw.read1()
+        finally:
+            self._watch.disarm()
+        return piece
+
+    def _end_early(self, error: BaseException) -> bytes:
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
+        reason: BaseException = error.reason if isinstance(error, Cancelled) else error
+        if isinstance(reason, ClientGone):
+            raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
+        if isinstance(reason, gevent.GreenletExit):
+            reason = Unavailable("The gateway is shutting down.")
+        self._error = reason if isinstance(reason, GatewayError) else to_upstream_error(reason)
+        self._outcome = "failed"
+        headers = {name.lower(): value for name, value in self.headers}
+        if not is_event_stream(headers.get("content-type", "")):
+            raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
+        return to_closing_event(self._error, api=self._api, tail=self._tail)
+
+    def _to_idle_timeout(self) -> GatewayError:
+        return UpstreamTimeout(f"The upstream sent nothing for {self._idle_s:g} s.")

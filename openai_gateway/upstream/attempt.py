@@ -1,0 +1,129 @@
+"""One attempt of a call: sent, and its answer read as far as it must be before anything is relayed.
+
+Whether there is another attempt is `relay`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from openai_gateway.config import ServerConfig
+from openai_gateway.errors import Cancelled, GatewayError, UpstreamTimeout
+from openai_gateway.upstream.exchange import Timeouts
+from openai_gateway.upstream.key import UpstreamKey
+from openai_gateway.upstream.transport import RelayRequest, RelaySession, to_upstream_error
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.retries import Outcome, to_error_code
+from openai_gateway.wire.sse import is_event_stream
+
+READ_AT_ONCE_BYTES: Final = 1024 * 1024
+_MASK: Final = "[key masked by openai_gateway]"
+
+
+class Beginning(msgspec.Struct, frozen=True):
+    """An upstream's answer as far as it was read; `raw` gives the rest of the body, None if `body` is all of it."""
+
+    status: int
+    reason: str
+    headers: list[Header]
+    body: bytes
+    raw: Any
+
+    def to_outcome(self) -> Outcome:
+        """Return what decides about another attempt."""
+        headers = {name.lower(): value for name, value in self.headers}
+        return Outcome(self.status, headers, to_error_code(self.body) if self.status == 429 else None)
+
+
+class Sender:
+    """Makes the attempts of one server's calls over its session."""
+
+    def __init__(self, server: ServerConfig, on_new_key: Callable[[], None]) -> None:
+        timeouts = Timeouts(server.connect_timeout_s, server.first_byte_timeout_s, server.idle_timeout_s)
+        self._idle_s = server.idle_timeout_s
+        self._session = RelaySession(server.openai_base_url, timeouts, server.ssl_ca_file)
+        self.key = UpstreamKey(server, on_new_key)
+        self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
+        url = urlsplit(server.openai_base_url)
+        self._host = url.netloc
+        self._base = f"{url.scheme}://{url.netloc}{url.path}"
+        self._query = url.query
+
+    def own_headers(self) -> dict[str, str]:
+        """Return the headers that win over the client's: the key, and those configured."""
+        return {"host": self._host, "authorization": self.key.authorization(), **self._configured}
+
+    def send(self, call: Call, watch: CallWatch) -> Beginning:
+        """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left."""
+        url = self._base + call.target
+        if self._query:
+            url += ("&" if "?" in call.target else "?") + self._query
+        raw: Any = None
+        try:
+            raw = self._session.send(RelayRequest(call.method, url, call.headers, call.body, watch)).raw
+            beginning = self._read(raw, watch)
+        except BaseException as error:
+            if raw is not None:
+                raw.close()
+            if isinstance(error, Cancelled) and isinstance(error.reason, UpstreamTimeout):
+                raise error.reason from None
+            if isinstance(error, GatewayError) or not isinstance(error, Exception):
+                raise
+            raise to_upstream_error(error) from None
+        finally:
+            watch.disarm()
+        return beginning if beginning.status < 400 else self._mask(beginning)
+
+    def _read(self, raw: Any, watch: CallWatch) -> Beginning:
+        """Read an answer that is no stream to its end; it is relayed only then, so that one that breaks can be retried.
+
+        One that turns out longer than READ_AT_ONCE_BYTES is left to be relayed as it comes.
+        """
+        headers = raw.headers.items()
+        pieces: list[bytes] = []
+        length = 0
+        is_short = raw.status >= 400 or _is_read_whole(headers)
+        while is_short and length <= READ_AT_ONCE_BYTES:
+            watch.arm(self._idle_s, self.to_idle_timeout)
+            piece: bytes = raw.read1()
+            if not piece:
+                return Beginning(raw.status, raw.reason or "", headers, b"".join(pieces), None)
+            pieces.append(piece)
+            length += len(piece)
+        return Beginning(raw.status, raw.reason or "", headers, b"".join(pieces), raw)
+
+    def _mask(self, beginning: Beginning) -> Beginning:
+        """Take our keys out of an error answer that echoes them: the one change of an answer's bytes."""
+        secrets = [self.key.reveal(), *(value for value in self._configured.values() if len(value) >= 8)]
+        body, headers = beginning.body, beginning.headers
+        for secret in secrets:
+            if secret and secret.encode() in body:
+                body = body.replace(secret.encode(), _MASK.encode())
+            if secret and any(secret in value for _, value in headers):
+                headers = [(name, value.replace(secret, _MASK)) for name, value in headers]
+        return Beginning(beginning.status, beginning.reason, headers, body, beginning.raw)
+
+    def to_idle_timeout(self) -> GatewayError:
+        """Return the error for an upstream that stopped sending."""
+        return UpstreamTimeout(f"The upstream sent nothing for {self._idle_s:g} s.")
+
+
+def _is_read_whole(headers: list[Header]) -> bool:
+    """Tell whether nobody reads an answer before its end: it is JSON, or of known length and no stream of events."""
+    is_whole = False
+    for name, value in headers:
+        if len(name) in (12, 14):
+            lower = name.lower()
+            if lower == "content-type":
+                if is_event_stream(value):
+                    return False
+                is_whole = is_whole or ("json" in value and "ndjson" not in value)
+            elif lower == "content-length":
+                is_whole = True
+    return is_whole

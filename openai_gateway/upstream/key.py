@@ -1,0 +1,30 @@
+"""The key that the gateway holds for its upstream: configured, or in a file that may change.
+
+The value leaves here only as a header of an upstream request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from openai_gateway.config import Secret, ServerConfig
+from openai_gateway.config.key_file import KeyFile
+
+
+class UpstreamKey:
+    """The configured key, or the first one in the key file; `on_change` is called when another has come into use."""
+
+    def __init__(self, server: ServerConfig, on_change: Callable[[], None]) -> None:
+        self._secret = server.openai_api_key or Secret("")
+        self._file = KeyFile(server.openai_api_key_file, on_change) if server.openai_api_key_file else None
+
+    def authorization(self) -> str:
+        """Return the value of the Authorization header."""
+        return f"Bearer {self.reveal()}"
+
+    def reveal(self) -> str:
+        """Return the key itself."""
+        if self._file is None:
+            return self._secret.reveal()
+        keys = self._file.read()
+        return keys[0] if keys else ""

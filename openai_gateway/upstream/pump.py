@@ -1,0 +1,122 @@
+"""Moves a stream from the upstream's connection to the client from within the hub, with no greenlet switch an event.
+
+The serving greenlet is parked meanwhile; it is woken at the end, at an error, and when the client reads too slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+import gevent
+from gevent.hub import Waiter
+
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError
+from openai_gateway.upstream.exchange import RawAnswer
+from openai_gateway.upstream.watch import CallWatch
+
+
+class Sink(Protocol):
+    """The client's side of a pump."""
+
+    def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
+        """Return body bytes as they go over the wire, with whatever has to go before or after them."""
+
+    def send_now(self, frame: bytes) -> int:
+        """Send what the socket takes at once and return how much that was. Raises OSError."""
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        """Send all of it, waiting for the client as needed. Raises OSError."""
+
+
+class Pump:
+    """Relays the body of one streamed answer; `tail` holds the last bytes relayed."""
+
+    __slots__ = (
+        "_client_s",
+        "_error",
+        "_idle_s",
+        "_raw",
+        "_rest",
+        "_sink",
+        "_to_idle_timeout",
+        "_waiter",
+        "_watch",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        raw: RawAnswer,
+        sink: Sink,
+        watch: CallWatch,
+        idle_s: float | None,
+        to_idle_timeout: Callable[[], GatewayError],
+        client_s: float | None,
+    ) -> None:
+        self._raw = raw
+        self._sink = sink
+        self._watch = watch
+        self._idle_s = idle_s
+        self._to_idle_timeout = to_idle_timeout
+        self._client_s = client_s
+        self._waiter: Waiter[None] = Waiter(gevent.get_hub())
+        self._rest = memoryview(b"")
+        self._error: BaseException | None = None
+        self.tail = b""
+
+    def run(self) -> None:
+        """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
+        raw = self._raw
+        self._relay(raw.take_first())
+        while not raw.decoder.done or self._rest:
+            if self._error is not None:
+                raise self._error
+            if self._rest:
+                rest, self._rest = self._rest, memoryview(b"")
+                self._watch.arm(self._client_s, ClientGone)
+                self._sink.send_all(rest)
+                self._watch.disarm()
+            else:
+                self._park()
+        if self._error is not None:
+            raise self._error
+
+    def _park(self) -> None:
+        connection = self._raw.connection
+        self._watch.arm(self._idle_s, self._to_idle_timeout)
+        self._waiter.clear()
+        connection.on_readable(self._on_readable)
+        try:
+            self._waiter.get()
+        finally:
+            connection.off_readable()
+            self._watch.disarm()
+
+    def _on_readable(self) -> None:
+        try:
+            piece = self._raw.receive()
+            if piece is None:
+                return
+            self._relay(piece, at_end=not piece)
+            if self._idle_s is not None:
+                self._watch.touch(monotonic() + self._idle_s)
+            if not (self._rest or self._raw.decoder.done):
+                return
+        except (Exception, Cancelled) as error:
+            self._error = error
+        self._raw.connection.off_readable()
+        self._waiter.switch(None)
+
+    def _relay(self, piece: bytes, *, at_end: bool = False) -> None:
+        raw = self._raw
+        if not piece and not at_end:
+            return
+        payload = raw.decode(piece)
+        if payload or raw.decoder.done:
+            frame = self._sink.to_frame(payload, is_last=raw.decoder.done)
+            sent = self._sink.send_now(frame)
+            if sent < len(frame):
+                self._rest = memoryview(frame)[sent:]
+            self.tail = payload if len(payload) >= 4 else (self.tail + payload)[-4:]

@@ -1,0 +1,191 @@
+"""The order of things for one call, written out once: slot, pause, attempts, retries; the answer owns the rest.
+
+What each step does is in its own module; whether to try again is `wire.retries`'.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic, time
+
+import gevent
+
+from openai_gateway.config import ServerConfig
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
+from openai_gateway.upstream.answer import Answer
+from openai_gateway.upstream.attempt import Beginning, Sender
+from openai_gateway.upstream.breaker import Breaker
+from openai_gateway.upstream.pacing import Pause, RetryRatio
+from openai_gateway.upstream.slots import Slot, Slots
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.call import Call, CallRecord
+from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
+
+Observer = Callable[[CallRecord], None]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a call's record will say, as far as it is known; `slot` is None while the call waits for one."""
+
+    started: float
+    slot: Slot | None = None
+    queue_wait_s: float = 0.0
+    attempts: int = 0
+    status: int | None = None
+    headers: Sequence[Header] = ()
+
+
+class Relay:
+    """Sends the calls of one server; one for the life of the process."""
+
+    def __init__(self, server: ServerConfig, observers: Sequence[Observer] = ()) -> None:
+        self.server = server
+        self.slots = Slots(server.max_concurrent_requests, server.max_queue, server.queue_timeout_s)
+        self.breaker: Breaker[Beginning] = Breaker(server.breaker_cooldown_s)
+        self.sender = Sender(server, on_new_key=self.breaker.reset)
+        self._pause = Pause(random.random)
+        self._ratio = RetryRatio(server.retry_ratio)
+        self._observers = tuple(observers)
+
+    def send(self, call: Call, watch: CallWatch) -> Answer:
+        """Return the upstream's answer once its headers are in.
+
+        Raises GatewayError if there is none, ClientGone if nobody waits for it. Then everything is given back, as
+        it is by the answer's `close()` otherwise.
+        """
+        progress = _Progress(started=monotonic())
+        try:
+            progress.slot = self.slots.take()
+            progress.queue_wait_s = monotonic() - progress.started
+            beginning = self._attempt_until_done(call, watch, progress)
+            progress.status = beginning.status
+            progress.headers = beginning.headers
+            return Answer(
+                beginning,
+                api=call.api,
+                watch=watch,
+                idle_s=self.server.idle_timeout_s,
+                client_s=self.server.client_timeout_s,
+                on_close=lambda outcome, error: self._end(call, progress, outcome, error),
+            )
+        except BaseException as error:
+            watch.stop()
+            reason = _to_reason(error)
+            if isinstance(reason, GatewayError):
+                progress.status = reason.status
+                self._end(call, progress, "failed", reason)
+            else:
+                self._end(call, progress, "client_gone" if isinstance(reason, ClientGone) else "failed", None)
+            if reason is error:
+                raise
+            raise reason from None
+
+    def refuse(self, call: Call, error: GatewayError | ClientGone) -> None:
+        """Record a request that was never sent: it was malformed, or its client left while sending it."""
+        progress = _Progress(started=monotonic())
+        if isinstance(error, GatewayError):
+            progress.status = error.status
+            self._end(call, progress, "failed", error)
+        else:
+            self._end(call, progress, "client_gone", None)
+
+    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: _Progress) -> Beginning:
+        self._ratio.count_call()
+        while True:
+            self._pause.wait(self.breaker.blocks)
+            refusal = self.breaker.refusal()
+            if refusal is not None:
+                return refusal
+            progress.attempts += 1
+            failure: UpstreamError | None = None
+            beginning: Beginning | None = None
+            outcome = UNANSWERED
+            try:
+                beginning = self.sender.send(call, watch)
+                if beginning.status >= 400:
+                    outcome = beginning.to_outcome()
+            except UpstreamError as error:
+                failure = error
+            finally:
+                final = beginning if is_final(outcome) else None
+                self.breaker.settle(final, is_answered=beginning is not None)
+            if beginning is not None and beginning.status < 400:
+                return beginning
+            wait_s = self._may_wait_s(outcome, progress)
+            if wait_s is None:
+                return self._give_up(beginning, failure, outcome, progress)
+            if beginning is not None and beginning.raw is not None:
+                beginning.raw.close()
+            gevent.sleep(wait_s)
+
+    def _may_wait_s(self, outcome: Outcome, progress: _Progress) -> float | None:
+        """Return the wait before another attempt, None if there is to be none."""
+        now = time()
+        self._pause.learn(outcome, now)
+        if progress.attempts > self.server.max_retries or not is_retryable(outcome, now):
+            return None
+        wait_s = max(to_wait_s(outcome, progress.attempts - 1, now, random.random), self._pause.left_s())
+        budget_s = self.server.retry_budget_s
+        if budget_s is not None and monotonic() + wait_s > progress.started + progress.queue_wait_s + budget_s:
+            return None
+        if outcome.status != 429 and not self._ratio.take():
+            return None
+        return wait_s
+
+    def _give_up(
+        self, beginning: Beginning | None, failure: UpstreamError | None, outcome: Outcome, progress: _Progress
+    ) -> Beginning:
+        """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""
+        is_used_up = self.server.hint_clients and self.server.max_retries > 0 and is_retryable(outcome, time())
+        if beginning is None:
+            error = failure or UpstreamError("No attempt was made.")
+            error.should_retry = False if is_used_up else None
+            raise error
+        if not is_used_up:
+            return beginning
+        headers = [header for header in beginning.headers if header[0].lower() != "x-should-retry"]
+        headers.append(("x-should-retry", "false"))
+        return Beginning(beginning.status, beginning.reason, headers, beginning.body, beginning.raw)
+
+    def _end(self, call: Call, progress: _Progress, outcome: str, error: GatewayError | None) -> None:
+        if progress.slot is not None:
+            progress.slot.release()
+        if not self._observers:
+            return
+        record = CallRecord(
+            server=self.server.name,
+            api=call.api,
+            method=call.method,
+            target=call.target,
+            rollout_id=call.rollout_id,
+            outcome=outcome,
+            status=progress.status,
+            error_code=error.code if error is not None else None,
+            attempts=progress.attempts,
+            queue_wait_s=progress.queue_wait_s,
+            duration_s=monotonic() - progress.started,
+            client_request_id=call.headers.get("x-client-request-id"),
+            upstream_request_id=_find(progress.headers, "x-request-id"),
+        )
+        for observe in self._observers:
+            observe(record)
+
+
+def _find(headers: Sequence[Header], name: str) -> str | None:
+    for given, value in headers:
+        if len(given) == len(name) and given.lower() == name:
+            return value
+    return None
+
+
+def _to_reason(error: BaseException) -> BaseException:
+    """Return what a call ends with: the reason it was cancelled for; draining, if the server ends its greenlet."""
+    if isinstance(error, Cancelled):
+        return error.reason
+    if isinstance(error, gevent.GreenletExit):
+        return Unavailable("The gateway is shutting down.", code="gateway_draining", retry_after_s=1)
+    return error

@@ -1,0 +1,139 @@
+"""Watches one call: is its client still there, is its time up; if not, throws Cancelled into its greenlet.
+
+One ticking timer serves the deadlines of all calls, so that a deadline costs a call no timer of its own.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+from gevent.monkey import get_original
+
+from openai_gateway.errors import CallTimeout, Cancelled, ClientGone, GatewayError
+
+TICK_S: Final = 0.1
+_READ: Final = 1
+_LEFT: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+_poll = get_original("select", "poll")
+
+
+def has_left(fd: int) -> bool:
+    """Tell whether the peer of a socket has closed or reset it, without reading from it."""
+    poll = _poll()
+    poll.register(fd, _LEFT)
+    return bool(poll.poll(0))
+
+
+class CallWatch:
+    """Watches the call that the current greenlet serves, from its making to `stop()`.
+
+    A client that left ends the watch; after a deadline it goes on, for a further attempt.
+    """
+
+    __slots__ = ("_client_fd", "_deadline", "_greenlet", "_io", "_probing", "_to_error", "_total_deadline", "_total_s")
+
+    def __init__(self) -> None:
+        self._greenlet = gevent.getcurrent()
+        self._client_fd: int | None = None
+        self._deadline: float | None = None
+        self._to_error: Callable[[], GatewayError | ClientGone] | None = None
+        self._total_s: float | None = None
+        self._total_deadline: float | None = None
+        self._probing = False
+        self._io: Any = None
+        _ticker.add(self)
+
+    def bound(self, total_s: float | None) -> None:
+        """End the whole call `total_s` from now; None is no limit."""
+        if total_s is not None:
+            self._total_s = total_s
+            self._total_deadline = monotonic() + total_s
+
+    def watch_client(self, fd: int) -> None:
+        """Watch the client's socket too; to be called once its body is read, for what comes after is a sign."""
+        self._client_fd = fd
+        self._io = gevent.get_hub().loop.io(fd, _READ)
+        self._io.start(self._on_readable)
+
+    def arm(self, seconds: float | None, to_error: Callable[[], GatewayError | ClientGone]) -> None:
+        """End the call with `to_error()` unless it is armed anew or disarmed within `seconds`; None is no limit."""
+        self._to_error = to_error
+        self._deadline = None if seconds is None else monotonic() + seconds
+
+    def touch(self, deadline: float | None) -> None:
+        """Move the deadline of the last `arm` to a time of the monotonic clock."""
+        self._deadline = deadline
+
+    def disarm(self) -> None:
+        """Take the deadline away."""
+        self._deadline = None
+
+    def stop(self) -> None:
+        """End the watch; nothing is thrown from here on."""
+        self._deadline = None
+        self._total_deadline = None
+        self._probing = False
+        if self._io is not None:
+            self._io.stop()
+            self._io.close()
+            self._io = None
+        _ticker.discard(self)
+
+    def tick(self, now: float) -> None:
+        """Look at the clock, and at a client whose pipelined bytes keep its socket readable."""
+        if self._deadline is not None and now >= self._deadline and self._to_error is not None:
+            self._deadline = None
+            self._greenlet.throw(Cancelled(self._to_error()))
+        elif self._total_deadline is not None and now >= self._total_deadline:
+            self._total_deadline = None
+            self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {self._total_s:g} s.")))
+        elif self._probing and self._client_fd is not None and has_left(self._client_fd):
+            self._leave()
+
+    def _on_readable(self) -> None:
+        if self._client_fd is None or self._io is None:
+            return
+        if has_left(self._client_fd):
+            self._leave()
+        else:
+            # Pipelined bytes: the socket stays readable, so look at each tick instead of spinning.
+            self._io.stop()
+            self._probing = True
+
+    def _leave(self) -> None:
+        self.stop()
+        self._greenlet.throw(Cancelled(ClientGone()))
+
+
+class _Ticker:
+    """Ticks every watch while there is one."""
+
+    def __init__(self) -> None:
+        self._watches: set[CallWatch] = set()
+        self._timer: Any = None
+
+    def add(self, watch: CallWatch) -> None:
+        self._watches.add(watch)
+        if self._timer is None:
+            self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
+            self._timer.start(self._tick)
+
+    def discard(self, watch: CallWatch) -> None:
+        self._watches.discard(watch)
+
+    def _tick(self) -> None:
+        now = monotonic()
+        for watch in list(self._watches):
+            if watch in self._watches:
+                watch.tick(now)
+        if not self._watches and self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+
+_ticker = _Ticker()

@@ -1,0 +1,224 @@
+"""The top level of a request body: checked with marshmallow, values kept as the bytes they came as (msgspec.Raw).
+
+Only `model` is replaced and missing defaults are added; what a value means is the upstream's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, NoReturn
+
+import msgspec
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing
+
+from openai_gateway.errors import InvalidRequest
+
+Values = dict[str, msgspec.Raw]
+
+_values_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_STARTS: Final = {
+    "string": (b'"',),
+    "array": (b"[",),
+    "object": (b"{",),
+    "boolean": (b"t", b"f"),
+    "null": (b"n",),
+}
+_NAMES_OF_STARTS: Final = {b'"': "a string", b"[": "an array", b"{": "an object", b"t": "a boolean", b"f": "a boolean"}
+
+
+class RawField(fields.Field):  # type: ignore[type-arg]
+    """A raw JSON value of one of the named types; only its first byte is looked at."""
+
+    def __init__(self, *types: str, required: bool = False) -> None:
+        super().__init__(required=required)
+        self._starts = frozenset(start for name in types for start in _STARTS[name])
+        self._wanted = " or ".join(types)
+
+    def deserialize(self, value: Any, attr: str | None = None, data: Any = None, **kwargs: Any) -> Any:
+        """Return the value as it came; overridden whole, for there is nothing to convert or validate further."""
+        if value is missing:
+            if self.required:
+                raise self.make_error("required")
+            return value
+        start = bytes(value)[:1]
+        if start not in self._starts:
+            found = _NAMES_OF_STARTS.get(start, "null" if start == b"n" else "a number")
+            raise ValidationError(f"expected {self._wanted}, but got {found}")
+        return value
+
+
+class ModelEnvelope(Schema):
+    """What every rewritten body has: a model, which the gateway replaces."""
+
+    class Meta:
+        """Unknown keys pass: they are relayed from the parsed values, not from what the schema loads."""
+
+        unknown = EXCLUDE
+
+    one_required_of: ClassVar[tuple[str, ...]] = ()
+
+    model = RawField("string", "null")
+
+
+class ResponsesEnvelope(ModelEnvelope):
+    """The envelope of `POST /responses`."""
+
+    one_required_of = ("input", "prompt", "previous_response_id", "conversation")
+
+    stream = RawField("boolean", "null")
+    input = RawField("string", "array", "null")
+    stream_options = RawField("object", "null")
+    metadata = RawField("object", "null")
+
+
+class ChatEnvelope(ModelEnvelope):
+    """The envelope of `POST /chat/completions`."""
+
+    stream = RawField("boolean", "null")
+    messages = RawField("array", required=True)
+    stream_options = RawField("object", "null")
+    metadata = RawField("object", "null")
+
+
+def parse(body: bytes, schema: ModelEnvelope) -> Values:
+    """Return the top-level values of a JSON object, in their order, each as it came.
+
+    Raises InvalidRequest, with `param` where one key is to blame. Of a repeated key the last value counts.
+    """
+    if not body:
+        raise InvalidRequest("The request body is empty; a JSON object is required.")
+    if not body.isascii():
+        _check_utf8(body)
+    try:
+        values = _values_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message = str(error).replace("Expected `object`", "a JSON object was expected at the top level")
+        raise InvalidRequest(f"The request body is not valid: {message}.", code="invalid_type") from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        values = _parse_lone_surrogates(body, error)
+    errors = schema.validate(values)
+    if errors:
+        _raise_first(errors, values)
+    if schema.one_required_of and all(_is_absent(values.get(name)) for name in schema.one_required_of):
+        raise _missing(schema.one_required_of[0], f" (or one of {', '.join(schema.one_required_of[1:])})")
+    return values
+
+
+def rewrite(values: Values, model: msgspec.Raw, defaults: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return the body to send: `model` replaced in its place, missing defaults added at the end.
+
+    An explicit null in the request wins over a default (NeMo Gym: `extra_body | request`).
+    """
+    values["model"] = model
+    for name, value in defaults.items():
+        values.setdefault(name, value)
+    try:
+        return msgspec.json.encode(values)
+    except UnicodeEncodeError:
+        # A key with a lone surrogate: only JSON's own escapes can carry it.
+        return b"{" + b",".join(json.dumps(name).encode() + b":" + bytes(raw) for name, raw in values.items()) + b"}"
+
+
+def to_raw(values: Mapping[str, Any]) -> dict[str, msgspec.Raw]:
+    """Return configured defaults as raw values, encoded once."""
+    return {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in values.items()}
+
+
+def is_true(value: msgspec.Raw | None) -> bool:
+    """Tell whether a raw value is `true`."""
+    return value is not None and bytes(value) == b"true"
+
+
+class _Item(msgspec.Struct):
+    type: str | None = None
+
+
+def drop_reasoning_items(values: Values) -> None:
+    """Take items of type `reasoning` out of a Responses `input` array; the others keep their bytes."""
+    given = values.get("input")
+    if given is None or bytes(given)[:1] != b"[":
+        return
+    items = _items_decoder.decode(given)
+    kept = [item for item in items if not _is_reasoning(item)]
+    if len(kept) < len(items):
+        values["input"] = msgspec.Raw(b"[" + b",".join(bytes(item) for item in kept) + b"]")
+
+
+def _is_reasoning(item: msgspec.Raw) -> bool:
+    try:
+        return msgspec.json.decode(item, type=_Item).type == "reasoning"
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+
+
+def _is_absent(value: msgspec.Raw | None) -> bool:
+    return value is None or bytes(value) == b"null"
+
+
+def _check_utf8(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The request body is not UTF-8 (byte {error.start}).") from None
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise InvalidRequest("The request body starts with a byte order mark; JSON must not (RFC 8259 8.1).")
+
+
+def _raise_first(errors: Mapping[str, list[str]], values: Values) -> NoReturn:
+    name, messages = next(iter(errors.items()))
+    if name not in values:
+        raise _missing(name)
+    raise InvalidRequest(f"Invalid type for '{name}': {messages[0]}.", code="invalid_type", param=name)
+
+
+def _missing(name: str, alternatives: str = "") -> InvalidRequest:
+    message = f"Missing required parameter: '{name}'{alternatives}."
+    return InvalidRequest(message, code="missing_required_parameter", param=name)
+
+
+def _parse_lone_surrogates(body: bytes, error: Exception) -> Values:
+    r"""Parse a body that msgspec refuses for a lone `\ud800`, which JSON allows (RFC 8259 8.2); slow and rare."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    text = body.decode()
+    scan = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str).raw_decode
+    values: Values = {}
+    try:
+        at = _skip_space(text, _expect(text, 0, "{"))
+        while text[at : at + 1] != "}":
+            name, at = json.decoder.scanstring(text, _expect(text, at, '"'))  # type: ignore[attr-defined]
+            start = _skip_space(text, _expect(text, at, ":"))
+            end = scan(text, start)[1]
+            values[name] = msgspec.Raw(text[start:end].encode())
+            at = _skip_space(text, end)
+            if text[at : at + 1] != "}":
+                at = _skip_space(text, _expect(text, at, ","))
+                _expect(text, at, '"')
+        if _skip_space(text, at + 1) != len(text):
+            raise ValueError("trailing characters")
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
+    except (ValueError, StopIteration) as problem:
+        raise InvalidRequest(f"The request body is not valid JSON: {problem}.") from None
+    return values
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
+        at += 1
+    return at
+
+
+def _expect(text: str, at: int, character: str) -> int:
+    at = _skip_space(text, at)
+    if text[at : at + 1] != character:
+        raise ValueError(f"expected {character!r} (character {at})")
+    return at + 1
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

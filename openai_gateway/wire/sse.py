@@ -1,0 +1,35 @@
+"""Server-sent events as far as a relay must know them: where an event ends, and how to end a broken stream.
+
+Bytes are never re-framed; event names are never looked at (their set grows).
+"""
+
+from __future__ import annotations
+
+import json
+
+from openai_gateway.errors import GatewayError
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Tell whether an answer is a stream of events, by its content type."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def is_at_boundary(tail: bytes) -> bool:
+    """Tell whether bytes that end in `tail` end between two events."""
+    return not tail or tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+
+def to_closing_event(error: GatewayError, *, api: str, tail: bytes) -> bytes:
+    """Return the event that ends a broken stream so that the official SDKs raise an APIError.
+
+    Responses get a flat `error` event, chat a `data:` with the error form; an event that broke off half-way (`tail`
+    holds the last bytes sent) is ended first.
+    """
+    form = error.to_body()
+    if api == "responses":
+        flat = {**form["error"], "type": "error", "sequence_number": None}
+        event = b"event: error\ndata: " + json.dumps({**flat, **form}).encode() + b"\n\n"
+    else:
+        event = b"data: " + json.dumps(form).encode() + b"\n\n"
+    return event if is_at_boundary(tail) else b"\n\n" + event

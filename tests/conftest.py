@@ -1,0 +1,22 @@
+"""Fixtures for tests that need real processes: one simulator and one gateway serve a whole module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.processes import Gunicorn, run_gateway, run_simulator
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    with run_simulator(tmp_path_factory.mktemp("simulator"), {"api_key": "sk-upstream-key"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn) -> Iterator[Gunicorn]:
+    settings = {"max_retries": 1, "retry_ratio": None, "breaker_cooldown_s": None}
+    with run_gateway(tmp_path_factory.mktemp("gateway"), simulator.url, settings) as running:
+        yield running

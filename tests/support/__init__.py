@@ -1,0 +1,1 @@
+"""What tests that cross a socket need: processes started and stopped by pid, and upstreams that misbehave."""

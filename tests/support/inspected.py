@@ -1,0 +1,30 @@
+"""The gateway's app with one more URL, `/__inspect`, that counts what a worker holds."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from greenlet import greenlet
+
+from openai_gateway.wsgi import app as gateway
+
+
+def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    if environ["PATH_INFO"] != "/__inspect":
+        return gateway(environ, start_response)
+    gc.collect()
+    slots = {name: server.relay.slots for name, server in gateway.extensions["openai_gateway"].items()}
+    found = {
+        "in_flight": sum(slot.in_flight for slot in slots.values()),
+        "queued": sum(slot.queued for slot in slots.values()),
+        "greenlets": sum(isinstance(thing, greenlet) and not thing.dead for thing in gc.get_objects()),
+        "fds": len(os.listdir("/proc/self/fd")),
+        "pid": os.getpid(),
+    }
+    body = json.dumps(found).encode()
+    start_response("200 OK", [("content-type", "application/json"), ("content-length", str(len(body)))])
+    return [body]

@@ -10,14 +10,18 @@ monkey.patch_all()
 
 import gc
 import logging
+import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from openai_gateway import reloading
 from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
+from openai_gateway.errors import Unavailable
+from openai_gateway.upstream.watch import cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
+_MARGIN_S: Final = 2.0
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
@@ -29,11 +33,31 @@ def _make_app() -> GatewayApp:
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
         raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
+    _end_calls_in_time()
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     return made
+
+
+def _end_calls_in_time() -> None:
+    """Have SIGTERM end the calls that outlast it with an error, shortly before gunicorn's master kills the worker."""
+    handle_exit = signal.getsignal(signal.SIGTERM)
+    worker: Any = getattr(handle_exit, "__self__", None)
+    if not callable(handle_exit) or not hasattr(worker, "cfg"):
+        return
+    graceful_s = float(worker.cfg.graceful_timeout)
+
+    def on_term(number: int, frame: Any) -> None:
+        cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
+        handle_exit(number, frame)
+
+    signal.signal(signal.SIGTERM, on_term)
+
+
+def _to_draining() -> Unavailable:
+    return Unavailable("The gateway is shutting down.", retry_after_s=1)
 
 
 app = _make_app()

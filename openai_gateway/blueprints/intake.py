@@ -9,6 +9,8 @@ import hmac
 from collections.abc import Sequence
 from typing import Any
 
+from gunicorn.http.errors import ParseException
+
 from openai_gateway.config import Secret
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import ClientGone, InvalidRequest, RequestTooLarge, Unauthorized, UnsupportedMediaType
@@ -45,22 +47,36 @@ def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
     """
     _check_media_type(environ)
     declared = environ.get("CONTENT_LENGTH")
-    stream = environ["wsgi.input"]
-    if declared:
-        if not (declared.isascii() and declared.isdigit()):
-            raise InvalidRequest("Content-Length is not a number.")
-        length = int(declared)
-        if length > max_body_bytes:
-            raise _too_large(max_body_bytes)
-        body: bytes = stream.read(length)
-        if len(body) < length:
-            raise ClientGone("the client left while it sent its body")
-        return body
+    if not declared:
+        return _read_undeclared(environ, max_body_bytes)
+    if not (declared.isascii() and declared.isdigit()):
+        raise InvalidRequest("Content-Length is not a number.")
+    length = int(declared)
+    if length > max_body_bytes:
+        raise _too_large(max_body_bytes)
+    body = _read(environ, length)
+    if len(body) < length:
+        raise ClientGone("the client left while it sent its body")
+    return body
+
+
+def _read_undeclared(environ: dict[str, Any], max_body_bytes: int) -> bytes:
+    # Without this promise of the server, a body of no declared length can't be told from a connection kept open.
     if not environ.get("wsgi.input_terminated"):
         return b""
-    body = stream.read(max_body_bytes + 1)
+    body = _read(environ, max_body_bytes + 1)
     if len(body) > max_body_bytes:
         raise _too_large(max_body_bytes)
+    return body
+
+
+def _read(environ: dict[str, Any], length: int) -> bytes:
+    try:
+        body: bytes = environ["wsgi.input"].read(length)
+    except OSError:
+        raise ClientGone("the client left while it sent its body") from None
+    except ParseException:
+        raise InvalidRequest("The request body's chunks are malformed.") from None
     return body
 
 

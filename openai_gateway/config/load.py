@@ -13,14 +13,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from openai_gateway.config import schema
-from openai_gateway.config.files import UNRESOLVED, UNSET, Merged, read, resolve
+from openai_gateway.config.files import Merged, read
+from openai_gateway.config.interpolate import UNRESOLVED, UNSET, Interpolation
 from openai_gateway.config.key_file import to_keys
+from openai_gateway.config.redact import find_secrets, show, without_secrets
 from openai_gateway.config.values import ConfigError, GatewayConfig, Problem, ServerConfig
 
 SERVER_VARIABLE: Final = "OPENAI_GATEWAY_SERVER"
 PREFERRED_SERVER: Final = "policy_model"
 _OURS: Final = ("responses_api_models", "openai_model")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_SNIPPET: Final = """no server is defined; one looks like this:
+    policy_model:
+      responses_api_models:
+        openai_model:
+          openai_base_url: https://api.openai.com/v1
+          openai_api_key: ${policy_api_key}
+          openai_model: gpt-5-mini"""
 _RESERVED_NAMES: Final = frozenset({"v1", "ng-rollout", "metrics", "status", "healthz", "readyz", ".", ".."})
 
 
@@ -35,30 +44,28 @@ def load_config(
     servers: dict[str, ServerConfig] = {}
     origins: dict[str, str] = {}
     ignored: set[str] = set()
+    interpolation = Interpolation(merged, environ, problems)
+    settings = {name: interpolation.resolve([name, *_OURS]) for name in names}
+    secrets = find_secrets(merged.tree, settings)
     for name in names:
-        builder = _Builder(name, merged, folder, problems)
-        settings = resolve(merged, [name, *_OURS], environ, problems)
-        server = builder.build(settings)
+        builder = _Builder(name, merged, folder, problems, secrets)
+        if (server := builder.build(settings[name])) is not None:
+            servers[name] = server
         ignored |= builder.ignored
         origins.update(builder.origins)
-        if server is not None:
-            servers[name] = server
     default = _choose_default(names, environ.get(SERVER_VARIABLE) or None, problems)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([without_secrets(problem, secrets) for problem in problems])
     return GatewayConfig(servers, default, _to_notes(foreign, ignored), origins)
 
 
 def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return the names of our servers, and of entries that are somebody else's."""
-    ours: list[str] = []
-    foreign: list[str] = []
-    for name, entry in tree.items():
-        if isinstance(entry, dict):
-            models = entry.get(_OURS[0])
-            is_ours = isinstance(models, dict) and isinstance(models.get(_OURS[1]), dict)
-            (ours if is_ours else foreign).append(name)
-    return ours, foreign
+    entries = {name: entry.get(_OURS[0]) for name, entry in tree.items() if isinstance(entry, dict)}
+    ours = [
+        name for name, models in entries.items() if isinstance(models, dict) and isinstance(models.get(_OURS[1]), dict)
+    ]
+    return ours, [name for name in entries if name not in ours]
 
 
 def _choose_default(names: Sequence[str], wanted: str | None, problems: list[Problem]) -> str:
@@ -69,14 +76,7 @@ def _choose_default(names: Sequence[str], wanted: str | None, problems: list[Pro
         return wanted
     if not names:
         if not problems:
-            problems.append(
-                Problem(
-                    "",
-                    "",
-                    "no server is defined; one needs NAME.responses_api_models.openai_model with "
-                    "openai_base_url, openai_api_key and openai_model",
-                )
-            )
+            problems.append(Problem("", "", _SNIPPET))
         return ""
     if len(names) == 1:
         return names[0]
@@ -99,20 +99,19 @@ def _to_notes(foreign: Sequence[str], ignored: set[str]) -> tuple[str, ...]:
 class _Builder:
     """Builds one ServerConfig; complaints go to `problems`."""
 
-    def __init__(self, name: str, merged: Merged, cwd: Path, problems: list[Problem]) -> None:
+    def __init__(self, name: str, merged: Merged, cwd: Path, problems: list[Problem], secrets: frozenset[str]) -> None:
         self._name = name
         self._merged = merged
         self._cwd = cwd
         self._problems = problems
+        self._secrets = secrets
         self.ignored: set[str] = set()
         self.origins: dict[str, str] = {}
 
     def build(self, settings: Mapping[str, Any]) -> ServerConfig | None:
         before = len(self._problems)
         if not _SERVER_NAME.fullmatch(self._name) or self._name in _RESERVED_NAMES:
-            self._complain(
-                "", "a server name is one part of a URL: letters, digits, '.', '_', '-', and no path of ours"
-            )
+            self._complain("", "a server name is a part of a URL: letters, digits, '.', '_', '-', and no path of ours")
         values: dict[str, Any] = {}
         given = self._rename_old(settings)
         for key, value in given.items():
@@ -121,7 +120,9 @@ class _Builder:
         self._check_files(values)
         for key in schema.KEYS:
             self.origins.setdefault(self._dotted(key), "default")
-        return ServerConfig(name=self._name, **values) if len(self._problems) == before else None
+        # What couldn't be resolved was complained of before.
+        is_whole = len(self._problems) == before and UNRESOLVED not in given.values()
+        return ServerConfig(name=self._name, **values) if is_whole else None
 
     def _rename_old(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         renamed: dict[str, Any] = {}
@@ -141,7 +142,7 @@ class _Builder:
         if definition is None:
             self._take_unknown(key)
             return
-        self.origins[self._dotted(key)] = self._place(key)
+        self.origins[self._dotted(key)] = self._merged.place_of(*self._names(key)) or "default"
         if value is UNRESOLVED:
             return
         if value == UNSET:
@@ -153,15 +154,16 @@ class _Builder:
         try:
             values[key] = definition.convert(value)
         except schema.Unfit as unfit:
-            self._complain(key, str(unfit))
+            found = f", not {show(unfit.found[0], self._secrets)}" if unfit.found else ""
+            self._complain(key, f"{unfit}{found}")
 
     def _take_unknown(self, key: str) -> None:
         if key in schema.GYM_KEYS:
             self.ignored.add(key)
             return
         meant = schema.nearest(key)
-        hint = f"; did you mean {meant}?" if meant else ""
-        self._complain(key, f"unknown key{hint}")
+        hint = schema.CURES.get(key) or (f"did you mean {meant}?" if meant else "take it out")
+        self._complain(key, f"unknown key; {hint}")
 
     def _check_required(self, given: Mapping[str, Any]) -> None:
         for key in schema.REQUIRED:
@@ -189,13 +191,9 @@ class _Builder:
     def _dotted(self, key: str) -> str:
         return ".".join([self._name, *_OURS, key] if key else [self._name])
 
-    def _place(self, key: str) -> str:
-        old = next((old for old, new in schema.OLD_NAMES.items() if new == key), key)
-        for dotted in (self._dotted(key), self._dotted(old)):
-            for origin, place in self._merged.origins.items():
-                if origin == dotted or origin.startswith(f"{dotted}."):
-                    return place
-        return ""
+    def _names(self, key: str) -> list[str]:
+        """Return the dotted names that a key may be given under."""
+        return [self._dotted(name) for name in (key, *(old for old, new in schema.OLD_NAMES.items() if new == key))]
 
     def _complain(self, key: str, message: str) -> None:
-        self._problems.append(Problem(self._place(key), self._dotted(key), message))
+        self._problems.append(Problem(self._merged.place_of(*self._names(key), self._name), self._dotted(key), message))

@@ -6,7 +6,7 @@ A key is one line in KEYS and one field of ServerConfig; where values come from 
 from __future__ import annotations
 
 import difflib
-import math
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,24 +33,32 @@ GYM_KEYS: Final = frozenset(
         "num_workers",
         "observability_enabled",
         "port",
+        "provides",
         "replace_developer_role_with_system",
         "return_token_id_information",
         "reward_range",
+        "should_capture_model_calls",
         "spinup_server",
+        "trajectory_capture_dir",
         "uses_reasoning_parser",
         "value",
         "verified",
     }
 )
+CURES: Final = {"openai_organization": "give it as the header OpenAI-Organization in openai_default_headers"}
 OLD_NAMES: Final = {"base_url": "openai_base_url", "api_key": "openai_api_key", "model": "openai_model"}
 OLD_DEFAULTS: Final = {"openai_base_url": "https://api.openai.com/v1"}
 REQUIRED: Final = ("openai_base_url", "openai_model")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SECRET_LIKE = re.compile(r"sk-|Bearer ", re.IGNORECASE)
+_MOST_SECONDS: Final = 1e9  # what a socket's timeout can hold
 
 
 class Unfit(Exception):
-    """A value that isn't what its key wants; the message says what is wanted and, unless secret, what was found."""
+    """A value that is not what its key wants; `found` holds it if it may be shown, the message says what is wanted."""
+
+    def __init__(self, message: str, *found: Any) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +67,6 @@ class Key:
 
     convert: Callable[[Any], Any]
     may_be_null: bool = False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return "***" if _SECRET_LIKE.search(text) else text[:60]
 
 
 def _number(value: Any) -> Any:
@@ -81,37 +84,33 @@ def _to_int(least: int) -> Callable[[Any], int]:
     def convert(value: Any) -> int:
         number = _number(value)
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise Unfit(f"a whole number of at least {least} is wanted, not {_shown(value)}")
+            raise Unfit(f"a whole number of at least {least} is wanted", value)
         return number
 
     return convert
 
 
-def _to_seconds(value: Any) -> float:
-    number = _number(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-        raise Unfit(f"a number of seconds above 0, or null for no bound, is wanted, not {_shown(value)}")
-    return float(number)
+def _to_float(wanted: str, may_be: Callable[[float], bool]) -> Callable[[Any], float]:
+    def convert(value: Any) -> float:
+        number = _number(value)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not may_be(number):
+            raise Unfit(f"{wanted}, or null for no bound, is wanted", value)
+        return float(number)
 
-
-def _to_ratio(value: Any) -> float:
-    number = _number(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
-        raise Unfit(f"a number from 0 to 1, or null for no bound, is wanted, not {_shown(value)}")
-    return float(number)
+    return convert
 
 
 def _to_bool(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):
-        raise Unfit(f"true or false is wanted, not {_shown(value)}")
+        raise Unfit("true or false is wanted", value)
     return value
 
 
 def _to_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise Unfit(f"a non-empty string is wanted, not {_shown(value)}")
+        raise Unfit("a non-empty string is wanted", value)
     return value
 
 
@@ -137,14 +136,16 @@ def _to_secrets(value: Any) -> tuple[Secret, ...]:
 def _to_headers(value: Any) -> dict[str, Secret]:
     if not isinstance(value, dict):
         raise Unfit(f"a mapping of header names to values is wanted, not {_kind(value)} (value not shown)")
-    headers = {}
+    headers: dict[str, Secret] = {}
     for name, content in value.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise Unfit("a header name may hold letters, digits and !#$%&'*+.^_`|~- only")
-        if not isinstance(content, str | int | float) or not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", str(content)):
+        if type(content) not in (str, int, float) or not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", str(content)):
             raise Unfit(f"the value of header {name} must be one line of Latin-1 text (value not shown)")
         if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
             raise Unfit(f"header {name} is the connection's own and can't be configured")
+        if name.lower() in (taken.lower() for taken in headers):
+            raise Unfit(f"header {name} is given twice")
         headers[name] = Secret(str(content))
     return headers
 
@@ -154,13 +155,19 @@ def _to_body(value: Any) -> dict[str, Any]:
         raise Unfit(f"a mapping of body parameters is wanted, not {_kind(value)}")
     if "model" in value:
         raise Unfit("'model' doesn't belong here: the model is always openai_model")
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise Unfit("a number in it is infinite or not a number, which JSON has no form for") from None
     return value
 
 
 def _to_base_url(value: Any) -> str:
     wanted = "a URL such as https://api.openai.com/v1 is wanted"
+    # A URL with a user, a password or a query may hold a key.
+    shown = () if isinstance(value, str) and ("@" in value or "?" in value) else (value,)
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
-        raise Unfit(f"{wanted}, not {_shown(value)}")
+        raise Unfit(wanted, *shown)
     try:
         url = urlsplit(value)
         host, _ = url.hostname, url.port
@@ -169,13 +176,15 @@ def _to_base_url(value: Any) -> str:
     if url.username is not None or url.password is not None:
         raise Unfit(f"{wanted}, without user or password (value not shown)")
     if url.scheme not in ("http", "https") or not host:
-        raise Unfit(f"{wanted}, not {_shown(value)}")
+        raise Unfit(wanted, *shown)
     if url.fragment:
         raise Unfit(f"{wanted}, without '#'")
     return url._replace(path=url.path.rstrip("/")).geturl()
 
 
-_SECONDS: Final = Key(_to_seconds, may_be_null=True)
+_SECONDS: Final = Key(
+    _to_float("a number of seconds above 0 and up to 1e9", lambda number: 0 < number <= _MOST_SECONDS), may_be_null=True
+)
 KEYS: Final[Mapping[str, Key]] = {
     "openai_base_url": Key(_to_base_url),
     "openai_api_key": Key(_to_secret, may_be_null=True),
@@ -198,7 +207,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "cancel_on_disconnect": Key(_to_bool),
     "max_retries": Key(_to_int(0)),
     "retry_budget_s": _SECONDS,
-    "retry_ratio": Key(_to_ratio, may_be_null=True),
+    "retry_ratio": Key(_to_float("a number from 0 to 1", lambda number: 0 <= number <= 1), may_be_null=True),
     "hint_clients": Key(_to_bool),
     "breaker_cooldown_s": _SECONDS,
     "gateway_api_keys": Key(_to_secrets),

@@ -40,12 +40,16 @@ class Pause:
         """Return how long the pause still lasts."""
         return max(0.0, self._until - monotonic())
 
-    def wait(self, give_up: Callable[[], bool]) -> None:
-        """Wait until the pause is over, then a little more so that not all start at once; or until `give_up()`."""
+    def wait(self, deadline: float | None, give_up: Callable[[], bool]) -> None:
+        """Wait until the pause is over, then a little more so that not all start at once.
+
+        Ends early at `deadline` (of the monotonic clock) and when `give_up()` is true: others may renew the pause again
+        and again.
+        """
         while monotonic() < self._until:
             start = self._until + self._spread_s * self._draw()
             while (left := start - monotonic()) > 0:
-                if give_up():
+                if give_up() or (deadline is not None and monotonic() >= deadline):
                     return
                 gevent.sleep(min(left, _LOOK_EVERY_S))
 

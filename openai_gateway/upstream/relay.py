@@ -95,50 +95,52 @@ class Relay:
 
     def _attempt_until_done(self, call: Call, watch: CallWatch, progress: _Progress) -> Beginning:
         self._ratio.count_call()
+        budget_s = self.server.retry_budget_s
+        deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._pause.wait(self.breaker.blocks)
+            self._pause.wait(deadline, self.breaker.blocks)
             refusal = self.breaker.refusal()
             if refusal is not None:
                 return refusal
             progress.attempts += 1
-            failure: UpstreamError | None = None
-            beginning: Beginning | None = None
-            outcome = UNANSWERED
-            try:
-                beginning = self.sender.send(call, watch)
-                if beginning.status >= 400:
-                    outcome = beginning.to_outcome()
-            except UpstreamError as error:
-                failure = error
-            finally:
-                final = beginning if is_final(outcome) else None
-                self.breaker.settle(final, is_answered=beginning is not None)
+            beginning, failure, outcome = self._attempt(call, watch)
             if beginning is not None and beginning.status < 400:
                 return beginning
-            wait_s = self._may_wait_s(outcome, progress)
+            wait_s = self._may_wait_s(outcome, progress, deadline)
             if wait_s is None:
-                return self._give_up(beginning, failure, outcome, progress)
+                return self._give_up(beginning, failure, outcome)
             if beginning is not None and beginning.raw is not None:
                 beginning.raw.close()
             gevent.sleep(wait_s)
 
-    def _may_wait_s(self, outcome: Outcome, progress: _Progress) -> float | None:
-        """Return the wait before another attempt, None if there is to be none."""
+    def _attempt(self, call: Call, watch: CallWatch) -> tuple[Beginning | None, UpstreamError | None, Outcome]:
+        """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
+        beginning: Beginning | None = None
+        outcome = UNANSWERED
+        try:
+            beginning = self.sender.send(call, watch)
+            if beginning.status >= 400:
+                outcome = beginning.to_outcome()
+            return beginning, None, outcome
+        except UpstreamError as failure:
+            return None, failure, outcome
+        finally:
+            self.breaker.settle(beginning if is_final(outcome) else None, is_answered=beginning is not None)
+
+    def _may_wait_s(self, outcome: Outcome, progress: _Progress, deadline: float | None) -> float | None:
+        """Return the wait before another attempt, None if there is to be none: used up, too late, or no use."""
         now = time()
         self._pause.learn(outcome, now)
         if progress.attempts > self.server.max_retries or not is_retryable(outcome, now):
             return None
         wait_s = max(to_wait_s(outcome, progress.attempts - 1, now, random.random), self._pause.left_s())
-        budget_s = self.server.retry_budget_s
-        if budget_s is not None and monotonic() + wait_s > progress.started + progress.queue_wait_s + budget_s:
+        if deadline is not None and monotonic() + wait_s > deadline:
             return None
         if outcome.status != 429 and not self._ratio.take():
             return None
         return wait_s
 
-    def _give_up(
-        self, beginning: Beginning | None, failure: UpstreamError | None, outcome: Outcome, progress: _Progress
-    ) -> Beginning:
+    def _give_up(self, beginning: Beginning | None, failure: UpstreamError | None, outcome: Outcome) -> Beginning:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""
         is_used_up = self.server.hint_clients and self.server.max_retries > 0 and is_retryable(outcome, time())
         if beginning is None:

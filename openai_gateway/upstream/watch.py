@@ -94,6 +94,11 @@ class CallWatch:
         elif self._probing and self._client_fd is not None and has_left(self._client_fd):
             self._leave()
 
+    def cancel(self, reason: GatewayError) -> None:
+        """End the call with `reason` now; to be called from the hub."""
+        self.stop()
+        self._greenlet.throw(Cancelled(reason))
+
     def _on_readable(self) -> None:
         if self._client_fd is None or self._io is None:
             return
@@ -125,6 +130,11 @@ class _Ticker:
     def discard(self, watch: CallWatch) -> None:
         self._watches.discard(watch)
 
+    def cancel_all(self, to_reason: Callable[[], GatewayError]) -> None:
+        for watch in list(self._watches):
+            if watch in self._watches:
+                watch.cancel(to_reason())
+
     def _tick(self) -> None:
         now = monotonic()
         for watch in list(self._watches):
@@ -137,3 +147,13 @@ class _Ticker:
 
 
 _ticker = _Ticker()
+
+
+def cancel_all_in(seconds: float, to_reason: Callable[[], GatewayError]) -> None:
+    """End every call that is still under way so many seconds from now with `to_reason()`."""
+    timer = gevent.get_hub().loop.timer(seconds, ref=False)
+    _pending_timers.append(timer)
+    timer.start(_ticker.cancel_all, to_reason)
+
+
+_pending_timers: list[Any] = []

@@ -40,7 +40,7 @@ class Gunicorn:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def inspect(self) -> dict[str, Any]:
@@ -59,9 +59,9 @@ class Gunicorn:
             time.sleep(0.02)
         raise AssertionError(f"{pattern!r} did not appear in the log:\n{self.log()}")
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(number)
             try:
                 self.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
@@ -107,7 +107,7 @@ def run_gunicorn(
         yield running
     finally:
         if running is not None:
-            running.stop()
+            running.stop(signal.SIGQUIT)
         elif process.poll() is None:
             process.kill()
             process.wait(5)

@@ -107,7 +107,7 @@ class ScriptedUpstream:
     """Listens on a loopback port and runs `script` for each connection; what was asked is in `requests`."""
 
     def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
-        self.script = script
+        self._script = script
         self.requests: list[Request] = []
         self.connections = 0
         self._tls = tls
@@ -115,6 +115,16 @@ class ScriptedUpstream:
         self._open: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
+
+    @property
+    def script(self) -> Script:
+        return self._script
+
+    @script.setter
+    def script(self, script: Script) -> None:
+        """Set the script of connections to come, and end those that still follow another one."""
+        self._script = script
+        self._close_connections()
 
     @property
     def url(self) -> str:
@@ -126,9 +136,12 @@ class ScriptedUpstream:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         for sock in list(self._open):
             with contextlib.suppress(OSError):
-                sock.close()
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:

@@ -1,0 +1,105 @@
+"""Resolves `${...}` in the merged tree with OmegaConf; each value that can't be is one complaint.
+
+Only what is asked for is resolved: the other entries of a Gym run's files may need variables that we don't have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from openai_gateway.config.files import Merged
+from openai_gateway.config.values import Problem
+
+UNSET: Final = "???"
+UNRESOLVED: Final = object()
+
+
+class Interpolation:
+    """A merged tree whose values can be asked for, resolved."""
+
+    def __init__(self, merged: Merged, environ: Mapping[str, str], problems: list[Problem]) -> None:
+        OmegaConf.register_resolver("oc.env", lambda *name: _from_environ(environ, *name), replace=True)
+        self._merged = merged
+        self._problems = problems
+        self._unparsable: set[str] = set()
+        self._root = OmegaConf.create(self._parsable(merged.tree, ""))
+
+    def resolve(self, path: Sequence[str]) -> dict[str, Any]:
+        """Return the mapping at `path`: an unset value is UNSET, one that can't be had, or holds such, UNRESOLVED."""
+        node: Any = self._root
+        for name in path:
+            node = node._get_node(name)
+        return {str(key): self._resolve_whole(node, str(key), ".".join([*path, str(key)])) for key in node}
+
+    def _resolve_whole(self, node: DictConfig, key: str, dotted: str) -> Any:
+        if OmegaConf.is_missing(node, key) and dotted not in self._unparsable:
+            return UNSET
+        value = self._resolve_value(node, key, dotted)
+        return UNRESOLVED if any(leaf is UNRESOLVED for leaf in _leaves(value)) else value
+
+    def _resolve_value(self, node: DictConfig | ListConfig, key: Any, dotted: str) -> Any:
+        if dotted in self._unparsable:
+            self._complain(dotted, "the interpolation can't be parsed; a literal ${ is written \\${")
+            return UNRESOLVED
+        try:
+            if OmegaConf.is_missing(node, key):
+                self._complain(dotted, "is ??? and must be set, in env.yaml, in a config file or on the command line")
+                return UNRESOLVED
+            value = node[key]
+        except OmegaConfBaseException as error:
+            self._complain(dotted, _to_cure(node, key, error))
+            return UNRESOLVED
+        if isinstance(value, DictConfig):
+            return {name: self._resolve_value(value, name, f"{dotted}.{name}") for name in map(str, value)}
+        if isinstance(value, ListConfig):
+            return [self._resolve_value(value, index, f"{dotted}[{index}]") for index in range(len(value))]
+        return value
+
+    def _parsable(self, value: Any, dotted: str) -> Any:
+        """Return the value with UNSET for each string whose interpolation OmegaConf can't parse, noting where."""
+        if isinstance(value, dict):
+            return {key: self._parsable(inner, f"{dotted}.{key}".lstrip(".")) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._parsable(inner, f"{dotted}[{index}]") for index, inner in enumerate(value)]
+        if isinstance(value, str) and "${" in value:
+            try:
+                OmegaConf.create([value])
+            except OmegaConfBaseException:
+                self._unparsable.add(dotted)
+                return UNSET
+        return value
+
+    def _complain(self, dotted: str, message: str) -> None:
+        # An override is one origin for all that is below it.
+        parts = dotted.split(".")
+        above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        self._problems.append(Problem(self._merged.place_of(*above), dotted, message))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _to_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseException) -> str:
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    expression = raw[key]
+    # Anything longer than a reference may hold text of its own.
+    if isinstance(expression, str) and expression.startswith("${") and len(expression) < 80:
+        return f"{expression} can't be resolved; set it in env.yaml, in a config file or on the command line"
+    return f"the interpolation can't be resolved ({type(error).__name__})"
+
+
+def _from_environ(environ: Mapping[str, str], name: str, *default: Any) -> Any:
+    if name in environ:
+        return environ[name]
+    if default:
+        return default[0]
+    raise KeyError(f"the environment variable {name} is not set")

@@ -1,0 +1,205 @@
+"""Retries through the real stack: they agree with the SDKs, can't storm, wait when told to, and end when they must."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from tests.support.processes import Gunicorn, eventually, run_gateway
+from tests.support.upstreams import (
+    PATHS,
+    Conversation,
+    ScriptedUpstream,
+    answer_always,
+    run_upstream,
+    to_answer,
+    to_request_body,
+)
+
+QUOTA = b'{"error": {"message": "quota", "type": "insufficient_quota", "param": null, "code": "insufficient_quota"}}'
+RATE = b'{"error": {"message": "slow down", "type": "requests", "param": null, "code": "rate_limit_exceeded"}}'
+
+
+@pytest.fixture(scope="module")
+def upstream_of_all() -> Iterator[ScriptedUpstream]:
+    with run_upstream(answer_always) as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(upstream_of_all: ScriptedUpstream) -> ScriptedUpstream:
+    upstream_of_all.requests.clear()
+    return upstream_of_all
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_of_all: ScriptedUpstream) -> Iterator[Gunicorn]:
+    """A gateway whose breaker and retry ratio are off, for tests that look at single calls."""
+    settings = {"breaker_cooldown_s": None, "retry_ratio": None}
+    with run_gateway(tmp_path_factory.mktemp("retries"), upstream_of_all.url, settings) as running:
+        yield running
+
+
+def _answer(status: str, headers: str = "", body: bytes = b"{}", times: int = 10_000) -> Callable[[Conversation], None]:
+    """Return a script that answers so `times` times over all connections, then with 200."""
+    left = [times]
+    lock = threading.Lock()
+
+    def script(talk: Conversation) -> None:
+        while talk.read_request() is not None:
+            with lock:
+                left[0] -= 1
+                fails = left[0] >= 0
+            more = f"content-type: application/json\r\n{headers}"
+            talk.send(to_answer(body, status=status, headers=more) if fails else to_answer(b'{"ok": true}'))
+
+    return script
+
+
+def _post(gateway: Gunicorn, **kwargs: Any) -> requests.Response:
+    return requests.post(gateway.url + PATHS["responses"], json=to_request_body("responses"), timeout=60, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "attempts"),
+    [
+        pytest.param("429 Slow", "retry-after-ms: 10\r\n", RATE, 3, id="a rate limit is tried again"),
+        pytest.param("500 Oops", "retry-after-ms: 10\r\n", b"{}", 3, id="a server error is tried again"),
+        pytest.param("409 Locked", "retry-after-ms: 10\r\n", b"{}", 3, id="a lock timeout is tried again"),
+        pytest.param("408 Late", "retry-after-ms: 10\r\n", b"{}", 3, id="a request timeout is tried again"),
+        pytest.param("400 Bad", "", b"{}", 1, id="a bad request is not"),
+        pytest.param(
+            "400 Bad", "x-should-retry: true\r\nretry-after-ms: 10\r\n", b"{}", 3, id="unless the upstream says so"
+        ),
+        pytest.param("500 Oops", "x-should-retry: false\r\n", b"{}", 1, id="nor is what the upstream says is final"),
+        pytest.param("500 Oops", "retry-after: 121\r\n", b"{}", 1, id="nor what would take over two minutes"),
+        pytest.param("429 Quota", "retry-after-ms: 10\r\n", QUOTA, 1, id="nor used-up quota"),
+        pytest.param("401 No", "", b"{}", 1, id="nor a refused key"),
+    ],
+)
+def test_failure_is_tried_again_as_the_sdks_would(
+    status: str, headers: str, body: bytes, attempts: int, gateway: Gunicorn, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer(status, headers, body)
+    answer = _post(gateway)
+    assert answer.status_code == int(status[:3])
+    assert answer.content == body
+    assert len(upstream.requests) == attempts
+    assert (answer.headers.get("x-should-retry") == "false") == (attempts > 1 or "x-should-retry: false" in headers)
+
+
+def test_rate_limit_that_passes_is_waited_for_by_all_calls(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    times: list[float] = []
+    lock = threading.Lock()
+
+    def script(talk: Conversation) -> None:
+        while talk.read_request() is not None:
+            with lock:
+                times.append(time.monotonic())
+                is_first = len(times) == 1
+            headers = "content-type: application/json\r\nretry-after: 1\r\n"
+            talk.send(to_answer(RATE, status="429 Slow", headers=headers) if is_first else to_answer(b"{}"))
+
+    upstream.script = script
+    with run_gateway(tmp_path, upstream.url) as gateway, ThreadPoolExecutor(20) as pool:
+        first = pool.submit(_post, gateway)
+        eventually(lambda: len(times) == 1)
+        time.sleep(0.1)
+        others = [pool.submit(_post, gateway) for _ in range(19)]
+        assert all(call.result().ok for call in [first, *others])
+    assert min(times[1:]) - times[0] >= 0.95, "a call started during the pause"
+    assert max(times[1:]) - min(times[1:]) > 0.05, "all calls started at once after the pause"
+
+
+def test_failures_other_than_rate_limits_are_bounded_by_the_retry_ratio(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("503 Down", "retry-after-ms: 1\r\n")
+    calls = 100
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 20}) as gateway, ThreadPoolExecutor(20) as pool:
+        assert {answer.status_code for answer in pool.map(lambda _: _post(gateway), range(calls))} == {503}
+    assert len(upstream.requests) <= calls * 1.2 + 11
+
+
+def test_retries_end_with_their_budget_of_time(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.script = _answer("429 Slow", "retry-after-ms: 200\r\n", RATE)
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 1000, "retry_budget_s": 2}) as gateway:
+        assert _post(gateway).status_code == 429
+    assert 2 <= len(upstream.requests) <= 11
+
+
+def test_sdk_does_not_multiply_the_gateways_retries(gateway: Gunicorn, upstream: ScriptedUpstream) -> None:
+    upstream.script = _answer("429 Slow", "retry-after-ms: 10\r\n", RATE)
+    client = openai.OpenAI(api_key="x", base_url=f"{gateway.url}/v1", max_retries=5)
+    with pytest.raises(openai.RateLimitError):
+        client.responses.create(model="m", input="x")
+    assert len(upstream.requests) == 3
+
+
+def test_breaker_answers_with_the_upstreams_own_error_until_a_probe_succeeds(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("429 Quota", "", QUOTA, times=2)
+    settings = {"breaker_cooldown_s": 0.5, "max_concurrent_requests": 1}
+    with run_gateway(tmp_path, upstream.url, settings) as gateway, ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda _: _post(gateway), range(30)))
+        assert {(answer.status_code, answer.content) for answer in answers} == {(429, QUOTA)}
+        assert len(upstream.requests) == 1, "calls went on after a final answer"
+        assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 503
+        time.sleep(0.6)
+        assert _post(gateway).status_code == 429
+        assert _post(gateway).status_code == 429
+        assert len(upstream.requests) == 2, "only the probe was to be sent"
+        time.sleep(0.6)
+        assert _post(gateway).status_code == 200
+        assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 200
+
+
+def test_new_key_in_the_file_is_used_and_closes_the_breaker(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            is_good = request.headers["authorization"] == "Bearer sk-new"
+            talk.send(to_answer(b"{}") if is_good else to_answer(b"{}", status="401 No"))
+
+    upstream.script = script
+    key_file = tmp_path / "key"
+    key_file.write_text("sk-old\n")
+    settings = {"openai_api_key": None, "openai_api_key_file": str(key_file), "breaker_cooldown_s": 300}
+    with run_gateway(tmp_path, upstream.url, settings) as gateway:
+        assert _post(gateway).status_code == 401
+        replacement = tmp_path / "key.new"
+        replacement.write_text("sk-new\n")
+        replacement.rename(key_file)
+        time.sleep(1.1)
+        assert _post(gateway).status_code == 200
+
+
+@pytest.mark.parametrize("has_sdk", [False, True], ids=["plain callers", "SDK callers"])
+def test_upstream_that_always_says_429_is_not_stormed(
+    has_sdk: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("429 Slow", "retry-after: 1\r\n", RATE)
+    length_s, callers = 4.0, 50
+    deadline = time.monotonic() + length_s
+
+    def call_on(number: int) -> None:
+        client = openai.OpenAI(api_key="x", base_url=f"{gateway.url}/v1", max_retries=2 if has_sdk else 0)
+        while time.monotonic() < deadline:
+            with pytest.raises(openai.RateLimitError):
+                client.responses.create(model="m", input="x")
+
+    with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 3}) as gateway, ThreadPoolExecutor(callers) as pool:
+        list(pool.map(call_on, range(callers)))
+        took_s = time.monotonic() - deadline + length_s
+    # One wave of callers a pause of one second, and the wave at the start.
+    bound = callers * (took_s + 1)
+    print(f"\n{len(upstream.requests)} upstream requests in {took_s:.1f} s, bound {bound:.0f}")
+    assert len(upstream.requests) <= bound

@@ -1,0 +1,215 @@
+"""Stopping and reloading gunicorn: no call of a steady flow is lost, streams end properly, a bad config is survived."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from tests.support.processes import ROOT, Gunicorn, eventually, run_gateway, run_gunicorn, to_config
+from tests.support.upstreams import (
+    LAST_CHUNK,
+    PATHS,
+    STREAM_HEAD,
+    Conversation,
+    answer_always,
+    run_upstream,
+    to_answer,
+    to_chunk,
+    to_event,
+    to_request_body,
+)
+
+STREAM_S = 4.0
+
+
+def _answer_or_stream(talk: Conversation) -> None:
+    while (request := talk.read_request()) is not None:
+        if b'"stream"' not in request.body:
+            talk.send(to_answer(b'{"ok": true}'))
+            continue
+        talk.send(STREAM_HEAD)
+        for _ in range(int(STREAM_S / 0.1)):
+            talk.send(to_chunk(to_event("chat", "x")))
+            time.sleep(0.1)
+        talk.send(to_chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+
+@contextmanager
+def _run_with_conf(folder: Path, *arguments: str) -> Iterator[Gunicorn]:
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(folder / "gateway.yaml")}
+    conf = str(ROOT / "conf" / "gunicorn.conf.py")
+    with run_gunicorn(
+        "wsgi:app", folder, "-c", conf, "--pythonpath", str(ROOT), *arguments, environ=environ
+    ) as running:
+        yield running
+
+
+class Flow:
+    """A steady flow of calls, each over a new connection; what was answered is counted."""
+
+    def __init__(self, url: str, callers: int, pause_s: float) -> None:
+        self.sent = self.answered = 0
+        self.failures: list[str] = []
+        self._url, self._pause_s = url, pause_s
+        self._is_over = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._call_on) for _ in range(callers)]
+
+    def __enter__(self) -> Flow:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _call_on(self) -> None:
+        while not self._is_over.is_set():
+            with self._lock:
+                self.sent += 1
+            try:
+                answer = requests.post(self._url + PATHS["chat"], json=to_request_body("chat"), timeout=20)
+                problem = "" if answer.ok else str(answer.status_code)
+            except requests.RequestException as error:
+                problem = repr(error)
+            with self._lock:
+                if problem:
+                    self.failures.append(problem)
+                else:
+                    self.answered += 1
+            time.sleep(self._pause_s)
+
+
+class Streams:
+    """Streams open at the same time; what each ended with is kept."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self.bodies: list[bytes] = []
+        self._threads = [threading.Thread(target=self._read, args=(url,)) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+
+    def _read(self, url: str) -> None:
+        body = to_request_body("chat", stream=True)
+        try:
+            self.bodies.append(requests.post(url + PATHS["chat"], json=body, timeout=30).content)
+        except requests.RequestException as error:
+            self.bodies.append(repr(error).encode())
+
+
+def test_reload_under_load_loses_no_call_and_cuts_no_stream(tmp_path: Path) -> None:
+    with run_upstream(_answer_or_stream) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path, "--workers", "2") as gateway:
+            streams = Streams(gateway.url, 50)
+            with Flow(gateway.url, callers=20, pause_s=0.1) as flow:
+                time.sleep(1)
+                (tmp_path / "gateway.yaml").write_text(to_config(upstream.url, {"openai_model": "new-model"}))
+                gateway.send_signal(signal.SIGHUP)
+                time.sleep(3)
+            streams.join()
+            print(f"\nsent {flow.sent}, answered {flow.answered}, lost {flow.failures}")
+            assert (flow.failures, flow.answered) == ([], flow.sent)
+            assert all(body.endswith(b"data: [DONE]\n\n") for body in streams.bodies)
+            assert json.loads(upstream.requests[-1].body)["model"] == "new-model"
+
+
+def test_bad_new_config_is_reported_and_the_last_good_one_serves_on(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path) as gateway:
+            (tmp_path / "gateway.yaml").write_text(to_config(upstream.url, {"max_retrys": 1}))
+            gateway.send_signal(signal.SIGHUP)
+            gateway.wait_for_log("did you mean max_retries")
+            eventually(lambda: gateway.log().count("Booting worker") == 2)
+            for _ in range(20):
+                assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=10).ok
+
+
+def test_stop_waits_for_calls_in_flight_then_ends_streams_with_an_error_event(tmp_path: Path) -> None:
+    with run_upstream(_answer_or_stream) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path, "--graceful-timeout", "30") as gateway:
+            streams = Streams(gateway.url, 5)
+            eventually(lambda: len(upstream.requests) == 5)
+            assert gateway.stop(timeout_s=20) == 0
+            streams.join()
+            assert all(body.endswith(b"data: [DONE]\n\n") for body in streams.bodies)
+        upstream.requests.clear()
+        with _run_with_conf(tmp_path, "--graceful-timeout", "2") as gateway:
+            streams = Streams(gateway.url, 5)
+            eventually(lambda: len(upstream.requests) == 5)
+            gateway.stop(timeout_s=20)
+            streams.join()
+            assert all(b'data: {"error": {"message": "The gateway is shutting down' in body for body in streams.bodies)
+
+
+def test_killed_worker_takes_only_its_own_calls(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        killed = gateway.inspect()["pid"]
+        subprocess.run(["kill", "-9", str(killed)], check=True)
+        eventually(lambda: killed not in gateway.workers() and len(gateway.workers()) == 1)
+        eventually(lambda: requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=10).ok)
+
+
+def test_recycling_workers_loses_nothing(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path, "--workers", "2", "--max-requests", "100") as gateway:
+            with Flow(gateway.url, callers=10, pause_s=0.01) as flow:
+                time.sleep(4)
+            assert (flow.failures, flow.answered) == ([], flow.sent)
+            assert gateway.log().count("Booting worker") > 3
+
+
+def test_bad_config_ends_the_start_with_one_message_that_names_all_mistakes(tmp_path: Path) -> None:
+    settings = {"max_retrys": 1, "connect_timeout_s": -1, "openai_base_url": "ftp://x", "openai_api_key": "sk-secret"}
+    (tmp_path / "gateway.yaml").write_text(to_config("http://x", settings))
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "conf" / "gunicorn.conf.py"), "-b", "127.0.0.1:0"]
+    ended = subprocess.run(
+        [*command, "--pythonpath", str(ROOT), "wsgi:app"],
+        cwd=tmp_path,
+        env={"OPENAI_GATEWAY_CONFIG_PATHS": "gateway.yaml", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "3 problems" in ended.stderr
+    for name in ("max_retrys", "connect_timeout_s", "openai_base_url"):
+        assert ended.stderr.count(f"gateway.yaml: policy_model.responses_api_models.openai_model.{name}: ") == 1
+    assert "Traceback" not in ended.stderr
+    assert "sk-secret" not in ended.stderr
+
+
+def test_shipped_config_with_env_yaml_serves_as_nemo_gym_has_it(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream:
+        (tmp_path / "conf").mkdir()
+        (tmp_path / "conf" / "openai_model.yaml").write_text((ROOT / "conf" / "openai_model.yaml").read_text())
+        values = {"policy_base_url": f"{upstream.url}/v1", "policy_api_key": "sk-x", "policy_model_name": "gym"}
+        (tmp_path / "env.yaml").write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
+        with run_gunicorn("wsgi:app", tmp_path, "--pythonpath", str(ROOT)) as gateway:
+            host = gateway.url.removeprefix("http://")
+            connection = http.client.HTTPConnection(host, timeout=10)
+            connection.request("POST", "/v1/responses", b'{"input": "x"}', {"content-type": "application/json"})
+            assert connection.getresponse().status == 200
+            connection.close()
+        assert json.loads(upstream.requests[0].body) == {"input": "x", "model": "gym"}
+        assert upstream.requests[0].headers["authorization"] == "Bearer sk-x"

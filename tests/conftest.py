@@ -15,8 +15,12 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn) -> Iterator[Gunicorn]:
+@pytest.fixture(scope="module", params=["shortcut", "flask"])
+def gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn
+) -> Iterator[Gunicorn]:
+    """Both ways through the app: the shortcut for the two POST paths, and everything through Flask's dispatch."""
     settings = {"max_retries": 1, "retry_ratio": None, "breaker_cooldown_s": None}
-    with run_gateway(tmp_path_factory.mktemp("gateway"), simulator.url, settings) as running:
+    folder, environ = tmp_path_factory.mktemp("gateway"), {"INSPECTED_WAY": request.param}
+    with run_gateway(folder, simulator.url, settings, environ=environ) as running:
         yield running

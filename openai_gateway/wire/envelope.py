@@ -6,6 +6,7 @@ Only `model` is replaced and missing defaults are added; what a value means is t
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8, utf_8_decode
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, NoReturn
 
@@ -18,6 +19,7 @@ Values = dict[str, msgspec.Raw]
 
 _values_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_UTF8_WINDOW_BYTES: Final = 32 * 1024
 _STARTS: Final = {
     "string": (b'"',),
     "array": (b"[",),
@@ -160,11 +162,14 @@ def _is_absent(value: msgspec.Raw | None) -> bool:
 
 
 def _check_utf8(body: bytes) -> None:
+    # In windows that fit the CPU's cache: the text itself is not needed, and may be four times as long.
+    at, view = 0, memoryview(body)
     try:
-        body.decode()
+        while at < len(view):
+            at += utf_8_decode(view[at : at + _UTF8_WINDOW_BYTES], "strict", at + _UTF8_WINDOW_BYTES >= len(view))[1]
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The request body is not UTF-8 (byte {error.start}).") from None
-    if body.startswith(b"\xef\xbb\xbf"):
+        raise InvalidRequest(f"The request body is not UTF-8 (byte {at + error.start}).") from None
+    if body.startswith(BOM_UTF8):
         raise InvalidRequest("The request body starts with a byte order mark; JSON must not (RFC 8259 8.1).")
 
 

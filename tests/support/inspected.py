@@ -12,6 +12,8 @@ from greenlet import greenlet
 
 from openai_gateway.wsgi import app as gateway
 
+gateway.has_shortcut = os.environ.get("INSPECTED_WAY") != "flask"
+
 
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     if environ["PATH_INFO"] != "/__inspect":

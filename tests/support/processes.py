@@ -134,11 +134,15 @@ def to_config(upstream_url: str, settings: Mapping[str, Any] | None = None) -> s
 
 @contextlib.contextmanager
 def run_gateway(
-    folder: Path, upstream_url: str, settings: Mapping[str, Any] | None = None, *arguments: str
+    folder: Path,
+    upstream_url: str,
+    settings: Mapping[str, Any] | None = None,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Gunicorn]:
     """Run the gateway in front of `upstream_url`, with an extra `/__inspect` for `Gunicorn.inspect`."""
     config = write_config(folder, upstream_url, settings)
-    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(config)}
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(config), **(environ or {})}
     with run_gunicorn("tests.support.inspected:app", folder, *arguments, environ=environ) as running:
         yield running
 

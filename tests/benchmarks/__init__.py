@@ -1,0 +1,1 @@
+"""Load and micro-benchmarks; none of them is a test."""

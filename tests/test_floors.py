@@ -1,0 +1,78 @@
+"""Who may import whom: downwards only, each library in its own rooms, no module too long."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "openai_gateway"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = {
+    "errors": 0,
+    "config": 1,
+    "wire": 2,
+    "accounting": 3,
+    "upstream": 3,
+    "blueprints": 4,
+    "app": 5,
+    "reloading": 5,
+    "wsgi": 6,
+    "cli": 6,
+}
+ROOMS = {
+    "flask": {"app", "blueprints", "simulator"},
+    "werkzeug": {"app", "blueprints", "simulator"},
+    "gevent": {"upstream", "wsgi"},
+    "requests": {"upstream", "cli"},
+    "urllib3": {"upstream"},
+    "gunicorn": {"blueprints"},
+    "click": {"cli"},
+    "omegaconf": {"config"},
+    "yaml": {"config", "simulator", "cli"},
+    "marshmallow": {"wire"},
+    "msgspec": {"wire", "upstream", "blueprints"},
+}
+
+
+def _room(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(module: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_downwards_and_keeps_to_its_libraries(module: Path) -> None:
+    room = _room(module)
+    for name in _imports(module):
+        top, *rest = name.split(".")
+        if top in ROOMS:
+            assert room in ROOMS[top], f"{top} has no place in {room}"
+        if top != "openai_gateway" or not rest or rest[0] not in {*FLOORS, "simulator"}:
+            continue
+        target = rest[0]
+        if room == "simulator":
+            assert target == "simulator", "the simulator imports nothing of ours"
+        elif target == "simulator":
+            assert room == "cli"
+        elif target != room and room in FLOORS:
+            assert FLOORS[target] < FLOORS[room], f"{room} imports {target}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_is_short_and_opens_with_two_lines(module: Path) -> None:
+    text = module.read_text()
+    assert len(text.splitlines()) <= 300
+    lines = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    assert lines
+    assert len(lines) >= 3 or module.name == "__init__.py", "its job, and what it leaves to whom"

@@ -54,6 +54,11 @@ class GatewayApp(flask.Flask):
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers
 
+    @property
+    def is_open_to_all(self) -> bool:
+        """Tell whether a client needs no key for one of the servers."""
+        return not all(server.keys.are_required for server in self._servers.values())
+
     def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         path = environ["PATH_INFO"]

@@ -21,6 +21,7 @@ from openai_gateway.errors import Unavailable
 from openai_gateway.upstream.watch import cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
+_log = logging.getLogger("openai_gateway")
 _MARGIN_S: Final = 2.0
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
@@ -33,7 +34,7 @@ def _make_app() -> GatewayApp:
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
         raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
-    _end_calls_in_time()
+    _attend_to_worker(is_open_to_all=made.is_open_to_all)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
     gc.freeze()
@@ -41,12 +42,17 @@ def _make_app() -> GatewayApp:
     return made
 
 
-def _end_calls_in_time() -> None:
-    """Have SIGTERM end the calls that outlast it with an error, shortly before gunicorn's master kills the worker."""
+def _attend_to_worker(*, is_open_to_all: bool) -> None:
+    """Warn if the worker listens beyond loopback without keys, and have SIGTERM end calls with an error in time.
+
+    In time: shortly before gunicorn's master kills the worker.
+    """
     handle_exit = signal.getsignal(signal.SIGTERM)
     worker: Any = getattr(handle_exit, "__self__", None)
     if not callable(handle_exit) or not hasattr(worker, "cfg"):
         return
+    if is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
+        _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)
 
     def on_term(number: int, frame: Any) -> None:
@@ -54,6 +60,10 @@ def _end_calls_in_time() -> None:
         handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, on_term)
+
+
+def _is_local(address: Any) -> bool:
+    return isinstance(address, str) or address[0] == "::1" or address[0].startswith("127.")
 
 
 def _to_draining() -> Unavailable:

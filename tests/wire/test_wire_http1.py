@@ -1,0 +1,145 @@
+"""Answers as bytes: good heads are read, bad ones refused, chunked bodies come out whole however they are cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openai_gateway.wire.http1 import (
+    ChunkedDecoder,
+    LengthDecoder,
+    MalformedAnswer,
+    UntilCloseDecoder,
+    parse_head,
+    to_decoder,
+)
+
+
+def _head(*lines: str, status: str = "HTTP/1.1 200 OK") -> bytes:
+    return "\r\n".join([status, *lines]).encode("latin-1")
+
+
+def test_headers_keep_order_spelling_and_repetitions() -> None:
+    head = parse_head(_head("B: 2", "a:1", "B:\t 3 ", "empty:", "x: caf\u00e9"))
+    assert head.headers == [("B", "2"), ("a", "1"), ("B", "3"), ("empty", ""), ("x", "caf\u00e9")]
+    assert (head.status, head.reason, head.keep_alive) == (200, "OK", True)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"HTTP/2 200 OK", id="another version"),
+        pytest.param(b"HTTP/1.1 20 OK", id="a short status"),
+        pytest.param(b"HTTP/1.1 099 No", id="a status below 100"),
+        pytest.param(b"HTTP/1.1  200 OK", id="two spaces"),
+        pytest.param(_head("no colon"), id="no colon"),
+        pytest.param(_head(": value"), id="no name"),
+        pytest.param(_head("name : value"), id="space before the colon"),
+        pytest.param(_head("a: b", " folded"), id="a folded line"),
+        pytest.param(_head("a: b\nc: d"), id="a bare line feed"),
+        pytest.param(_head("a: b\rc: d"), id="a bare carriage return"),
+        pytest.param(_head("a: \x00"), id="a NUL"),
+        pytest.param(_head("content-length: 1", "Transfer-Encoding: chunked"), id="both lengths"),
+        pytest.param(_head("content-length: 1", "content-length: 2"), id="two lengths"),
+        pytest.param(_head("content-length: -1"), id="a negative length"),
+        pytest.param(_head("content-length: 1_0"), id="a length with an underscore"),
+        pytest.param(_head("content-length: \u00b2"), id="a length that is no ASCII digit"),
+        pytest.param(_head("content-length: " + "9" * 30), id="a length without bound"),
+        pytest.param(_head("transfer-encoding: gzip, chunked"), id="another transfer encoding"),
+        pytest.param(_head("transfer-encoding: chunked", "transfer-encoding: chunked"), id="chunked twice"),
+        pytest.param(_head("transfer-encoding: chunked", status="HTTP/1.0 200 OK"), id="chunks in HTTP/1.0"),
+    ],
+)
+def test_malformed_head_is_refused(raw: bytes) -> None:
+    with pytest.raises(MalformedAnswer):
+        parse_head(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "keep_alive"),
+    [
+        (_head(), True),
+        (_head("Connection: close"), False),
+        (_head("connection: Keep-Alive"), True),
+        (_head("connection: x-other"), True),
+        (_head(status="HTTP/1.0 200 OK"), False),
+        (_head("connection: keep-alive", status="HTTP/1.0 200 OK"), True),
+    ],
+)
+def test_connection_is_kept_as_the_version_and_header_say(raw: bytes, keep_alive: bool) -> None:
+    assert parse_head(raw).keep_alive is keep_alive
+
+
+def test_body_framing_follows_the_head() -> None:
+    assert isinstance(
+        to_decoder(parse_head(_head("transfer-encoding: chunked")), is_head_request=False), ChunkedDecoder
+    )
+    assert isinstance(to_decoder(parse_head(_head("content-length: 5")), is_head_request=False), LengthDecoder)
+    assert isinstance(to_decoder(parse_head(_head()), is_head_request=False), UntilCloseDecoder)
+    same = to_decoder(parse_head(_head("content-length: 5", "content-length: 5")), is_head_request=False)
+    assert not same.done
+    for raw in (_head(status="HTTP/1.1 204 No"), _head("content-length: 5", status="HTTP/1.1 304 Same")):
+        assert to_decoder(parse_head(raw), is_head_request=False).done
+    assert to_decoder(parse_head(_head("content-length: 5")), is_head_request=True).done
+
+
+CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+
+
+@given(CHUNKS, st.lists(st.integers(1, 30), max_size=40), st.booleans(), st.binary(max_size=5))
+def test_chunked_body_comes_out_whole_however_it_is_cut(
+    chunks: list[bytes], cuts: list[int], has_extras: bool, surplus: bytes
+) -> None:
+    extension, trailers = (b' ;a="b"', b"x-t: 1\r\ny: 2\r\n") if has_extras else (b"", b"")
+    framed = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+    framed += b"0" + extension + b"\r\n" + trailers + b"\r\n"
+    decoder, out, at = ChunkedDecoder(), b"", 0
+    for size in [*cuts, len(framed) + len(surplus)]:
+        out += decoder.feed((framed + surplus)[at : at + size])
+        at += size
+        if decoder.done:
+            break
+    assert decoder.done
+    assert out == b"".join(chunks)
+    assert (framed + surplus)[:at].endswith(decoder.surplus)
+
+
+@given(st.binary(), st.integers(1, 7))
+def test_any_bytes_are_decoded_or_malformed(raw: bytes, size: int) -> None:
+    decoder = ChunkedDecoder()
+    try:
+        for at in range(0, len(raw), size):
+            decoder.feed(raw[at : at + size])
+    except MalformedAnswer:
+        pass
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"z\r\n", id="no number"),
+        pytest.param(b"\r\n", id="an empty size"),
+        pytest.param(b"-1\r\n", id="a negative size"),
+        pytest.param(b"0x5\r\n", id="a prefix"),
+        pytest.param(b"f" * 16 + b"\r\n", id="a size without bound"),
+        pytest.param(b"1" * 5000, id="a size line without end"),
+        pytest.param(b"3\r\nabcdef", id="a chunk longer than its size"),
+        pytest.param(b"0\r\n" + b"x" * 5000, id="a trailer without end"),
+    ],
+)
+def test_malformed_chunks_are_refused(raw: bytes) -> None:
+    with pytest.raises(MalformedAnswer):
+        ChunkedDecoder().feed(raw)
+
+
+def test_length_decoder_keeps_what_is_too_much() -> None:
+    decoder = LengthDecoder(4)
+    assert (decoder.feed(b"ab"), decoder.done) == (b"ab", False)
+    assert (decoder.feed(b"cdef"), decoder.done, decoder.surplus) == (b"cd", True, b"ef")
+
+
+def test_body_until_close_is_never_done_by_itself() -> None:
+    decoder = UntilCloseDecoder()
+    assert (decoder.feed(b"ab"), decoder.done, decoder.ends_with_connection) == (b"ab", False, True)

@@ -38,13 +38,17 @@ class RelayedResponse(flask.Response):
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Start the response and return its body; the server closes it."""
         answer = self._relayed
-        status = f"{answer.status} {answer.reason or REASONS.get(answer.status, 'Unknown')}"
-        headers = to_client(answer.headers)
-        length = _to_content_length(answer)
-        if length is not None:
-            headers.append(("content-length", length))
-        writer = adopt(start_response, environ)
-        start_response(status, headers)
+        try:
+            status = f"{answer.status} {answer.reason or REASONS.get(answer.status, 'Unknown')}"
+            headers = to_client(answer.headers)
+            length = _to_content_length(answer)
+            if length is not None:
+                headers.append(("content-length", length))
+            writer = adopt(start_response, environ)
+            start_response(status, headers)
+        except BaseException:
+            answer.close()
+            raise
         return answer if writer is None else PumpedBody(answer, writer)
 
     def close(self) -> None:

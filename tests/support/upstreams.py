@@ -156,7 +156,9 @@ class ScriptedUpstream:
     def _converse(self, sock: socket.socket) -> None:
         try:
             if self._tls is not None:
+                self._open.discard(sock)
                 sock = self._tls.wrap_socket(sock, server_side=True)
+                self._open.add(sock)
             self.script(Conversation(sock, self.requests))
         except OSError:
             pass

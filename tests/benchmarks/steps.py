@@ -1,0 +1,92 @@
+"""Micro-benchmarks of each step of one small chat call, apart from the sockets.
+
+python tests/benchmarks/steps.py -o now.json
+python -m pyperf compare_to tests/benchmarks/baseline.json now.json --table
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pyperf
+
+from openai_gateway.blueprints.intake import read_body
+from openai_gateway.blueprints.writer import RelayWriter
+from openai_gateway.upstream.exchange import _to_head
+from openai_gateway.wire import headers
+from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
+from openai_gateway.wire.http1 import ChunkedDecoder, parse_head, to_decoder
+
+WORDS = "Please explain what this does, step by step, and be brief. "
+MESSAGES = [{"role": "system", "content": WORDS * 3}, {"role": "user", "content": WORDS * 20 + "caf\u00e9"}]
+BODY = json.dumps(
+    {"model": "m", "messages": MESSAGES, "temperature": 0.7, "max_tokens": 512}, ensure_ascii=False
+).encode()
+LARGE = json.dumps({"model": "m", "messages": MESSAGES * 70}, ensure_ascii=False).encode()
+ENVIRON: dict[str, Any] = {
+    "REQUEST_METHOD": "POST",
+    "PATH_INFO": "/v1/chat/completions",
+    "CONTENT_TYPE": "application/json",
+    "CONTENT_LENGTH": str(len(BODY)),
+    "HTTP_HOST": "127.0.0.1:8000",
+    "HTTP_AUTHORIZATION": "Bearer sk-client",
+    "HTTP_ACCEPT": "application/json",
+    "HTTP_ACCEPT_ENCODING": "gzip, deflate",
+    "HTTP_CONNECTION": "keep-alive",
+    "HTTP_USER_AGENT": "OpenAI/Python",
+    "HTTP_X_STAINLESS_LANG": "python",
+    "HTTP_X_STAINLESS_RETRY_COUNT": "0",
+}
+OWN = {"host": "upstream", "authorization": "Bearer sk-key"}
+HEAD = b"\r\n".join(
+    [b"HTTP/1.1 200 OK", b"Content-Type: application/json", b"Content-Length: 1100", b"x-request-id: req_1"]
+    + [
+        b"x-ratelimit-%b-%b: 1000" % (a, b)
+        for a in (b"limit", b"remaining", b"reset")
+        for b in (b"requests", b"tokens")
+    ]
+    + [b"openai-processing-ms: 12", b"openai-version: 2020-10-01", b"set-cookie: a=b", b"date: now", b"server: x"]
+)
+EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{"content":" token"}}]}\n\n' * 2
+SCHEMA = ChatEnvelope()
+MODEL = msgspec.Raw(b'"the-model"')
+SENT = headers.to_upstream(ENVIRON, OWN, has_body=True)
+CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+
+
+def read() -> bytes:
+    return read_body({**ENVIRON, "wsgi.input": io.BytesIO(BODY)}, 1 << 20)
+
+
+def answer_head() -> None:
+    head = parse_head(HEAD)
+    to_decoder(head, is_head_request=False)
+
+
+def write_head() -> bytes:
+    config = SimpleNamespace(protocol="http", is_ssl=False)
+    request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
+    writer = RelayWriter(request, None, config)
+    writer.start_response("200 OK", headers.to_client(parse_head(HEAD).headers))
+    return writer.to_frame(b"{}", is_last=True)
+
+
+def main() -> None:
+    runner = pyperf.Runner()
+    runner.bench_func("read the body", read)
+    runner.bench_func("parse and check the envelope, 1.4 KB", parse, BODY, SCHEMA)
+    runner.bench_func("parse and check the envelope, 100 KB", parse, LARGE, SCHEMA)
+    runner.bench_func("rewrite the body", rewrite, parse(BODY, SCHEMA), MODEL, {})
+    runner.bench_func("headers to the upstream", lambda: headers.to_upstream(ENVIRON, OWN, has_body=True))
+    runner.bench_func("request head", _to_head, "POST", "/v1/chat/completions", SENT, BODY)
+    runner.bench_func("parse the answer's head", answer_head)
+    runner.bench_func("answer's head parsed, filtered and written", write_head)
+    runner.bench_func("one event decoded from its chunk", lambda: ChunkedDecoder().feed(CHUNK))
+
+
+if __name__ == "__main__":
+    main()

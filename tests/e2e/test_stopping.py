@@ -171,7 +171,7 @@ def test_killed_worker_takes_only_its_own_calls(tmp_path: Path) -> None:
 def test_recycling_workers_loses_nothing(tmp_path: Path) -> None:
     with run_upstream(answer_always) as upstream:
         (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
-        with _run_with_conf(tmp_path, "--workers", "2", "--max-requests", "100") as gateway:
+        with _run_with_conf(tmp_path, "--workers", "2", "--max-requests", "100", "--graceful-timeout", "5") as gateway:
             with Flow(gateway.url, callers=10, pause_s=0.01) as flow:
                 time.sleep(4)
             assert (flow.failures, flow.answered) == ([], flow.sent)

@@ -79,7 +79,7 @@ class RelayWriter(Response):  # type: ignore[misc]
                 payload = b"%x\r\n%b\r\n" % (len(payload), payload)
             if is_last:
                 payload += b"0\r\n\r\n"
-        self._is_ended = is_last
+        self._is_ended = self._is_ended or is_last
         return head + payload if head else payload
 
     def send_now(self, frame: bytes) -> int:

@@ -89,8 +89,8 @@ class Answer:
             raise ConnectionResetError(errno.ECONNRESET, "the client left or stopped reading") from None
 
     def _pump(self, raw: RawAnswer, sink: Sink) -> None:
-        first, self._first = self._first, b""
-        self._write(sink, first, is_last=False)
+        if self._first:
+            self._write(sink, self._first, is_last=False)
         pump = Pump(raw, sink, self._watch, self._idle_s, self._to_idle_timeout, self._client_s)
         try:
             pump.run()

@@ -69,7 +69,11 @@ class Pump:
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
         raw = self._raw
-        self._relay(raw.take_first())
+        first = raw.take_first()
+        if first:
+            self._relay(first)
+        # The status goes out now, with the first bytes of the body only if they are here already.
+        self._send(self._sink.to_frame(b"", is_last=False))
         while not raw.decoder.done or self._rest:
             if self._error is not None:
                 raise self._error
@@ -99,7 +103,7 @@ class Pump:
             piece = self._raw.receive()
             if piece is None:
                 return
-            self._relay(piece, at_end=not piece)
+            self._relay(piece)
             if self._idle_s is not None:
                 self._watch.touch(monotonic() + self._idle_s)
             if not (self._rest or self._raw.decoder.done):
@@ -109,14 +113,19 @@ class Pump:
         self._raw.connection.off_readable()
         self._waiter.switch(None)
 
-    def _relay(self, piece: bytes, *, at_end: bool = False) -> None:
+    def _relay(self, piece: bytes) -> None:
         raw = self._raw
-        if not piece and not at_end:
-            return
         payload = raw.decode(piece)
         if payload or raw.decoder.done:
-            frame = self._sink.to_frame(payload, is_last=raw.decoder.done)
-            sent = self._sink.send_now(frame)
-            if sent < len(frame):
-                self._rest = memoryview(frame)[sent:]
+            self._send(self._sink.to_frame(payload, is_last=raw.decoder.done))
             self.tail = payload if len(payload) >= 4 else (self.tail + payload)[-4:]
+
+    def _send(self, frame: bytes) -> None:
+        if not frame:
+            return
+        if self._rest:
+            self._rest = memoryview(bytes(self._rest) + frame)
+            return
+        sent = self._sink.send_now(frame)
+        if sent < len(frame):
+            self._rest = memoryview(frame)[sent:]

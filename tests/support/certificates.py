@@ -18,10 +18,10 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make a CA and a certificate that it signed for `localhost`."""
+    """Make a CA and a certificate that it signed for `localhost` and 127.0.0.1."""
     found = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
     ca = trustme.CA()
-    certificate = ca.issue_cert("localhost")
+    certificate = ca.issue_cert("localhost", "127.0.0.1")
     ca.cert_pem.write_to_path(str(found.ca))
     found.server.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     certificate.private_key_pem.write_to_path(str(found.server_key))

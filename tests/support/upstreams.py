@@ -129,8 +129,7 @@ class ScriptedUpstream:
     @property
     def url(self) -> str:
         scheme = "https" if self._tls else "http"
-        host = "localhost" if self._tls else "127.0.0.1"
-        return f"{scheme}://{host}:{self._listener.getsockname()[1]}"
+        return f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

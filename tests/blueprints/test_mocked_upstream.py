@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -16,11 +17,21 @@ from openai_gateway.config import GatewayConfig, Secret, ServerConfig
 URL = "https://upstream.example/v1"
 
 
+class ClosingClient(FlaskClient):
+    """Reads each answer to its end and closes it, as a server does."""
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        return super().open(*args, **{"buffered": True, **kwargs})
+
+
 @pytest.fixture(params=[True, False], ids=["shortcut", "through Flask"])
-def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlaskClient]:
     monkeypatch.setattr(GatewayApp, "has_shortcut", request.param)
     server = ServerConfig("policy_model", URL, "the-model", openai_api_key=Secret("sk-x"), max_retries=0)
-    return create_app(GatewayConfig({"policy_model": server}, "policy_model")).test_client()
+    app = create_app(GatewayConfig({"policy_model": server}, "policy_model"))
+    app.test_client_class = ClosingClient
+    yield app.test_client()
+    assert app.extensions["openai_gateway"]["policy_model"].relay.slots.in_flight == 0
 
 
 @pytest.fixture

@@ -100,6 +100,15 @@ def test_only_the_gateways_own_keys_let_a_client_in(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("host", "keys", "warns"), [("0.0.0.0", [], True), ("0.0.0.0", ["gw-key"], False), ("127.0.0.1", [], False)]
+)
+def test_start_warns_if_anybody_may_use_the_key(host: str, keys: list[str], warns: bool, tmp_path: Path) -> None:
+    settings = {"gateway_api_keys": keys}
+    with run_gateway(tmp_path, "http://127.0.0.1:1", settings, "-b", f"{host}:0") as gateway:
+        assert ("anybody who reaches this address" in gateway.log()) is warns
+
+
 def _echo_the_key(talk: Conversation) -> None:
     statuses = itertools.cycle(["401 No", "500 Oops", "400 Bad", "429 Slow"])
     while (request := talk.read_request()) is not None:

@@ -143,3 +143,15 @@ def test_length_decoder_keeps_what_is_too_much() -> None:
 def test_body_until_close_is_never_done_by_itself() -> None:
     decoder = UntilCloseDecoder()
     assert (decoder.feed(b"ab"), decoder.done, decoder.ends_with_connection) == (b"ab", False, True)
+
+
+@given(st.binary(max_size=200), st.lists(st.tuples(st.binary(max_size=12), st.binary(max_size=12)), max_size=4))
+def test_any_head_is_read_or_malformed(start: bytes, pairs: list[tuple[bytes, bytes]]) -> None:
+    for raw in (start, b"\r\n".join([b"HTTP/1.1 200 OK", *(name + b": " + value for name, value in pairs)])):
+        try:
+            head = parse_head(raw)
+        except MalformedAnswer:
+            continue
+        for name, value in head.headers:
+            assert name
+            assert not set(name + value) & set("\r\n\0")

@@ -1,35 +1,28 @@
 """What the simulated model says: deterministic text or a function call, and the tokens it cost.
 
-The form of the two APIs is `responses`' and `chat`'s.
+Tokens: a fourth of the characters of the input's JSON (with instructions and tools), half of them cached from 1,024
+on; one for each word of a text; a fourth of the characters of a function call's arguments; and for a reasoning effort
+the number in EFFORT_TOKENS. The form of the two APIs is `responses`' and `chat`'s.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from openai_gateway.simulator.examples import to_example
 from openai_gateway.simulator.settings import Script
 
-_WORDS: Final = (
-    "I",
-    "am",
-    "the",
-    "simulator",
-    "and",
-    "answer",
-    "without",
-    "a",
-    "model",
-    "so",
-    "nothing",
-    "is",
-    "paid.",
-)
-_DEFAULT_WORDS: Final = 16
+EFFORT_TOKENS: Final = {"low": 8, "medium": 16, "high": 32, "xhigh": 64, "max": 128}
+_SENTENCE: Final = "I am the simulator and answer without a model so nothing is paid."
+_WORDS: Final = tuple(_SENTENCE.split())
+_WORDS_BESIDE_ECHO: Final = 16
+_ECHOED_CHARACTERS: Final = 200
 _CHARACTERS_A_TOKEN: Final = 4
-_EXAMPLES: Final[dict[str, Any]] = {"string": "example", "integer": 1, "number": 1.5, "boolean": True, "null": None}
+_CACHED_FROM_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,7 @@ class Said:
     is_cut: bool
     input_tokens: int
     cached_tokens: int
+    reasoning_tokens: int
 
     @property
     def text(self) -> str:
@@ -50,29 +44,44 @@ class Said:
 
     @property
     def output_tokens(self) -> int:
-        """One a word or piece of arguments."""
-        return len(self.pieces) if self.name is None else max(1, len(self.arguments) // _CHARACTERS_A_TOKEN)
+        """Those of the text or the arguments, and those of reasoning."""
+        said = len(self.pieces) if self.name is None else max(1, len(self.arguments) // _CHARACTERS_A_TOKEN)
+        return said + self.reasoning_tokens
 
 
 def say(body: Mapping[str, Any], script: Script) -> Said:
     """Return the answer to a request body of either API."""
     asked = body.get("input", body.get("messages", ""))
     items = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
-    prompt = json.dumps(asked, ensure_ascii=False)
-    input_tokens = max(1, len(prompt) // _CHARACTERS_A_TOKEN)
-    cached_tokens = input_tokens // 2 if input_tokens >= 1024 else 0
+    input_tokens = count_input_tokens(body)
+    cached_tokens = input_tokens // 2 if input_tokens >= _CACHED_FROM_TOKENS else 0
+    limit = _token_limit(body)
+    reasoning_tokens = _reasoning_tokens(body)
     tool = _chosen_tool(body, items)
     if tool is not None:
-        arguments = json.dumps(_example(tool.get("parameters") or {}))
-        return Said((), str(tool.get("name")), arguments, False, input_tokens, cached_tokens)
-    words = [f"You said: {_last_text(items)[:200]}.", *(_WORDS[index % len(_WORDS)] for index in range(_DEFAULT_WORDS))]
-    if script.events:
-        words = [words[0], *(f"token{index}" for index in range(1, script.events))][: script.events]
-    limit = body.get("max_output_tokens") or body.get("max_completion_tokens") or body.get("max_tokens")
-    is_cut = isinstance(limit, int) and limit < len(words)
-    words = words[:limit] if is_cut else words
-    pieces = tuple(word if index == 0 else f" {word}" for index, word in enumerate(words))
-    return Said(pieces, None, "", is_cut, input_tokens, cached_tokens)
+        arguments = json.dumps(to_example(tool.get("parameters")))
+        return Said((), str(tool.get("name")), arguments, False, input_tokens, cached_tokens, reasoning_tokens)
+    words = _to_words(items, script.events)
+    is_cut = limit is not None and limit < len(words) + reasoning_tokens
+    if limit is not None and is_cut:
+        reasoning_tokens = min(reasoning_tokens, limit)
+        words = words[: limit - reasoning_tokens]
+    return Said(tuple(words), None, "", is_cut, input_tokens, cached_tokens, reasoning_tokens)
+
+
+def count_input_tokens(body: Mapping[str, Any]) -> int:
+    """Return the tokens of a request body of either API."""
+    told = [body.get(name) for name in ("instructions", "input", "messages", "tools")]
+    characters = sum(len(json.dumps(value, ensure_ascii=False)) for value in told if value is not None)
+    return max(1, characters // _CHARACTERS_A_TOKEN)
+
+
+def _to_words(items: list[Any], events: int) -> list[str]:
+    """Return the words to say, white space in front of each; exactly `events` of them unless that is 0."""
+    words = re.findall(r"\s*\S+", f"You said: {_last_text(items)[:_ECHOED_CHARACTERS]}.")
+    if not events:
+        return [*words, *(f" {_WORDS[index % len(_WORDS)]}" for index in range(_WORDS_BESIDE_ECHO))]
+    return [*words, *(f" token{index}" for index in range(len(words), events))][:events]
 
 
 def _last_text(items: list[Any]) -> str:
@@ -80,9 +89,23 @@ def _last_text(items: list[Any]) -> str:
         if isinstance(item, dict) and item.get("role") == "user":
             content = item.get("content")
             if isinstance(content, list):
-                return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-            return str(content)
+                return " ".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+            return content if isinstance(content, str) else ""
     return ""
+
+
+def _token_limit(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_output_tokens", "max_completion_tokens", "max_tokens"):
+        limit = body.get(name)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
+
+
+def _reasoning_tokens(body: Mapping[str, Any]) -> int:
+    reasoning = body.get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, dict) else body.get("reasoning_effort")
+    return EFFORT_TOKENS.get(effort, 0) if isinstance(effort, str) else 0
 
 
 def _chosen_tool(body: Mapping[str, Any], items: list[Any]) -> Mapping[str, Any] | None:
@@ -96,22 +119,21 @@ def _chosen_tool(body: Mapping[str, Any], items: list[Any]) -> Mapping[str, Any]
     if not isinstance(tools, list) or choice == "none" or is_after_result:
         return None
     functions = [
-        tool.get("function", tool) for tool in tools if isinstance(tool, dict) and tool.get("type") == "function"
+        tool["function"] if isinstance(tool.get("function"), dict) else tool
+        for tool in tools
+        if isinstance(tool, dict) and tool.get("type") == "function"
     ]
-    wanted = choice.get("name") or (choice.get("function") or {}).get("name") if isinstance(choice, dict) else None
+    wanted = _named_in(choice)
     return next((function for function in functions if wanted in (None, function.get("name"))), None)
 
 
-def _example(schema: Mapping[str, Any]) -> Any:
-    """Return a value that fits a JSON schema's simple parts."""
-    if schema.get("enum"):
-        return schema["enum"][0]
-    kind = schema.get("type", "object")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object":
-        properties = schema.get("properties") or {}
-        return {name: _example(inner) for name, inner in properties.items()}
-    if kind == "array":
-        return [_example(schema.get("items") or {"type": "string"})]
-    return _EXAMPLES.get(kind, "example")
+def _named_in(choice: Any) -> Any:
+    """Return the function that a `tool_choice` names in either API's form, or the first that it allows."""
+    if not isinstance(choice, dict):
+        return None
+    allowed = choice.get("allowed_tools")
+    tools = allowed.get("tools") if isinstance(allowed, dict) else choice.get("tools")
+    if isinstance(tools, list) and tools:
+        return _named_in(tools[0])
+    function = choice.get("function")
+    return function.get("name") if isinstance(function, dict) else choice.get("name")

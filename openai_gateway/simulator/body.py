@@ -1,66 +1,64 @@
 """The body of a simulated answer as it is handed over, with its delays, drops and silences.
 
-An object with `close()`, so that a call is counted as over on every path; an unstarted generator would not be.
+Faults, by the place that ends their name:
+
+- `drop_*` closes the connection, `silence_*` keeps it open and sends nothing more until the client leaves.
+- `*_before_headers`: instead of the answer. `*_in_body`: after half of an answer that is not streamed.
+  `*_in_stream`: after `after` deltas of a streamed one. In the other kind of answer the latter two do nothing.
+- `html_502` (not here) is a proxy's error page in the place of an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from openai_gateway.simulator.settings import Script
 
 SILENCE_S: Final = 3600.0
+_LOOK_EVERY_S: Final = 0.05
 
 
-class Body:
-    """The pieces of an answer; `on_end(is_whole)` is called once, when the last is out or the client has gone."""
-
-    def __init__(self, pieces: Iterator[tuple[bytes, bool]], script: Script, on_end: Callable[[bool], None], sock: Any):
-        self._pieces = pieces
-        self._script = script
-        self._on_end: Callable[[bool], None] | None = on_end
-        self._sock = sock
-        self._deltas = 0
-        self._is_whole = False
-
-    def __iter__(self) -> Body:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            piece, is_delta = next(self._pieces)
-        except StopIteration:
-            self._is_whole = True
-            raise
+def in_stream(events: Iterator[tuple[bytes, bool]], script: Script, sock: Any) -> Iterator[bytes]:
+    """Yield the bytes of `events`, each told whether it is a delta, with the script's gaps and its fault."""
+    deltas = 0
+    for piece, is_delta in events:
+        # A stream too short for `after` deltas has its fault before its closing events.
+        if (is_delta and deltas >= script.after) or (deltas and not is_delta):
+            fail(script.fault, "in_stream", sock)
         if is_delta:
-            if self._deltas >= self._script.after:
-                fail(self._script.fault, "in_stream", self._sock)
-            if self._deltas and self._script.event_gap_ms:
-                time.sleep(self._script.event_gap_ms / 1000)
-            self._deltas += 1
-        return piece
+            if deltas and script.event_gap_ms:
+                time.sleep(script.event_gap_ms / 1000)
+            deltas += 1
+        yield piece
 
-    def close(self) -> None:
-        """Count the call as over."""
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end(self._is_whole)
+
+def in_halves(whole: bytes, script: Script, sock: Any) -> Iterator[bytes]:
+    """Yield an answer's first half, and the other unless the script has a fault in between."""
+    yield whole[: len(whole) // 2]
+    fail(script.fault, "in_body", sock)
+    yield whole[len(whole) // 2 :]
 
 
 def fail(fault: str, where: str, sock: Any) -> None:
-    """Do the scripted fault if this is its place: drop the connection, or say nothing until the client leaves."""
+    """Do the scripted fault if this is its place. Raises ConnectionResetError, which gunicorn lets pass quietly.
+
+    `sock` is gunicorn's socket; None, as in Flask's test client, is a client that has left.
+    """
     if fault == f"drop_{where}":
         if sock is not None:
-            sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
         raise ConnectionResetError(errno.ECONNRESET, "dropped as scripted")
     if fault == f"silence_{where}":
         deadline = time.monotonic() + SILENCE_S
         while time.monotonic() < deadline and not _has_left(sock):
-            time.sleep(0.05)
+            time.sleep(_LOOK_EVERY_S)
         raise ConnectionResetError(errno.ECONNRESET, "silent as scripted")
 
 

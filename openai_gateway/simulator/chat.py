@@ -83,5 +83,10 @@ def _to_usage(said: Said) -> dict[str, Any]:
         "completion_tokens": said.output_tokens,
         "total_tokens": said.input_tokens + said.output_tokens,
         "prompt_tokens_details": {"cached_tokens": said.cached_tokens, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": said.reasoning_tokens,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }

@@ -30,7 +30,7 @@ class Bucket:
         return self._level
 
     def wait_s(self, amount: int) -> float:
-        """Return how long until `amount` can be taken; 0 if it can be now."""
+        """Return how long until `amount` can be taken; 0 if it can be now. More than the limit waits for a full one."""
         missing = min(amount, self.limit) - self.level()
         return max(0.0, missing * 60 / self.limit) if self._is_limited else 0.0
 
@@ -44,27 +44,39 @@ class Bucket:
         return (self.limit - self.level()) * 60 / self.limit
 
 
-@dataclass
+@dataclass(frozen=True)
+class Refusal:
+    """A call that has to wait: `kind` is `requests` or `tokens`."""
+
+    kind: str
+    wait_s: float
+    limit: int
+
+
+@dataclass(frozen=True)
 class Limits:
     """The two limits of an account."""
 
     requests: Bucket
     tokens: Bucket
 
-    def admit(self, tokens: int) -> float:
-        """Take one request of so many tokens and return 0.0, or take nothing and return the seconds to wait."""
-        wait_s = max(self.requests.wait_s(1), self.tokens.wait_s(tokens))
-        if wait_s <= 0:
-            self.requests.take(1)
-            self.tokens.take(tokens)
-        return wait_s
+    def admit(self, tokens: int) -> Refusal | None:
+        """Take one request of so many tokens and return None, or take nothing and return what has to be waited for."""
+        waits_s = {"requests": self.requests.wait_s(1), "tokens": self.tokens.wait_s(tokens)}
+        kind = max(waits_s, key=lambda name: waits_s[name])
+        if waits_s[kind] > 0:
+            return Refusal(kind, waits_s[kind], (self.requests if kind == "requests" else self.tokens).limit)
+        self.requests.take(1)
+        self.tokens.take(tokens)
+        return None
 
-    def to_headers(self) -> list[tuple[str, str]]:
-        """Return OpenAI's rate-limit headers."""
+    def to_headers(self, refusal: Refusal | None = None) -> list[tuple[str, str]]:
+        """Return OpenAI's rate-limit headers; nothing remains of what a call was refused for."""
         headers = []
         for kind, bucket in (("requests", self.requests), ("tokens", self.tokens)):
+            is_used_up = refusal is not None and refusal.kind == kind
             headers.append((f"x-ratelimit-limit-{kind}", str(bucket.limit)))
-            headers.append((f"x-ratelimit-remaining-{kind}", str(max(0, int(bucket.level())))))
+            headers.append((f"x-ratelimit-remaining-{kind}", "0" if is_used_up else str(max(0, int(bucket.level())))))
             headers.append((f"x-ratelimit-reset-{kind}", to_duration(bucket.reset_s())))
         return headers
 

@@ -11,18 +11,25 @@ from typing import Any, Final
 
 from openai_gateway.simulator.answers import Said
 
-_ECHOED: Final = (
-    "instructions", "metadata", "temperature", "top_p", "max_output_tokens", "previous_response_id", "conversation",
-    "tools", "tool_choice", "parallel_tool_calls", "reasoning", "text", "truncation", "user", "background", "store",
-)  # fmt: skip
+CREATED_AT: Final = 1_700_000_000
 _DEFAULTS: Final[dict[str, Any]] = {
+    "background": False,
     "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
     "metadata": {},
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "tools": [],
-    "tool_choice": "auto",
     "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
 }
 
 
@@ -33,16 +40,19 @@ def to_response(body: Mapping[str, Any], said: Said, number: int, status: str | 
     return {
         "id": f"resp_sim{number:012d}",
         "object": "response",
-        "created_at": 1_700_000_000 + number,
+        "created_at": CREATED_AT + number,
         "status": status or final,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if said.is_cut and is_over else None,
         "model": body.get("model"),
         "output": [_to_item(said, number)] if is_over else [],
+        "completed_at": CREATED_AT + number if is_over and not said.is_cut else None,
         "service_tier": "default",
-        **_DEFAULTS,
-        **{name: body[name] for name in _ECHOED if body.get(name) is not None},
-        "usage": _to_usage(said) if is_over else None,
+        **{name: default if body.get(name) is None else body[name] for name, default in _DEFAULTS.items()},
+        **_to_conversation(body),
+        "usage": to_usage(said.input_tokens, said.cached_tokens, said.output_tokens, said.reasoning_tokens)
+        if is_over
+        else None,
     }
 
 
@@ -113,11 +123,17 @@ def _to_item(said: Said, number: int) -> dict[str, Any]:
     }
 
 
-def _to_usage(said: Said) -> dict[str, Any]:
+def to_usage(input_tokens: int, cached_tokens: int, output_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
+    """Return the API's usage object."""
     return {
-        "input_tokens": said.input_tokens,
-        "input_tokens_details": {"cached_tokens": said.cached_tokens},
-        "output_tokens": said.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": said.input_tokens + said.output_tokens,
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": input_tokens + output_tokens,
     }
+
+
+def _to_conversation(body: Mapping[str, Any]) -> dict[str, Any]:
+    given = body.get("conversation")
+    return {"conversation": {"id": given} if isinstance(given, str) else given} if given else {}

@@ -1,6 +1,7 @@
 """How the simulator behaves: settings for all calls, and the `metadata` of one call, which wins.
 
-Metadata keys are those of Script with `sim_` in front, such as `{"metadata": {"sim_status": "429"}}`.
+Metadata keys are the fields of Script with `sim_` in front, such as `{"metadata": {"sim_status": "429"}}`; the faults
+that `sim_fault` names are described in `body`. What a call then meets is `simulation`'s.
 """
 
 from __future__ import annotations
@@ -8,24 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
-FAULTS: Final = (
-    "drop_before_headers",
-    "drop_in_body",
-    "drop_in_stream",
-    "silence_before_headers",
-    "silence_in_body",
-    "silence_in_stream",
-    "html_502",
-)
+from openai_gateway.simulator.setting_types import WANTED, to_value
 
 
 class SettingsError(Exception):
-    """A setting or metadata value that the simulator doesn't know; the message says which and what is wanted."""
+    """Settings or metadata values that the simulator doesn't know; the message names each and what is wanted."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,8 @@ class Script:
     """What happens to a call.
 
     `status` and `fault` happen `times` times for each `key` (0: always), then the call succeeds; without `key`, calls
-    with the same body count together. `after` is the number of text deltas before a fault in a stream.
+    with the same body count together. `after` is the number of deltas before a fault in a stream; a stream with
+    fewer has it before its closing events. A `background` response is ready `latency_ms` after it was asked for.
     """
 
     latency_ms: int = 0
@@ -65,45 +60,46 @@ class Settings:
     script: Script = field(default_factory=Script)
 
 
+_SCRIPT_NAMES = tuple(item.name for item in dataclasses.fields(Script))
+_GENERAL_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.name != "script")
+
+
 def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
     """Return the settings of a YAML file with `overrides` on top. Raises SettingsError, OSError."""
-    given: dict[str, Any] = {}
+    given: Any = {}
     if path is not None:
         try:
             given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{path} is not valid YAML") from error
-    if not isinstance(given, dict):
-        raise SettingsError(f"{path} holds no mapping of settings")
-    given = {**given, **overrides}
-    names = {item.name for item in dataclasses.fields(Settings)} - {"script"}
-    script = {name: value for name, value in given.items() if name not in names}
-    general: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names
-    }
-    return Settings(script=to_script(Script(), script), **general)
-
-
-def to_script(base: Script, values: Mapping[str, Any]) -> Script:
-    """Return `base` with `values` on top, each of the type that its field has. Raises SettingsError."""
-    types: dict[str, Any] = {item.name: type(item.default) for item in dataclasses.fields(Script)}
-    changes: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in types:
-            raise SettingsError(f"unknown setting '{name}'; known are {', '.join(types)} and the general ones")
-        try:
-            changes[name] = types[name](value)
-        except (TypeError, ValueError):
-            raise SettingsError(f"'{name}' must be of type {types[name].__name__}") from None
-    if changes.get("fault", "") not in ("", *FAULTS):
-        raise SettingsError(f"unknown fault '{changes['fault']}'; known are {', '.join(FAULTS)}")
-    return dataclasses.replace(base, **changes)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(given, dict):
+            raise SettingsError(f"{path} holds no mapping of settings")
+    values = _to_values({**given, **overrides}, (*_GENERAL_NAMES, *_SCRIPT_NAMES))
+    script = Script(**{name: value for name, value in values.items() if name in _SCRIPT_NAMES})
+    return Settings(script=script, **{name: value for name, value in values.items() if name in _GENERAL_NAMES})
 
 
 def script_of(settings: Settings, body: Mapping[str, Any]) -> Script:
     """Return what happens to a call with this body. Raises SettingsError."""
     metadata = body.get("metadata")
-    own = {}
-    if isinstance(metadata, dict):
-        own = {name[4:]: value for name, value in metadata.items() if name.startswith("sim_")}
-    return to_script(settings.script, own) if own else settings.script
+    if not isinstance(metadata, dict):
+        return settings.script
+    own = {name[4:]: value for name, value in metadata.items() if name.startswith("sim_")}
+    return dataclasses.replace(settings.script, **_to_values(own, _SCRIPT_NAMES, "sim_")) if own else settings.script
+
+
+def _to_values(given: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    values, complaints = {}, []
+    for name, value in given.items():
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known are {', '.join(names)}"
+            complaints.append(f"unknown setting '{prefix}{name}'; {hint}")
+            continue
+        try:
+            values[name] = to_value(name, value)
+        except ValueError:
+            complaints.append(f"'{prefix}{name}' must be {WANTED[name]}, not {value!r}")
+    if complaints:
+        raise SettingsError("; ".join(complaints))
+    return values

@@ -1,154 +1,73 @@
-"""What the simulator remembers: stored responses and completions, and the URLs that serve them.
+"""What the simulator remembers: answers by id, with their requests.
 
-Bounded: the oldest are forgotten.
+Bounded in number and in bytes of requests: the oldest are forgotten. The URLs that serve them are `stored`'s.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-import flask
+from openai_gateway.simulator.answers import Said
+
+_MOST_REQUEST_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass
 class Stored:
-    """An answer as it was first given, as it will be, and the request body."""
+    """An answer as it is now, as it will be from `ready_at` on, and the request and words that it was made of."""
 
     now: dict[str, Any]
     later: dict[str, Any]
-    body: Mapping[str, Any]
+    request: bytes
+    said: Said
+    number: int
+    ready_at: float = 0.0
+
+    def body(self) -> dict[str, Any]:
+        """Return the request's body."""
+        body: dict[str, Any] = json.loads(self.request)
+        return body
 
 
 class Store:
-    """Answers by id."""
+    """Answers by id, oldest first."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self._most = most
+        self._clock = clock
         self._answers: OrderedDict[str, Stored] = OrderedDict()
+        self._bytes = 0
 
     def __contains__(self, answer_id: object) -> bool:
         return answer_id in self._answers
 
-    def put(self, now: dict[str, Any], later: dict[str, Any], body: Mapping[str, Any]) -> None:
-        """Keep an answer, forgetting the oldest if there are too many."""
-        self._answers[now["id"]] = Stored(now, later, body)
-        while len(self._answers) > self._most:
-            self._answers.popitem(last=False)
+    def put(self, stored: Stored) -> None:
+        """Keep an answer, forgetting the oldest if there are too many or they are too large."""
+        self._answers[stored.now["id"]] = stored
+        self._bytes += len(stored.request)
+        while len(self._answers) > self._most or (self._bytes > _MOST_REQUEST_BYTES and len(self._answers) > 1):
+            _, oldest = self._answers.popitem(last=False)
+            self._bytes -= len(oldest.request)
 
-    def get(self, answer_id: str, prefix: str) -> Stored:
-        """Return what is stored under an id of a kind. Aborts with 404."""
-        found = self._answers.get(answer_id)
-        if found is None or not answer_id.startswith(prefix):
-            flask.abort(_to_not_found(answer_id))
-        return found
-
-    def pop(self, answer_id: str, prefix: str) -> None:
-        """Forget an answer. Aborts with 404."""
-        self.get(answer_id, prefix)
-        del self._answers[answer_id]
-
-    def completions(self) -> list[dict[str, Any]]:
-        """Return the stored chat completions, oldest first."""
-        return [stored.now for answer_id, stored in self._answers.items() if answer_id.startswith("chatcmpl-")]
-
-
-def make_blueprint(store: Store, models: tuple[str, ...] | None) -> flask.Blueprint:
-    """Return the URLs of what is stored, of counting and compacting, and of the models."""
-    urls = flask.Blueprint("stored", __name__, url_prefix="/v1")
-
-    @urls.get("/responses/<answer_id>")
-    def retrieve(answer_id: str) -> dict[str, Any]:
-        stored = store.get(answer_id, "resp_")
-        answer = stored.now
-        if stored.now["status"] == "in_progress":
+    def get(self, answer_id: str) -> Stored | None:
+        """Return what is stored under an id, in the state that it has by now."""
+        stored = self._answers.get(answer_id)
+        if stored is not None and self.wait_s(stored) <= 0:
             stored.now = stored.later
-        return answer
+        return stored
 
-    @urls.delete("/responses/<answer_id>")
-    def delete(answer_id: str) -> dict[str, Any]:
-        store.pop(answer_id, "resp_")
-        return {"id": answer_id, "object": "response", "deleted": True}
+    def pop(self, answer_id: str) -> None:
+        """Forget an answer."""
+        self._bytes -= len(self._answers.pop(answer_id).request)
 
-    @urls.post("/responses/<answer_id>/cancel")
-    def cancel(answer_id: str) -> dict[str, Any]:
-        stored = store.get(answer_id, "resp_")
-        stored.now = stored.later = {**stored.now, "status": "cancelled"}
-        return stored.now
+    def wait_s(self, stored: Stored) -> float:
+        """Return how long until an answer is ready."""
+        return max(0.0, stored.ready_at - self._clock())
 
-    @urls.get("/responses/<answer_id>/input_items")
-    def input_items(answer_id: str) -> dict[str, Any]:
-        given = store.get(answer_id, "resp_").body.get("input", [])
-        items = given if isinstance(given, list) else [_to_message(given)]
-        numbered = [{"id": f"item_{number}", "type": "message", **item} for number, item in enumerate(items)]
-        return _to_list(numbered)
-
-    @urls.post("/responses/compact")
-    def compact() -> dict[str, Any]:
-        details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
-        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, **details}
-        frame = {"id": "resp_compacted", "object": "response.compaction", "created_at": 1_700_000_000}
-        return {**frame, "output": [], "usage": usage}
-
-    @urls.post("/responses/input_tokens")
-    def count_tokens() -> dict[str, Any]:
-        given = json.dumps((flask.request.get_json(silent=True) or {}).get("input", ""))
-        return {"object": "response.input_tokens", "input_tokens": max(1, len(given) // 4)}
-
-    @urls.get("/chat/completions")
-    def list_completions() -> dict[str, Any]:
-        return _to_list(store.completions())
-
-    @urls.get("/chat/completions/<answer_id>")
-    def retrieve_completion(answer_id: str) -> dict[str, Any]:
-        return store.get(answer_id, "chatcmpl-").now
-
-    @urls.post("/chat/completions/<answer_id>")
-    def update_completion(answer_id: str) -> dict[str, Any]:
-        stored = store.get(answer_id, "chatcmpl-")
-        metadata = (flask.request.get_json(silent=True) or {}).get("metadata")
-        stored.now = {**stored.now, "metadata": metadata}
-        return stored.now
-
-    @urls.delete("/chat/completions/<answer_id>")
-    def delete_completion(answer_id: str) -> dict[str, Any]:
-        store.pop(answer_id, "chatcmpl-")
-        return {"id": answer_id, "object": "chat.completion.deleted", "deleted": True}
-
-    @urls.get("/chat/completions/<answer_id>/messages")
-    def messages(answer_id: str) -> dict[str, Any]:
-        given = store.get(answer_id, "chatcmpl-").body.get("messages", [])
-        return _to_list([{"id": f"{answer_id}-{number}", **message} for number, message in enumerate(given)])
-
-    @urls.get("/models")
-    def list_models() -> dict[str, Any]:
-        return _to_list([_to_model(name) for name in models or ("simulated-model",)])
-
-    return urls
-
-
-def _to_list(items: list[dict[str, Any]]) -> dict[str, Any]:
-    ids = [item.get("id") for item in items]
-    ends = {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
-    return {"object": "list", "data": items, **ends, "has_more": False}
-
-
-def _to_message(text: Any) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "input_text", "text": text}]}
-
-
-def _to_model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "simulator"}
-
-
-def _to_not_found(answer_id: str) -> flask.Response:
-    error = {
-        "message": f"No stored answer with id '{answer_id}'.",
-        "type": "invalid_request_error",
-        "param": None,
-        "code": None,
-    }
-    return flask.Response(json.dumps({"error": error}), 404, content_type="application/json")
+    def answers(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the answers whose ids start so, oldest first."""
+        return [stored.now for answer_id, stored in self._answers.items() if answer_id.startswith(prefix)]

@@ -121,11 +121,5 @@ class Pump:
             self.tail = payload if len(payload) >= 4 else (self.tail + payload)[-4:]
 
     def _send(self, frame: bytes) -> None:
-        if not frame:
-            return
-        if self._rest:
-            self._rest = memoryview(bytes(self._rest) + frame)
-            return
-        sent = self._sink.send_now(frame)
-        if sent < len(frame):
-            self._rest = memoryview(frame)[sent:]
+        if frame:
+            self._rest = memoryview(frame)[self._sink.send_now(frame) :]

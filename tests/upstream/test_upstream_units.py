@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import socket
 import threading
@@ -307,6 +308,116 @@ class _Sink:
     def send_all(self, frame: bytes | memoryview) -> None:
         gevent.sleep(0.001)
         self.got += bytes(frame)
+
+
+class _WholeRaw(_BrokenRaw):
+    """A mock transport's raw answer that ends properly, or with what `end` raises."""
+
+    def __init__(self, end: BaseException | None = None) -> None:
+        super().__init__("text/event-stream")
+        self._end = end
+
+    def read1(self) -> bytes:
+        if self.pieces or self._end is None:
+            return self.pieces.pop() if self.pieces else b""
+        raise self._end
+
+
+def test_another_transports_stream_goes_into_a_sink_whole() -> None:
+    ended, sink = list[str](), _Sink()
+    answer = _answer(_WholeRaw(), ended)
+    answer.pump_into(sink)
+    answer.close()
+    assert (sink.got, ended) == (b"data: 1\n\n|", ["completed"])
+
+
+@pytest.mark.parametrize("end", [Cancelled(ClientGone()), ClientGone()], ids=["cancelled", "gone"])
+def test_stream_whose_client_left_is_cut(end: BaseException) -> None:
+    ended = list[str]()
+    answer = _answer(_WholeRaw(end), ended)
+    with pytest.raises(ConnectionResetError):
+        b"".join(answer)
+    answer.close()
+    assert ended == ["client_gone"]
+
+
+def test_stream_that_the_server_ends_says_that_it_is_shutting_down() -> None:
+    answer = _answer(_WholeRaw(gevent.GreenletExit()), [])
+    assert b"shutting down" in b"".join(answer)
+    answer.close()
+
+
+class _GoneSink(_Sink):
+    """A client that has left: by its socket's word, or by the watch's."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    def send_now(self, frame: bytes) -> int:
+        raise self._error
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(errno.EPIPE, "gone"), Cancelled(ClientGone())], ids=["pipe", "watch"]
+)
+def test_client_that_left_cuts_the_pump(error: BaseException, upstream: ScriptedUpstream, watch: CallWatch) -> None:
+    def stream(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(STREAM_HEAD + to_chunk(to_event("chat", "x")))
+        talk.wait_until_closed(2)
+
+    upstream.script = stream
+    raw = _get(_pool(upstream), watch)
+    ended = list[str]()
+    answer = Answer(
+        Beginning(200, "OK", raw.headers.items(), b"", raw),
+        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda how, error: ended.append(how),
+    )  # fmt: skip
+    with pytest.raises(ConnectionResetError):
+        answer.pump_into(_GoneSink(error))
+    answer.close()
+    assert ended == ["client_gone"]
+
+
+def test_full_socket_is_waited_for() -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    link = connection_module.Connection(_socket.socket(near.family, near.type, 0, near.detach()))
+    filling = 0
+    try:
+        while True:
+            filling += link._sock.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+    received: list[int] = []
+
+    def drain() -> None:
+        while sum(received) < filling + 1_000_000:
+            received.append(len(far.recv(65536)))
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    assert link.send(b"y" * 1_000_000)
+    thread.join(5)
+    assert sum(received) == filling + 1_000_000
+    link.close()
+    far.close()
+
+
+def test_client_that_leaves_after_pipelining_is_noticed_at_a_tick(watch: CallWatch) -> None:
+    near, far = socket.socketpair()
+    watch.watch_client(near.fileno())
+    far.send(b"GET / HTTP/1.1")
+    gevent.sleep(0.05)
+    far.close()
+    with pytest.raises(Cancelled) as raised:
+        gevent.sleep(2)
+    assert isinstance(raised.value.reason, ClientGone)
+    near.close()
 
 
 def test_pump_loses_nothing_to_a_slow_client(upstream: ScriptedUpstream, watch: CallWatch) -> None:

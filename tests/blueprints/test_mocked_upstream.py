@@ -92,3 +92,12 @@ def test_slots_are_given_back_for_bodies_that_nobody_reads(client: FlaskClient, 
         answer = client.get("/v1/responses/r1", buffered=False)
         answer.close()
     assert slots.in_flight == 0
+
+
+def test_query_of_the_base_url_and_of_the_client_both_go_upstream(mock: responses.RequestsMock) -> None:
+    server = ServerConfig("s", f"{URL}?api-version=preview", "m", openai_api_key=Secret("sk-x"))
+    client = create_app(GatewayConfig({"s": server}, "s")).test_client()
+    mock.post(f"{URL}/responses", json={})
+    for path, query in (("/v1/responses", "api-version=preview"), ("/v1/responses?a=1", "a=1&api-version=preview")):
+        assert client.post(path, json={"input": "x"}, buffered=True).status_code == 200
+        assert (mock.calls[-1].request.url or "").partition("?")[2] == query

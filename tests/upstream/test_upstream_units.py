@@ -383,6 +383,37 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
     assert ended == ["client_gone"]
 
 
+def test_whole_answer_to_a_client_that_stopped_reading_is_cut() -> None:
+    ended = list[str]()
+    answer = Answer(
+        Beginning(200, "OK", [], b"{}", None),
+        api="chat", watch=CallWatch(), idle_s=1, client_s=1, on_close=lambda how, error: ended.append(how),
+    )  # fmt: skip
+    with pytest.raises(ConnectionResetError):
+        answer.pump_into(_GoneSink(Cancelled(ClientGone())))
+    answer.close()
+    assert ended == ["client_gone"]
+
+
+def test_chunk_that_arrives_in_pieces_is_pumped_whole(upstream: ScriptedUpstream, watch: CallWatch) -> None:
+    def stream(talk: Conversation) -> None:
+        talk.read_request()
+        for piece in (STREAM_HEAD, b"5\r", b"\nhel", b"lo\r\n0", b"\r\n\r\n"):
+            talk.send(piece)
+            time.sleep(0.02)
+
+    upstream.script = stream
+    raw = _get(_pool(upstream), watch)
+    sink = _Sink()
+    answer = Answer(
+        Beginning(200, "OK", raw.headers.items(), b"", raw),
+        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda how, error: None,
+    )  # fmt: skip
+    answer.pump_into(sink)
+    answer.close()
+    assert sink.got == b"hello|"
+
+
 def test_full_socket_is_waited_for() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
@@ -404,7 +435,8 @@ def test_full_socket_is_waited_for() -> None:
     assert link.send(b"y" * 1_000_000)
     thread.join(5)
     assert sum(received) == filling + 1_000_000
-    link.close()
+    for _ in range(2):
+        link.close()
     far.close()
 
 

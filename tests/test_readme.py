@@ -17,6 +17,7 @@ ENV_YAML = (
     "policy_base_url: http://p/v1\npolicy_api_key: sk-p\npolicy_model_name: p\n"
     "judge_base_url: http://j/v1\njudge_api_key: sk-j\njudge_model_name: j\n"
 )
+KINDS = {"bool": "boolean", "int": "integer", "float": "number", "Secret": "string", "tuple[Secret, ...]": "list"}
 
 
 @pytest.fixture
@@ -35,17 +36,19 @@ def test_quick_start_has_exactly_two_commands() -> None:
     assert commands[1].endswith("pytest")
 
 
-def test_every_key_is_in_the_reference_with_its_default() -> None:
+def test_every_key_is_in_the_reference_with_its_type_and_default() -> None:
     table = README.partition("## Config reference")[2].partition("## ")[0]
     rows = {}
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 3:
-            rows.update(dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1].strip("`")))
+        if len(cells) == 4:
+            rows.update(dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), (cells[1], cells[2].strip("`"))))
     for field in dataclasses.fields(ServerConfig):
         if field.name == "name":
             continue
-        default = rows[field.name]
+        kind, default = rows[field.name]
+        # Annotations are strings here: the first word is the type, "None" aside.
+        assert kind == KINDS.get(str(field.type).split(" |")[0], kind), field.name
         if isinstance(field.default, bool):
             assert default == str(field.default).lower()
         elif isinstance(field.default, int | float):

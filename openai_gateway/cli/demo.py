@@ -6,6 +6,7 @@ Needs no key and no network.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import tempfile
@@ -18,7 +19,7 @@ import click
 import requests
 import yaml
 
-from openai_gateway.cli.servers import NotReady, run_server
+from openai_gateway.cli.servers import NotReady, open_local_session, run_server
 
 _KEY: Final = "sk-demo-key-held-by-the-gateway"
 _MODEL: Final = "demo-model"
@@ -37,7 +38,8 @@ def command(once: bool, port: int) -> None:
       openai-gateway demo
       openai-gateway demo --once && echo all went well
     """
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    _end_servers_on_signals()
+    is_all_well = False
     try:
         with tempfile.TemporaryDirectory() as folder, _run_both(Path(folder), port) as url:
             is_all_well = _show_requests(url)
@@ -46,7 +48,11 @@ def command(once: bool, port: int) -> None:
     except (NotReady, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\nStopped.")
+        if not is_all_well:
+            raise click.ClickException("stopped before all requests had gone through") from None
+        # A closed terminal takes no more words.
+        with contextlib.suppress(OSError):
+            click.echo("\nStopped.")
         return
     if not is_all_well:
         raise click.ClickException("not all went well; see above")
@@ -57,7 +63,7 @@ def command(once: bool, port: int) -> None:
 def _run_both(folder: Path, port: int) -> Iterator[str]:
     click.echo("Starting the simulator and the gateway (gunicorn, gevent) ...")
     overrides = json.dumps({"api_key": _KEY, "latency_ms": 80, "event_gap_ms": 60})
-    simulator_environ = {"OPENAI_GATEWAY_SIMULATOR_OVERRIDES": overrides}
+    simulator_environ = {"OPENAI_GATEWAY_SIMULATOR_CONFIG": "", "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": overrides}
     with run_server("openai_gateway.simulator.wsgi:app", simulator_environ) as upstream:
         settings = {"openai_base_url": f"{upstream}/v1", "openai_api_key": _KEY, "openai_model": _MODEL}
         config = folder / "demo.yaml"
@@ -82,24 +88,26 @@ def _show_requests(url: str) -> bool:
     responses: dict[str, Any] = {"input": _PROMPT}
     chat: dict[str, Any] = {"messages": messages}
     streamed_chat = {**chat, "stream": True, "stream_options": {"include_usage": True}}
-    return all(
-        [
-            _show(url, "Responses", "/v1/responses", responses),
-            _show(url, "Responses, streamed", "/v1/responses", {**responses, "stream": True}),
-            _show(url, "Chat", "/v1/chat/completions", chat),
-            _show(url, "Chat, streamed", "/v1/chat/completions", streamed_chat),
-            _show(url, "Function call", "/v1/responses", {**responses, "tools": [tool]}),
-        ]
-    )
+    with open_local_session() as session:
+        show = functools.partial(_show, session, url)
+        return all(
+            [
+                show("Responses", "/v1/responses", responses),
+                show("Responses, streamed", "/v1/responses", {**responses, "stream": True}),
+                show("Chat", "/v1/chat/completions", chat),
+                show("Chat, streamed", "/v1/chat/completions", streamed_chat),
+                show("Function call", "/v1/responses", {**responses, "tools": [tool]}),
+            ]
+        )
 
 
-def _show(url: str, title: str, path: str, body: dict[str, Any]) -> bool:
+def _show(session: requests.Session, url: str, title: str, path: str, body: dict[str, Any]) -> bool:
     click.echo(f"{title:20} POST {path}")
     click.echo(f"{'':20} > {_PROMPT}")
     click.echo(f"{'':20} < ", nl=False)
     started = time.monotonic()
     try:
-        answer = requests.post(url + path, json={"model": "any", **body}, stream=True, timeout=30)
+        answer = session.post(url + path, json={"model": "any", **body}, stream=True, timeout=30)
         answer.raise_for_status()
         usage = _show_stream(answer) if body.get("stream") else _show_whole(answer.json())
     except (requests.RequestException, ValueError, KeyError, LookupError) as error:
@@ -153,6 +161,14 @@ def _serve_on(url: str) -> None:
 
 Serving until Ctrl-C ...""")
     signal.pause()
+
+
+def _end_servers_on_signals() -> None:
+    """Have SIGTERM and a closed terminal's SIGHUP end the demo as Ctrl-C does: its servers would outlive it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # What nohup ignores stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise_interrupt)
 
 
 def _raise_interrupt(*_: object) -> None:

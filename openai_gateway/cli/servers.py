@@ -1,4 +1,4 @@
-"""Runs gunicorn for a command: on a port that the kernel chose, waited for, and ended with the command.
+"""Runs gunicorn for a command: on a port of its own, waited for, and ended with the command.
 
 What is served is the command's choice.
 """
@@ -26,11 +26,18 @@ class NotReady(Exception):
     """A server did not come up; the message holds what it wrote."""
 
 
+def open_local_session() -> requests.Session:
+    """Return a session for servers on this machine: no proxy or netrc of the environment comes in between."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
+
+
 @contextlib.contextmanager
 def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve `app` for the length of a `with` block and give its URL. Raises NotReady, OSError if the port is taken."""
+    """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady."""
     # The listening socket is made here and handed down: no other program can take the port in between.
-    with socket.create_server((host, port)) as listener, tempfile.TemporaryFile() as log:
+    with _listen(host, port) as listener, tempfile.TemporaryFile() as log:
         url = f"http://{host}:{listener.getsockname()[1]}"
         process = subprocess.Popen(
             [
@@ -60,12 +67,21 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
                 process.wait()
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise NotReady(f"can't listen on {host}:{port} ({why}); give another port, or 0 for a free one") from None
+
+
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            requests.get(f"{url}/", timeout=1)
-            return
-        time.sleep(0.05)
+    with open_local_session() as session:
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(requests.RequestException):
+                session.get(f"{url}/", timeout=1)
+                return
+            time.sleep(0.05)
     log.seek(0)
     raise NotReady(f"a server did not get ready; it wrote:\n{log.read().decode(errors='replace')}")

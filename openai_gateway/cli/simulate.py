@@ -56,6 +56,7 @@ def command(
     environ = {**os.environ, "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(overrides)}
     if config is not None:
         environ["OPENAI_GATEWAY_SIMULATOR_CONFIG"] = str(config)
-    click.echo(f"Simulator at http://{host}:{port}/v1 (Ctrl-C ends it); what it saw: http://{host}:{port}/sim/stats")
+    url = f"http://{host}:{port or '<the port below>'}"
+    click.echo(f"Simulator at {url}/v1 (Ctrl-C ends it); what it saw: {url}/sim/stats")
     arguments = [*GUNICORN, "--worker-connections", "4096", "-b", f"{host}:{port}", "openai_gateway.simulator.wsgi:app"]
     os.execve(GUNICORN[0], arguments, environ)

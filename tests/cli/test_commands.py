@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -13,6 +18,7 @@ from click.testing import CliRunner
 
 from openai_gateway import __version__
 from openai_gateway.cli.main import main
+from tests.support.processes import ROOT, eventually
 
 COMMAND = [sys.executable, "-m", "openai_gateway.cli"]
 
@@ -57,21 +63,95 @@ def test_demo_once_shows_every_kind_and_ends_with_0() -> None:
     assert "All went well." in ended.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_serves_on_until_it_is_stopped_and_leaves_no_process(number: int) -> None:
-    demo = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, text=True)
+def test_help_imports_no_library_of_the_servers() -> None:
+    code = "import sys, openai_gateway.cli.main as m; m.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert not {"flask", "gevent", "requests", "omegaconf", "yaml"} & set(ended.stdout.splitlines()[-1].split())
+
+
+def test_demo_is_kept_from_what_the_environment_holds_for_other_programs(tmp_path: Path) -> None:
+    settings = tmp_path / "simulator.yaml"
+    settings.write_text("status: 500\n")
+    (tmp_path / "env.yaml").write_text("policy_model: {nonsense: 1}\n")
+    proxy = "http://127.0.0.1:9"
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), proxy),
+        "no_proxy": "",
+        "NO_PROXY": "",
+        "OPENAI_GATEWAY_SIMULATOR_CONFIG": str(settings),
+        "OPENAI_GATEWAY_SERVER": "another",
+    }
+    command = [*COMMAND, "demo", "--once"]
+    ended = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_demo_on_a_taken_port_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [*COMMAND, "demo", "--once", "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "another port" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@contextlib.contextmanager
+def _demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the demo as the leader of a process group, as a shell in a terminal does."""
+    demo = subprocess.Popen([*COMMAND, "demo", *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield demo
+    finally:
+        # Whatever is left of the group is this test's own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(demo.pid, signal.SIGKILL)
+        demo.wait(5)
+        assert demo.stdout is not None
+        demo.stdout.close()
+
+
+def _is_over(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _read_until(demo: subprocess.Popen[str], wanted: str) -> str:
     assert demo.stdout is not None
     shown = ""
-    while "Serving until" not in shown:
+    while wanted not in shown:
         line = demo.stdout.readline()
         assert line, shown
         shown += line
-    url = shown.partition("Point a client at  ")[2].split()[0]
-    assert requests.post(f"{url}/responses", json={"input": "x"}, timeout=10).ok
-    demo.send_signal(number)
-    assert demo.wait(20) == 0
-    with pytest.raises(requests.ConnectionError):
-        requests.get(url, timeout=2)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+    ids=["Ctrl-C", "SIGTERM to the demo alone", "its terminal is closed"],
+)
+def test_demo_serves_on_until_it_is_stopped_and_leaves_no_process(
+    send: Callable[[int, int], None], number: int
+) -> None:
+    with _demo() as demo:
+        url = _read_until(demo, "Serving until").partition("Point a client at  ")[2].split()[0]
+        assert requests.post(f"{url}/responses", json={"input": "x"}, timeout=10).ok
+        send(demo.pid, number)
+        assert demo.wait(25) == 0
+        eventually(lambda: _is_over(demo.pid))
+
+
+def test_demo_once_that_is_interrupted_has_not_gone_well() -> None:
+    with _demo("--once") as demo:
+        _read_until(demo, "gateway  ")
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(25) == 1
+        eventually(lambda: _is_over(demo.pid))
 
 
 def test_simulate_serves_with_its_options() -> None:

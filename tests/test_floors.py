@@ -33,7 +33,7 @@ ROOMS = {
     "omegaconf": {"config"},
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"wire"},
-    "msgspec": {"wire", "upstream", "blueprints"},
+    "msgspec": {"accounting", "blueprints", "collect", "config", "upstream", "wire"},
 }
 # `wire` is pure: what it is given is all it knows.
 IMPURE = {"socket", "_socket", "ssl", "select", "time", "subprocess", "threading", "os"}

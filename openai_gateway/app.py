@@ -6,7 +6,7 @@ Knows which URL prefix means which server; what a URL does is the blueprints'.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import flask
@@ -14,14 +14,20 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.routing import BaseConverter
 
-from openai_gateway.accounting.log import log_failed_call
+from openai_gateway.accounting.board import Board
+from openai_gateway.accounting.books import ServerState
+from openai_gateway.accounting.capture import Captures
+from openai_gateway.accounting.keeper import Keeper
+from openai_gateway.accounting.ledger import Ledger
+from openai_gateway.accounting.log import CallLog
+from openai_gateway.accounting.tracing import open_tracing
 from openai_gateway.blueprints import chat, models, operations, responses
 from openai_gateway.blueprints.calls import CallServer, Endpoint
 from openai_gateway.blueprints.reply import StartResponse, to_error_response
-from openai_gateway.blueprints.serving import SERVER_NAME, SERVERS
-from openai_gateway.config import GatewayConfig
+from openai_gateway.blueprints.serving import BOARD, SERVER_NAME, SERVERS
+from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl
-from openai_gateway.upstream.relay import Relay
+from openai_gateway.upstream.relay import Observer, Relay
 from openai_gateway.wire import paths
 
 _log = logging.getLogger("openai_gateway")
@@ -45,11 +51,18 @@ class GatewayApp(flask.Flask):
     """
 
     has_shortcut = True
+    is_draining = False
 
     def __init__(self, config: GatewayConfig) -> None:
         super().__init__("openai_gateway", static_folder=None)
+        models = {name: server.openai_model for name, server in config.servers.items()}
+        keeper = Keeper(models, self._get_states)
+        self.board = self.extensions[BOARD] = Board(keeper)
+        trace = open_tracing(models)
+        shared = [keeper.observe] if trace is None else [keeper.observe, trace]
+        ledgers = _open_ledgers(config)
         self._servers = {
-            name: CallServer(Relay(server, observers=[log_failed_call])) for name, server in config.servers.items()
+            name: CallServer(_make_relay(server, shared, ledgers)) for name, server in config.servers.items()
         }
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers
@@ -77,6 +90,26 @@ class GatewayApp(flask.Flask):
         except Exception:
             response = _to_internal_error()
         return response(environ, start_response)
+
+    def _get_states(self) -> dict[str, ServerState]:
+        return {name: server.state() for name, server in self._servers.items()}
+
+
+def _open_ledgers(config: GatewayConfig) -> dict[str, Ledger]:
+    """Return one ledger for each file named, which several servers may share."""
+    return {
+        server.usage_log: Ledger(server.usage_log, server.usage_log_max_bytes)
+        for server in config.servers.values()
+        if server.usage_log is not None
+    }
+
+
+def _make_relay(server: ServerConfig, shared: Sequence[Observer], ledgers: Mapping[str, Ledger]) -> Relay:
+    observers = [*shared, CallLog(server).observe]
+    if server.usage_log is not None:
+        observers.append(ledgers[server.usage_log].observe)
+    folder = server.model_call_capture_dir
+    return Relay(server, observers, Captures(folder).record if folder is not None else None)
 
 
 def create_app(config: GatewayConfig) -> GatewayApp:

@@ -5,6 +5,7 @@ Answers of the upstream are never turned into these: they are relayed as they ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -12,7 +13,7 @@ class GatewayError(Exception):
     """An error that ends a call with an answer made by the gateway.
 
     `retry_after_s` becomes a `Retry-After` header; `param` names the offending parameter, as OpenAI does;
-    `should_retry` becomes `x-should-retry`, None leaves it out.
+    `should_retry` becomes `x-should-retry`, None leaves it out; `added_headers` go out as they are.
     """
 
     status: ClassVar[int] = 500
@@ -32,6 +33,7 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.should_retry: bool | None = None
+        self.added_headers: Sequence[tuple[str, str]] = ()
         if code is not None:
             self.code = code
 

@@ -8,6 +8,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import atexit
 import gc
 import logging
 import signal
@@ -15,6 +16,8 @@ import sys
 from typing import Any, Final
 
 from openai_gateway import reloading
+from openai_gateway.accounting.log import configure_logging
+from openai_gateway.accounting.shelf import open_shelf
 from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
@@ -27,14 +30,16 @@ _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 def _make_app() -> GatewayApp:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        made = create_app(reloading.current())
+        config = reloading.current()
     except ConfigError as error:
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
         raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
-    _attend_to_worker(is_open_to_all=made.is_open_to_all)
+    server = config.servers[config.default_server]
+    configure_logging(server.log_level, server.log_format)
+    made = create_app(config)
+    _attend_to_worker(made)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
     gc.freeze()
@@ -42,20 +47,26 @@ def _make_app() -> GatewayApp:
     return made
 
 
-def _attend_to_worker(*, is_open_to_all: bool) -> None:
-    """Warn if the worker listens beyond loopback without keys, and have SIGTERM end calls with an error in time.
+def _attend_to_worker(made: GatewayApp) -> None:
+    """Do what needs gunicorn's worker, if there is one.
 
-    In time: shortly before gunicorn's master kills the worker.
+    Share the books with the other workers; warn if it listens beyond loopback without keys; have SIGTERM end calls
+    with an error in time, which is shortly before gunicorn's master kills the worker.
     """
     handle_exit = signal.getsignal(signal.SIGTERM)
     worker: Any = getattr(handle_exit, "__self__", None)
     if not callable(handle_exit) or not hasattr(worker, "cfg"):
         return
-    if is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
+    shelf = open_shelf(worker.ppid)
+    if shelf is not None:
+        made.board.share(shelf)
+        atexit.register(made.board.publish)
+    if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)
 
     def on_term(number: int, frame: Any) -> None:
+        made.is_draining = True
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
         handle_exit(number, frame)
 

@@ -31,6 +31,8 @@ ROOMS = {
     "gunicorn": {"blueprints"},
     "click": {"cli"},
     "omegaconf": {"config"},
+    "opentelemetry": {"accounting"},
+    "prometheus_client": {"accounting"},
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"wire"},
     "msgspec": {"accounting", "blueprints", "collect", "config", "upstream", "wire"},

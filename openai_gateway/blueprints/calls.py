@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import flask
 import msgspec
 
-from openai_gateway.blueprints.intake import GatewayKeys, read_body
+from openai_gateway.accounting.books import ServerState
+from openai_gateway.blueprints.intake import GatewayKeys, read_body, to_request_id
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.call import Call
+from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,48 @@ class CallServer:
         self._server = server = relay.server
         self.relay = relay
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
+        self._limits: dict[str, RateLimit] = {}
+        self._limits_at = 0.0
+        self._is_captured = server.model_call_capture_dir is not None
         self._model = msgspec.Raw(msgspec.json.encode(server.openai_model))
         self._defaults = {
             "responses": envelope.to_raw({**server.extra_body, **server.extra_body_responses}),
             "chat": envelope.to_raw({**server.extra_body, **server.extra_body_chat}),
         }
+
+    def state(self) -> ServerState:
+        """Return how this server is now, in this worker; the rate limits are those of the last answer that had any."""
+        limits = read_rate_limits(self.relay.last_headers)
+        if limits:
+            self._limits, self._limits_at = limits, self.relay.answered_at
+        slots = self.relay.slots
+        return ServerState(
+            model=self._server.openai_model,
+            base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
+            in_flight=slots.in_flight,
+            queued=slots.queued,
+            cap=slots.cap,
+            is_breaker_open=self.relay.breaker.is_open,
+            rate_limits=self._limits,
+            limits_at=self._limits_at,
+        )
+
+    def probe(self, seconds: float) -> int | str:
+        """Ask the upstream for its models, past cap and retries; return the status, or the code of what went wrong."""
+        watch = CallWatch()
+        watch.bound(seconds)
+        sender = self.relay.sender
+        try:
+            beginning = sender.send(Call("models", "GET", "/models", sender.own_headers(), None), watch)
+        except Cancelled:
+            return "upstream_timeout"
+        except GatewayError as error:
+            return error.code
+        finally:
+            watch.stop()
+        if beginning.raw is not None:
+            beginning.raw.close()
+        return beginning.status
 
     def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
@@ -64,20 +104,25 @@ class CallServer:
 
     def _to_call(self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch) -> Call:
         """Return the call to make; a request that gives none is recorded. Raises GatewayError, ClientGone."""
+        request_id = to_request_id()
         method = environ["REQUEST_METHOD"]
         path = environ["PATH_INFO"].removeprefix("/v1")
         query = environ.get("QUERY_STRING")
         body: bytes | None = None
+        received: bytes | None = None
+        rollout_id = environ.get("openai_gateway.rollout_id")
         values: Mapping[str, msgspec.Raw] = {}
         try:
             self.keys.authenticate(environ)
             if method == "POST":
                 body = self._read_body(environ, watch)
                 if endpoint.schema is not None:
+                    received = body if rollout_id is not None and self._is_captured else None
                     values, body = self._rewrite(body, endpoint)
         except (GatewayError, ClientGone) as error:
             watch.stop()
-            self.relay.refuse(Call(endpoint.api, method, path, {}, None), error)
+            refused = Call(endpoint.api, method, path, {}, None, rollout_id=rollout_id, request_id=request_id)
+            self.relay.refuse(refused, error)
             raise
         return Call(
             api=endpoint.api,
@@ -86,7 +131,10 @@ class CallServer:
             headers=headers.to_upstream(environ, self.relay.sender.own_headers(), has_body=bool(body)),
             body=body,
             background=envelope.is_true(values.get("background")),
-            rollout_id=environ.get("openai_gateway.rollout_id"),
+            rollout_id=rollout_id,
+            request_id=request_id,
+            is_metered=endpoint.schema is not None,
+            received=received,
         )
 
     def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:

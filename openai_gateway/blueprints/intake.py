@@ -6,6 +6,8 @@ What the body says is `wire.envelope`'s.
 from __future__ import annotations
 
 import hmac
+import itertools
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,19 @@ from gunicorn.http.errors import ParseException
 from openai_gateway.config import Secret
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import ClientGone, InvalidRequest, RequestTooLarge, Unauthorized, UnsupportedMediaType
+
+_process = ""
+_numbers = itertools.count(1)
+
+
+def to_request_id() -> str:
+    """Return a new id for a request; no other process, and none before or after this one, gives the same."""
+    global _process
+    number = next(_numbers)
+    if number == 1:
+        # Not at import: a process forked later would share it.
+        _process = secrets.token_hex(8)
+    return f"gwreq_{_process}{number:08x}"
 
 
 class GatewayKeys:

@@ -5,12 +5,15 @@ Never behind the cap or a key, and no upstream call is made.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import flask
 
+from openai_gateway.accounting.metrics import render
 from openai_gateway.blueprints.calls import CallServer
-from openai_gateway.blueprints.serving import SERVERS
+from openai_gateway.blueprints.serving import BOARD, SERVERS
+
+_PROBE_S: Final = 5.0
 
 blueprint = flask.Blueprint("operations", __name__)
 
@@ -27,12 +30,27 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@blueprint.get("/metrics")
+def metrics() -> flask.Response:
+    """Return the metrics of all workers, for Prometheus."""
+    body, content_type = render(flask.current_app.extensions[BOARD], flask.request.headers.get("accept", ""))
+    return flask.Response(body, content_type=content_type)
+
+
 @blueprint.get("/readyz")
 def readiness() -> tuple[dict[str, Any], int]:
-    """Tell whether calls can succeed: 503 while a breaker is open; with what is in flight and queued in this worker."""
+    """Tell whether calls can succeed: 503 while draining or a breaker is open; with this worker's state.
+
+    `?upstream=1` asks every upstream for its models, too, within a few seconds.
+    """
     servers: dict[str, CallServer] = flask.current_app.extensions[SERVERS]
     states = {name: _to_state(server) for name, server in servers.items()}
-    is_ready = not any(server.relay.breaker.is_open for server in servers.values())
+    is_ready = not flask.current_app.is_draining  # type: ignore[attr-defined]
+    is_ready = is_ready and not any(server.relay.breaker.is_open for server in servers.values())
+    if flask.request.args.get("upstream") == "1":
+        for name, server in servers.items():
+            status = states[name]["upstream"] = server.probe(_PROBE_S)
+            is_ready = is_ready and isinstance(status, int) and status not in (401, 403) and status < 500
     return {"status": "ready" if is_ready else "not ready", "servers": states}, 200 if is_ready else 503
 
 

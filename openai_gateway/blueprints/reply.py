@@ -41,6 +41,7 @@ class RelayedResponse(flask.Response):
         try:
             status = f"{answer.status} {answer.reason or REASONS.get(answer.status, 'Unknown')}"
             headers = to_client(answer.headers)
+            headers += answer.added_headers
             length = _to_content_length(answer)
             if length is not None:
                 headers.append(("content-length", length))
@@ -84,6 +85,7 @@ def to_error_response(error: GatewayError) -> flask.Response:
         response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if error.should_retry is not None:
         response.headers["x-should-retry"] = "true" if error.should_retry else "false"
+    response.headers.extend(error.added_headers)
     if isinstance(error, MethodNotAllowed):
         response.headers["allow"] = error.allow
     return response

@@ -12,6 +12,7 @@ import flask
 from openai_gateway.blueprints.calls import CallServer, Endpoint
 
 SERVERS: Final = "openai_gateway"
+BOARD: Final = "openai_gateway.board"
 SERVER_NAME: Final = "openai_gateway.server"
 
 

@@ -14,6 +14,7 @@ from openai_gateway import __version__
 
 _COMMANDS: Final = {
     "demo": "Start simulator and gateway, send one request of each kind, and serve on.",
+    "usage": "Sum up usage logs by model, rollout, hour or status.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",
 }
 

@@ -35,6 +35,10 @@ class Interpolation:
             node = node._get_node(name)
         return {str(key): self._resolve_whole(node, str(key), ".".join([*path, str(key)])) for key in node}
 
+    def resolve_shared(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return those of `keys` that stand at the top level; values as in `resolve`."""
+        return {key: self._resolve_whole(self._root, key, key) for key in keys if key in self._merged.tree}
+
     def _resolve_whole(self, node: DictConfig, key: str, dotted: str) -> Any:
         if OmegaConf.is_missing(node, key) and dotted not in self._unparsable:
             return UNSET

@@ -16,6 +16,7 @@ from openai_gateway.config import schema
 from openai_gateway.config.files import Merged, read
 from openai_gateway.config.interpolate import UNRESOLVED, UNSET, Interpolation
 from openai_gateway.config.key_file import to_keys
+from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 from openai_gateway.config.redact import find_secrets, show, without_secrets
 from openai_gateway.config.values import ConfigError, GatewayConfig, Problem, ServerConfig
 
@@ -45,7 +46,8 @@ def load_config(
     origins: dict[str, str] = {}
     ignored: set[str] = set()
     interpolation = Interpolation(merged, environ, problems)
-    settings = {name: interpolation.resolve([name, *_OURS]) for name in names}
+    shared = interpolation.resolve_shared(schema.SHARED_KEYS) if names else {}
+    settings = {name: {**shared, **interpolation.resolve([name, *_OURS])} for name in names}
     secrets = find_secrets(merged.tree, settings)
     for name in names:
         builder = _Builder(name, merged, folder, problems, secrets)
@@ -96,6 +98,13 @@ def _to_notes(foreign: Sequence[str], ignored: set[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _may_write(folder: str) -> bool:
+    """Tell whether files can be made in a folder, which may have to be made itself."""
+    while folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 class _Builder:
     """Builds one ServerConfig; complaints go to `problems`."""
 
@@ -118,6 +127,7 @@ class _Builder:
             self._take(key, value, values)
         self._check_required(given)
         self._check_files(values)
+        values["prices"] = self._read_prices(values)
         for key in schema.KEYS:
             self.origins.setdefault(self._dotted(key), "default")
         # What couldn't be resolved was complained of before.
@@ -188,12 +198,45 @@ class _Builder:
             except (OSError, UnicodeDecodeError) as error:
                 self._complain(key, f"the file {path} can't be used ({getattr(error, 'strerror', '') or 'not text'})")
 
+        self._check_written(values)
+
+    def _check_written(self, values: dict[str, Any]) -> None:
+        """Check what the gateway writes: where the usage log and captured calls go."""
+        if not values.pop("observability_enabled", False):
+            values.pop("model_call_capture_dir", None)
+        elif values.get("model_call_capture_dir") is None:
+            self._complain("model_call_capture_dir", "is missing; observability_enabled: true needs it")
+        else:
+            values["observability_enabled"] = True
+        for key in ("usage_log", "model_call_capture_dir"):
+            if values.get(key) is not None:
+                path = values[key] = str(self._cwd / values[key])
+                folder = os.path.dirname(path) if key == "usage_log" else path
+                if os.path.isdir(path) if key == "usage_log" else os.path.isfile(path):
+                    self._complain(key, f"{path} is {'a folder' if key == 'usage_log' else 'a file'}")
+                elif not _may_write(folder):
+                    self._complain(key, f"{folder} can't be written to")
+
+    def _read_prices(self, values: dict[str, Any]) -> PriceTable:
+        """Return the prices of the file named, else of the usual one if it is there."""
+        path = self._cwd / (values.get("price_file") or DEFAULT_PRICE_FILE)
+        if values.get("price_file") is None and not path.is_file():
+            return PriceTable()
+        values["price_file"] = str(path)
+        try:
+            return read_prices(path)
+        except BadPrices as error:
+            self._complain("price_file", f"the file {path} {error}")
+            return PriceTable()
+
     def _dotted(self, key: str) -> str:
         return ".".join([self._name, *_OURS, key] if key else [self._name])
 
     def _names(self, key: str) -> list[str]:
         """Return the dotted names that a key may be given under."""
-        return [self._dotted(name) for name in (key, *(old for old, new in schema.OLD_NAMES.items() if new == key))]
+        old_names = (old for old, new in schema.OLD_NAMES.items() if new == key)
+        shared = [key] if key in schema.SHARED_KEYS else []
+        return [*(self._dotted(name) for name in (key, *old_names)), *shared]
 
     def _complain(self, key: str, message: str) -> None:
         self._problems.append(Problem(self._merged.place_of(*self._names(key), self._name), self._dotted(key), message))

@@ -27,11 +27,9 @@ GYM_KEYS: Final = frozenset(
         "extra_args",
         "host",
         "license",
-        "model_call_capture_dir",
         "name",
         "num_gpus_required",
         "num_workers",
-        "observability_enabled",
         "port",
         "provides",
         "replace_developer_role_with_system",
@@ -106,6 +104,15 @@ def _to_bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise Unfit("true or false is wanted", value)
     return value
+
+
+def _to_one_of(*choices: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise Unfit(f"one of {', '.join(choices)} is wanted", value)
+        return value.lower()
+
+    return convert
 
 
 def _to_text(value: Any) -> str:
@@ -213,7 +220,19 @@ KEYS: Final[Mapping[str, Key]] = {
     "gateway_api_keys": Key(_to_secrets),
     "gateway_api_keys_file": Key(_to_text, may_be_null=True),
     "ssl_ca_file": Key(_to_text, may_be_null=True),
+    "price_file": Key(_to_text, may_be_null=True),
+    "usage_log": Key(_to_text, may_be_null=True),
+    "usage_log_max_bytes": Key(_to_int(1), may_be_null=True),
+    "access_log": Key(_to_bool),
+    "slow_call_s": _SECONDS,
+    "gateway_headers": Key(_to_bool),
+    "log_level": Key(_to_one_of("debug", "info", "warning", "error")),
+    "log_format": Key(_to_one_of("auto", "json", "plain")),
+    "observability_enabled": Key(_to_bool),
+    "model_call_capture_dir": Key(_to_text, may_be_null=True),
 }
+# May stand at the top level, for all servers, as NeMo Gym has it with the last two; a server's own key wins.
+SHARED_KEYS: Final = tuple(KEYS)[tuple(KEYS).index("price_file") :]
 
 
 def nearest(name: str) -> str | None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from openai_gateway.config.prices import PriceTable
+
 
 class Secret:
     """A string that shows itself only to `reveal()`: not in repr, str, format, a traceback or a pickle."""
@@ -46,6 +48,7 @@ class ServerConfig:
     """The settings of one server; keys as in NeMo Gym's `openai_model`, and ours. Times are seconds, None no bound.
 
     Exactly one of `openai_api_key` and `openai_api_key_file` is set. `openai_base_url` has no trailing slash.
+    `model_call_capture_dir` is None unless `observability_enabled`. `prices` is what `price_file` holds.
     """
 
     name: str
@@ -76,6 +79,17 @@ class ServerConfig:
     gateway_api_keys: tuple[Secret, ...] = ()
     gateway_api_keys_file: str | None = None
     ssl_ca_file: str | None = None
+    price_file: str | None = None
+    usage_log: str | None = None
+    usage_log_max_bytes: int | None = None
+    access_log: bool = False
+    slow_call_s: float | None = 300.0
+    gateway_headers: bool = True
+    log_level: str = "info"
+    log_format: str = "auto"
+    observability_enabled: bool = False
+    model_call_capture_dir: str | None = None
+    prices: PriceTable = field(default_factory=PriceTable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Owns slot, connection and watch of its call; `close()` gives all of them back, w
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import gevent
 
@@ -14,6 +14,7 @@ from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailab
 from openai_gateway.upstream.attempt import Beginning
 from openai_gateway.upstream.exchange import RawAnswer
 from openai_gateway.upstream.pump import Pump, Sink
+from openai_gateway.upstream.tail import Tail
 from openai_gateway.upstream.transport import to_upstream_error
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.http1 import Header
@@ -23,8 +24,8 @@ from openai_gateway.wire.sse import is_event_stream, to_closing_event
 class Answer:
     """What `Relay.send` returns once the upstream's headers are in: iterate it, or `pump_into` a sink.
 
-    `body` is the whole body if it was read at once, else None. `on_close(outcome, error)` is called once; outcome as in
-    CallRecord.
+    `body` is the whole body if it was read at once, else None. `added_headers` are the gateway's own. `on_close(self)`
+    is called once; by then `outcome` (as in CallRecord), `error` and `tail` say how it went.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Answer:
         watch: CallWatch,
         idle_s: float | None,
         client_s: float | None,
-        on_close: Callable[[str, GatewayError | None], None],
+        on_close: Callable[[Answer], None],
+        tail: Tail | None = None,
+        added_headers: Sequence[Header] = (),
     ) -> None:
         self.status = beginning.status
         self.reason = beginning.reason
@@ -47,10 +50,11 @@ class Answer:
         self._watch = watch
         self._idle_s = idle_s
         self._client_s = client_s
-        self._on_close: Callable[[str, GatewayError | None], None] | None = on_close
-        self._outcome = "client_gone"
-        self._error: GatewayError | None = None
-        self._tail = b""
+        self._on_close: Callable[[Answer], None] | None = on_close
+        self.outcome = "client_gone"
+        self.error: GatewayError | None = None
+        self.tail = tail if tail is not None else Tail()
+        self.added_headers = added_headers
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -70,13 +74,14 @@ class Answer:
         if not piece:
             self.mark_delivered()
             raise StopIteration
-        self._tail = (self._tail + piece)[-4:]
+        self.tail.add(piece)
         return piece
 
     def pump_into(self, sink: Sink) -> None:
         """Write the body into `sink`, as it comes; ends and breaks as iterating does."""
         try:
             if self._raw is None:
+                self.tail.add(self._first)
                 self._write(sink, self._first, is_last=True)
                 self.mark_delivered()
             elif isinstance(self._raw, RawAnswer):
@@ -90,14 +95,14 @@ class Answer:
 
     def _pump(self, raw: RawAnswer, sink: Sink) -> None:
         if self._first:
+            self.tail.add(self._first)
             self._write(sink, self._first, is_last=False)
-        pump = Pump(raw, sink, self._watch, self._idle_s, self._to_idle_timeout, self._client_s)
+        pump = Pump(raw, sink, self.tail, self._watch, self._idle_s, self._to_idle_timeout, self._client_s)
         try:
             pump.run()
         except OSError:
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         except (Cancelled, GatewayError, gevent.GreenletExit) as error:
-            self._tail = pump.tail
             self._write(sink, self._end_early(error), is_last=True)
         else:
             self.mark_delivered()
@@ -109,8 +114,8 @@ class Answer:
 
     def mark_delivered(self) -> None:
         """Note that the last byte is out."""
-        if self._error is None:
-            self._outcome = "completed"
+        if self.error is None:
+            self.outcome = "completed"
 
     def close(self) -> None:
         """Give connection, slot and watch back; safe to call again."""
@@ -119,7 +124,7 @@ class Answer:
             self._watch.stop()
             if self._raw is not None:
                 self._raw.close()
-            on_close(self._outcome, self._error)
+            on_close(self)
 
     def _read(self) -> bytes:
         self._watch.arm(self._idle_s, self._to_idle_timeout)
@@ -138,12 +143,12 @@ class Answer:
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         if isinstance(reason, gevent.GreenletExit):
             reason = Unavailable("The gateway is shutting down.")
-        self._error = reason if isinstance(reason, GatewayError) else to_upstream_error(reason)
-        self._outcome = "failed"
+        self.error = reason if isinstance(reason, GatewayError) else to_upstream_error(reason)
+        self.outcome = "failed"
         headers = {name.lower(): value for name, value in self.headers}
         if not is_event_stream(headers.get("content-type", "")):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
-        return to_closing_event(self._error, api=self._api, tail=self._tail)
+        return to_closing_event(self.error, api=self._api, tail=self.tail.end()[-4:])
 
     def _to_idle_timeout(self) -> GatewayError:
         return UpstreamTimeout(f"The upstream sent nothing for {self._idle_s:g} s.")

@@ -14,6 +14,7 @@ from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.upstream.exchange import RawAnswer
+from openai_gateway.upstream.tail import Tail
 from openai_gateway.upstream.watch import CallWatch
 
 
@@ -31,7 +32,7 @@ class Sink(Protocol):
 
 
 class Pump:
-    """Relays the body of one streamed answer; `tail` holds the last bytes relayed."""
+    """Relays the body of one streamed answer, noting each piece in `tail`."""
 
     __slots__ = (
         "_client_s",
@@ -40,16 +41,17 @@ class Pump:
         "_raw",
         "_rest",
         "_sink",
+        "_tail",
         "_to_idle_timeout",
         "_waiter",
         "_watch",
-        "tail",
     )
 
     def __init__(
         self,
         raw: RawAnswer,
         sink: Sink,
+        tail: Tail,
         watch: CallWatch,
         idle_s: float | None,
         to_idle_timeout: Callable[[], GatewayError],
@@ -57,6 +59,7 @@ class Pump:
     ) -> None:
         self._raw = raw
         self._sink = sink
+        self._tail = tail
         self._watch = watch
         self._idle_s = idle_s
         self._to_idle_timeout = to_idle_timeout
@@ -64,7 +67,6 @@ class Pump:
         self._waiter: Waiter[None] = Waiter(gevent.get_hub())
         self._rest = memoryview(b"")
         self._error: BaseException | None = None
-        self.tail = b""
 
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
@@ -118,7 +120,8 @@ class Pump:
         payload = raw.decode(piece)
         if payload or raw.decoder.done:
             self._send(self._sink.to_frame(payload, is_last=raw.decoder.done))
-            self.tail = payload if len(payload) >= 4 else (self.tail + payload)[-4:]
+            if payload:
+                self._tail.add(payload)
 
     def _send(self, frame: bytes) -> None:
         if frame:

@@ -6,9 +6,9 @@ What each step does is in its own module; whether to try again is `wire.retries`
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, time
+from typing import Final
 
 import gevent
 
@@ -18,31 +18,26 @@ from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Beginning, Sender
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.pacing import Pause, RetryRatio
-from openai_gateway.upstream.slots import Slot, Slots
+from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.slots import Slots
+from openai_gateway.upstream.tail import RecordingTail, Tail
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call, CallRecord
-from openai_gateway.wire.http1 import Header
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
+from openai_gateway.wire.sse import is_event_stream
 
 Observer = Callable[[CallRecord], None]
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What a call's record will say, as far as it is known; `slot` is None while the call waits for one."""
-
-    started: float
-    slot: Slot | None = None
-    queue_wait_s: float = 0.0
-    attempts: int = 0
-    status: int | None = None
-    headers: Sequence[Header] = ()
+# The record, the request's body, the answer's (None if it was too long), and whether that is a stream.
+Capture = Callable[[CallRecord, bytes, bytes | None, bool], None]
+MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
 
 
 class Relay:
     """Sends the calls of one server; one for the life of the process."""
 
-    def __init__(self, server: ServerConfig, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, server: ServerConfig, observers: Sequence[Observer] = (), capture: Capture | None = None
+    ) -> None:
         self.server = server
         self.slots = Slots(server.max_concurrent_requests, server.max_queue, server.queue_timeout_s)
         self.breaker: Breaker[Beginning] = Breaker(server.breaker_cooldown_s)
@@ -50,6 +45,9 @@ class Relay:
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
         self._observers = tuple(observers)
+        self._capture = capture
+        self.last_headers: Mapping[str, str] = {}
+        self.answered_at = 0.0
 
     def send(self, call: Call, watch: CallWatch) -> Answer:
         """Return the upstream's answer once its headers are in.
@@ -57,43 +55,37 @@ class Relay:
         Raises GatewayError if there is none, ClientGone if nobody waits for it. Then everything is given back, as
         it is by the answer's `close()` otherwise.
         """
-        progress = _Progress(started=monotonic())
+        progress = Progress(call)
         try:
             progress.slot = self.slots.take()
             progress.queue_wait_s = monotonic() - progress.started
             beginning = self._attempt_until_done(call, watch, progress)
             progress.status = beginning.status
-            progress.headers = beginning.headers
+            self.answered_at = time()
+            progress.headers = self.last_headers = {name.lower(): value for name, value in beginning.headers}
             return Answer(
                 beginning,
                 api=call.api,
                 watch=watch,
                 idle_s=self.server.idle_timeout_s,
                 client_s=self.server.client_timeout_s,
-                on_close=lambda outcome, error: self._end(call, progress, outcome, error),
+                on_close=lambda answer: self._end(progress, answer.outcome, answer.error, answer.tail),
+                tail=RecordingTail(MAX_CAPTURED_BYTES) if call.received is not None else Tail(),
+                added_headers=progress.to_headers() if self.server.gateway_headers else (),
             )
         except BaseException as error:
             watch.stop()
             reason = _to_reason(error)
-            if isinstance(reason, GatewayError):
-                progress.status = reason.status
-                self._end(call, progress, "failed", reason)
-            else:
-                self._end(call, progress, "client_gone" if isinstance(reason, ClientGone) else "failed", None)
+            self._end_early(progress, reason)
             if reason is error:
                 raise
             raise reason from None
 
     def refuse(self, call: Call, error: GatewayError | ClientGone) -> None:
         """Record a request that was never sent: it was malformed, or its client left while sending it."""
-        progress = _Progress(started=monotonic())
-        if isinstance(error, GatewayError):
-            progress.status = error.status
-            self._end(call, progress, "failed", error)
-        else:
-            self._end(call, progress, "client_gone", None)
+        self._end_early(Progress(call), error)
 
-    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: _Progress) -> Beginning:
+    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> Beginning:
         self._ratio.count_call()
         budget_s = self.server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
@@ -109,6 +101,7 @@ class Relay:
             wait_s = self._may_wait_s(outcome, progress, deadline)
             if wait_s is None:
                 return self._give_up(beginning, failure, outcome)
+            progress.retries += (failure.code if failure is not None else str(outcome.status),)
             if beginning is not None and beginning.raw is not None:
                 beginning.raw.close()
             gevent.sleep(wait_s)
@@ -127,7 +120,7 @@ class Relay:
         finally:
             self.breaker.settle(beginning if is_final(outcome) else None, is_answered=beginning is not None)
 
-    def _may_wait_s(self, outcome: Outcome, progress: _Progress, deadline: float | None) -> float | None:
+    def _may_wait_s(self, outcome: Outcome, progress: Progress, deadline: float | None) -> float | None:
         """Return the wait before another attempt, None if there is to be none: used up, too late, or no use."""
         now = time()
         self._pause.learn(outcome, now)
@@ -153,35 +146,26 @@ class Relay:
         headers.append(("x-should-retry", "false"))
         return Beginning(beginning.status, beginning.reason, headers, beginning.body, beginning.raw)
 
-    def _end(self, call: Call, progress: _Progress, outcome: str, error: GatewayError | None) -> None:
+    def _end_early(self, progress: Progress, reason: BaseException) -> None:
+        """End a call that has no answer of the upstream."""
+        if isinstance(reason, GatewayError):
+            progress.status = reason.status
+            reason.added_headers = progress.to_headers() if self.server.gateway_headers else ()
+            self._end(progress, "failed", reason, None)
+        else:
+            self._end(progress, "client_gone" if isinstance(reason, ClientGone) else "failed", None, None)
+
+    def _end(self, progress: Progress, outcome: str, error: GatewayError | None, tail: Tail | None) -> None:
         if progress.slot is not None:
             progress.slot.release()
         if not self._observers:
             return
-        record = CallRecord(
-            server=self.server.name,
-            api=call.api,
-            method=call.method,
-            target=call.target,
-            rollout_id=call.rollout_id,
-            outcome=outcome,
-            status=progress.status,
-            error_code=error.code if error is not None else None,
-            attempts=progress.attempts,
-            queue_wait_s=progress.queue_wait_s,
-            duration_s=monotonic() - progress.started,
-            client_request_id=call.headers.get("x-client-request-id"),
-            upstream_request_id=_find(progress.headers, "x-request-id"),
-        )
+        record = to_record(self.server, progress, outcome, error, tail)
         for observe in self._observers:
             observe(record)
-
-
-def _find(headers: Sequence[Header], name: str) -> str | None:
-    for given, value in headers:
-        if len(given) == len(name) and given.lower() == name:
-            return value
-    return None
+        if self._capture is not None and progress.call.received is not None:
+            is_stream = is_event_stream(progress.headers.get("content-type", ""))
+            self._capture(record, progress.call.received, tail.kept() if tail is not None else b"", is_stream)
 
 
 def _to_reason(error: BaseException) -> BaseException:

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 
 import msgspec
 
+from openai_gateway.wire.usage import Usage
+
 
 class Call(msgspec.Struct, frozen=True):
     """One call as every attempt sends it.
 
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
-    `api` is `responses` or `chat`; `rollout_id` comes from the `/ng-rollout/<id>` prefix.
+    `api` is `responses` or `chat`; `rollout_id` comes from the `/ng-rollout/<id>` prefix. `is_metered`: its answer
+    reports the tokens it used up. `received` is the body as the client sent it, kept for a capture only.
     """
 
     api: str
@@ -24,25 +27,45 @@ class Call(msgspec.Struct, frozen=True):
     body: bytes | None
     background: bool = False
     rollout_id: str | None = None
+    request_id: str = ""
+    is_metered: bool = False
+    received: bytes | None = None
 
 
-class CallRecord(msgspec.Struct, frozen=True):
-    """What is known of a call when it is over; handed to every observer once.
+class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
+    """What is known of a call when it is over; handed to every observer once. What isn't known is None, never zero.
 
-    `outcome` is `completed` (the upstream's answer went out in full, whatever its status), `failed` (the gateway
-    answered, or a stream broke), or `client_gone`. `status` is what the client got, None if it left before.
+    `time` is the Unix time of the call's arrival; `first_byte_s` (the answer's first body byte) and `duration_s` count
+    from there, waiting for a slot and all attempts included. `outcome` is `completed` (the upstream's answer went out
+    in full, whatever its status), `failed` (the gateway answered, or a stream broke), or `client_gone`. `status` is
+    what the client got, None if it left before. `model` to `usage` are as the upstream reported them; `retries` has
+    the reason of each further attempt, a status or an error code.
     """
 
+    time: float
     server: str
     api: str
     method: str
-    target: str
+    path: str
     rollout_id: str | None
+    request_id: str
+    client_request_id: str | None
+    upstream_request_id: str | None
     outcome: str
     status: int | None
     error_code: str | None
     attempts: int
+    retries: tuple[str, ...]
     queue_wait_s: float
+    first_byte_s: float | None
     duration_s: float
-    client_request_id: str | None
-    upstream_request_id: str | None
+    request_bytes: int
+    answer_bytes: int
+    is_metered: bool
+    model: str | None
+    finish_reason: str | None
+    service_tier: str | None
+    system_fingerprint: str | None
+    usage: Usage | None
+    cost_usd: float | None
+    traceparent: str | None

@@ -6,6 +6,7 @@ From a JSON answer, or from a stream's last bytes; what was not reported is None
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Final
 
 import msgspec
@@ -14,6 +15,9 @@ import msgspec
 _MAX_EVENTS: Final = 6
 _USAGE_KEY: Final = re.compile(rb'(?<!\\)"usage"\s*:\s*(?=\{)')
 _MAX_USAGE_BYTES: Final = 4096
+_MAX_CANDIDATES: Final = 3
+_ANY_WINDOW: Final = zlib.MAX_WBITS | 32
+_MAX_DECOMPRESSED_BYTES: Final = 8 * 1024 * 1024
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -85,11 +89,21 @@ _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_answer(body: bytes) -> Report:
-    """Return what a whole JSON answer of either API reports; NOTHING if it isn't one."""
+    """Return what a JSON answer of either API reports, or its end if `body` lacks the beginning; NOTHING if none."""
     try:
         return _to_report(_answer_decoder.decode(body))
     except _BROKEN:
         return Report(usage=_find_usage(body))
+
+
+def decompress(body: bytes, encoding: str) -> bytes:
+    """Return a gzip or deflate body as it was before, at most its first 8 MiB; `b""` for any other encoding."""
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return b""
+    try:
+        return zlib.decompressobj(_ANY_WINDOW).decompress(body, _MAX_DECOMPRESSED_BYTES)
+    except zlib.error:
+        return b""
 
 
 def read_stream(tail: bytes) -> Report:
@@ -97,8 +111,7 @@ def read_stream(tail: bytes) -> Report:
     usage: Usage | None = None
     finish_reason: str | None = None
     last: _Answer | None = None
-    lines = tail.splitlines()
-    data = [line for line in lines if line.startswith(b"data:") and not line.startswith(b"data: [DONE]")]
+    data = [line for line in tail.splitlines() if line.startswith(b"data:") and not line.startswith(b"data: [DONE]")]
     for line in reversed(data[-_MAX_EVENTS:]):
         try:
             event = _event_decoder.decode(line[5:])
@@ -113,7 +126,7 @@ def read_stream(tail: bytes) -> Report:
         if usage is not None and finish_reason is not None:
             break
     if last is None:
-        return Report(usage=usage or _find_usage(lines[0] if lines else b""))
+        return Report(usage=usage or _find_usage(tail))
     return Report(usage, finish_reason, last.model, last.service_tier, last.system_fingerprint)
 
 
@@ -147,7 +160,7 @@ def _to_usage(found: _Usage | None) -> Usage | None:
 
 def _find_usage(text: bytes) -> Usage | None:
     """Return the last usage object in JSON whose beginning is missing; a quoted one in a text has escaped quotes."""
-    for match in reversed(list(_USAGE_KEY.finditer(text))):
+    for match in list(_USAGE_KEY.finditer(text))[: -_MAX_CANDIDATES - 1 : -1]:
         piece = text[match.end() : match.end() + _MAX_USAGE_BYTES]
         depth = 0
         for index, byte in enumerate(piece):

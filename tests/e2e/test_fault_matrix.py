@@ -262,8 +262,8 @@ def test_fault_gives_its_status_and_leaves_nothing_behind(row: Row, api: str, st
 
     attempts = row.stream_attempts if stream else row.plain_attempts
     if status >= 400 or code is not None:
-        eventually(lambda: "client_request_id=matrix" in bench.gateway.log()[log_before:])
-        assert f"attempts={attempts} " in bench.gateway.log()[log_before:]
+        eventually(lambda: '"client_request_id": "matrix"' in bench.gateway.log()[log_before:])
+        assert f'"attempts": {attempts},' in bench.gateway.log()[log_before:]
     if attempts > 1 and status >= 500:
         assert response.headers["x-should-retry"] == "false"
 

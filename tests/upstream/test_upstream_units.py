@@ -269,7 +269,12 @@ class _BrokenRaw:
 def _answer(raw: _BrokenRaw, ended: list[str]) -> Answer:
     beginning = Beginning(200, "OK", list(raw.headers.items()), b"", raw)
     return Answer(
-        beginning, api="chat", watch=CallWatch(), idle_s=1, client_s=1, on_close=lambda how, error: ended.append(how)
+        beginning,
+        api="chat",
+        watch=CallWatch(),
+        idle_s=1,
+        client_s=1,
+        on_close=lambda answer: ended.append(answer.outcome),
     )
 
 
@@ -375,7 +380,7 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
     ended = list[str]()
     answer = Answer(
         Beginning(200, "OK", raw.headers.items(), b"", raw),
-        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda how, error: ended.append(how),
+        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     with pytest.raises(ConnectionResetError):
         answer.pump_into(_GoneSink(error))
@@ -387,7 +392,7 @@ def test_whole_answer_to_a_client_that_stopped_reading_is_cut() -> None:
     ended = list[str]()
     answer = Answer(
         Beginning(200, "OK", [], b"{}", None),
-        api="chat", watch=CallWatch(), idle_s=1, client_s=1, on_close=lambda how, error: ended.append(how),
+        api="chat", watch=CallWatch(), idle_s=1, client_s=1, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     with pytest.raises(ConnectionResetError):
         answer.pump_into(_GoneSink(Cancelled(ClientGone())))
@@ -407,7 +412,7 @@ def test_chunk_that_arrives_in_pieces_is_pumped_whole(upstream: ScriptedUpstream
     sink = _Sink()
     answer = Answer(
         Beginning(200, "OK", raw.headers.items(), b"", raw),
-        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda how, error: None,
+        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: None,
     )  # fmt: skip
     answer.pump_into(sink)
     answer.close()
@@ -470,7 +475,7 @@ def test_pump_loses_nothing_to_a_slow_client(upstream: ScriptedUpstream, watch: 
     ended = list[str]()
     answer = Answer(
         Beginning(200, "OK", raw.headers.items(), b"", raw),
-        api="chat", watch=watch, idle_s=None, client_s=5, on_close=lambda how, error: ended.append(how),
+        api="chat", watch=watch, idle_s=None, client_s=5, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     sink = _Sink()
     answer.pump_into(sink)

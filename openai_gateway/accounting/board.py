@@ -1,0 +1,185 @@
+"""Puts the books of all workers together, keeps this worker's on the shelf, and shows them to the status page.
+
+Prometheus' text is `metrics`'.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from openai_gateway import __version__
+from openai_gateway.accounting.books import KEPT_SECONDS, Books, Consumption, Second, ServerState
+from openai_gateway.accounting.keeper import Keeper, to_milliseconds
+from openai_gateway.accounting.shelf import Shelf
+from openai_gateway.wire.call import CallRecord
+from openai_gateway.wire.rate_limits import RateLimit
+
+_INTERVAL_S: Final = 0.5
+_PERCENTILES: Final = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
+
+
+class Board:
+    """What all workers of a master have done and are doing; with no shelf, this worker only."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._shelf: Shelf | None = None
+
+    def share(self, shelf: Shelf) -> None:
+        """Keep this worker's books on a shelf from now on, twice a second while they change."""
+        self._shelf = shelf
+        self.publish()
+        threading.Thread(target=self._publish_on, name="books", daemon=True).start()
+
+    def publish(self) -> None:
+        """Put the books on the shelf now."""
+        self._keeper.look()
+        if self._shelf is not None:
+            try:
+                self._shelf.write(self._keeper.books)
+            except OSError:
+                # The folder is gone or the disk full: the others can't see us, which must not end us.
+                return
+
+    def _publish_on(self) -> None:
+        before: Any = None
+        while True:
+            time.sleep(_INTERVAL_S)
+            now = (self._keeper.entries, [(s.in_flight, s.queued) for s in self._keeper.look().values()])
+            if now != before:
+                self.publish()
+                before = now
+
+    def total(self) -> tuple[Books, list[Books]]:
+        """Return the sums over all workers there are and were, and the books of each that lives."""
+        self._keeper.look()
+        own = self._keeper.books
+        living, ended = self._shelf.read_others() if self._shelf is not None else ([], [])
+        total = Books(pid=0, started=own.started)
+        for books in (own, *living, *ended):
+            total.add(books)
+        return total, [own, *living]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything as plain values, as the status page wants it."""
+        total, workers = self.total()
+        now = time.time()
+        return {
+            "time": now,
+            "version": __version__,
+            "started": min(books.started for books in workers),
+            "workers": [_show_worker(books) for books in sorted(workers, key=lambda books: books.pid)],
+            "servers": [_show_server(name, state, total) for name, state in to_states(workers).items()],
+            "series": _show_series(total.seconds, int(now)),
+            "recent": [_show_call(record) for record in reversed(total.recent)],
+            "errors": [_show_call(record) for record in reversed(total.errors)],
+        }
+
+
+def to_states(workers: Iterable[Books]) -> dict[str, ServerState]:
+    """Return how each server is now over all workers: sums, any open breaker, the latest rate limits."""
+    states: dict[str, ServerState] = {}
+    for books in workers:
+        for name, theirs in books.states.items():
+            state = states.setdefault(name, ServerState(theirs.model, theirs.base_url))
+            state.in_flight += theirs.in_flight
+            state.queued += theirs.queued
+            state.cap = None if theirs.cap is None else (state.cap or 0) + theirs.cap
+            state.is_breaker_open = state.is_breaker_open or theirs.is_breaker_open
+            if theirs.limits_at >= state.limits_at:
+                state.rate_limits, state.limits_at = theirs.rate_limits, theirs.limits_at
+    return states
+
+
+def _show_worker(books: Books) -> dict[str, Any]:
+    states = books.states.values()
+    return {
+        "pid": books.pid,
+        "started": books.started,
+        "in_flight": sum(state.in_flight for state in states),
+        "queued": sum(state.queued for state in states),
+    }
+
+
+def _show_server(name: str, state: ServerState, total: Books) -> dict[str, Any]:
+    accounts = [account for (server, _), account in total.accounts.items() if server == name]
+    outcomes = [(outcome, count) for account in accounts for (_, outcome), count in account.calls.items()]
+    used = Consumption()
+    for (server, _), consumption in total.consumption.items():
+        if server == name:
+            used.add(consumption)
+    return {
+        "name": name,
+        "model": state.model,
+        "base_url": state.base_url,
+        "in_flight": state.in_flight,
+        "queued": state.queued,
+        "cap": state.cap,
+        "breaker_open": state.is_breaker_open,
+        "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},
+        "calls": sum(count for _, count in outcomes),
+        "failed": sum(count for outcome, count in outcomes if outcome == "failed"),
+        "client_gone": sum(account.client_gone for account in accounts),
+        "retries": sum(sum(account.retries.values()) for account in accounts),
+        "input_tokens": used.input_tokens,
+        "cached_tokens": used.cached_tokens,
+        "output_tokens": used.output_tokens,
+        "reasoning_tokens": used.reasoning_tokens,
+        "cost_usd": used.cost_usd if used.priced_calls else None,
+        "calls_without_usage": sum(account.without_usage for account in accounts),
+    }
+
+
+def _show_limit(limit: RateLimit) -> dict[str, float | None]:
+    return {"limit": limit.limit, "remaining": limit.remaining, "reset_s": limit.reset_s}
+
+
+def _show_series(seconds: Iterable[Second], now: int) -> dict[str, list[Any]]:
+    by_time = {second.t: second for second in seconds}
+    shown = [by_time.get(t) or Second(t) for t in range(now - KEPT_SECONDS + 1, now + 1)]
+    series: dict[str, list[Any]] = {
+        name: [getattr(second, name) for second in shown]
+        for name in ("t", "calls", "errors", "input_tokens", "output_tokens", "cost_usd", "in_flight", "queued")
+    }
+    for name, share in _PERCENTILES:
+        series[name] = [to_percentile_ms(second.durations, share) for second in shown]
+    series["first_byte_p50_ms"] = [to_percentile_ms(second.first_bytes, 0.5) for second in shown]
+    return series
+
+
+def to_percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
+    """Return the latency that so large a share of the calls stay under, None without calls."""
+    left = sum(counts.values()) * share
+    for step in sorted(counts):
+        left -= counts[step]
+        if left <= 0:
+            return round(to_milliseconds(step), 1)
+    return None
+
+
+def _show_call(record: CallRecord) -> dict[str, Any]:
+    usage = record.usage
+    return {
+        "time": record.time,
+        "server": record.server,
+        "api": record.api,
+        "status": record.status,
+        "outcome": record.outcome,
+        "error_code": record.error_code,
+        "attempts": record.attempts,
+        "queue_ms": round(record.queue_wait_s * 1000, 1),
+        "first_byte_ms": None if record.first_byte_s is None else round(record.first_byte_s * 1000, 1),
+        "duration_ms": round(record.duration_s * 1000, 1),
+        "input_tokens": None if usage is None else usage.input_tokens,
+        "output_tokens": None if usage is None else usage.output_tokens,
+        "cost_usd": record.cost_usd,
+        "model": record.model,
+        "finish_reason": record.finish_reason,
+        "rollout_id": record.rollout_id,
+        "request_id": record.request_id,
+        "client_request_id": record.client_request_id,
+        "upstream_request_id": record.upstream_request_id,
+    }

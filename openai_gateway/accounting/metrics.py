@@ -1,0 +1,151 @@
+"""The books in Prometheus' text format, by way of prometheus-client.
+
+Its own multiprocess mode is not used: each increment would be a write to a mapped file, on the way of every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from openai_gateway import __version__
+from openai_gateway.accounting.board import Board, to_states
+from openai_gateway.accounting.books import BOUNDS_S, Account, Books, Histogram
+
+_PREFIX: Final = "openai_gateway_"
+_KINDS: Final = ("input", "cached", "output", "reasoning")
+_BOUNDS: Final = (*(repr(float(bound)) for bound in BOUNDS_S), "+Inf")
+_CALL: Final = ("server", "api")
+# Name, help, the value in an Account.
+_SUMS: Final = (
+    ("upstream_attempts", "Attempts at the upstream, first ones and retries.", "attempts"),
+    ("calls_without_usage", "Answered calls whose token counts the upstream did not report.", "without_usage"),
+    ("request_bytes", "Bytes of request bodies sent upstream, without retries.", "request_bytes"),
+    ("answer_bytes", "Bytes of the upstream's answers relayed to clients.", "answer_bytes"),
+    ("client_disconnects", "Calls whose client left before their end.", "client_gone"),
+)
+_HISTOGRAMS: Final = (
+    ("queue_wait_seconds", "Wait for a slot among the concurrent upstream calls.", "queue_wait"),
+    (
+        "time_to_first_byte_seconds",
+        "From a call's arrival to its answer's first body byte (GenAI: gen_ai.server.time_to_first_token).",
+        "first_byte",
+    ),
+    (
+        "call_duration_seconds",
+        "From a call's arrival to its end (GenAI: gen_ai.server.request.duration).",
+        "duration",
+    ),
+)
+
+
+def render(board: Board, accept: str) -> tuple[bytes, str]:
+    """Return the metrics of all workers and their content type, in the form that an `Accept` header asks for."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Books(board))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _Books(Collector):
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        total, workers = self._board.total()
+        yield from _collect_calls(total)
+        yield from _collect_consumption(total)
+        yield from _collect_states(workers)
+
+
+def _counter(name: str, text: str, labels: Iterable[str]) -> CounterMetricFamily:
+    return CounterMetricFamily(_PREFIX + name, text, labels=list(labels))
+
+
+def _gauge(name: str, text: str, labels: Iterable[str] = ()) -> GaugeMetricFamily:
+    return GaugeMetricFamily(_PREFIX + name, text, labels=list(labels))
+
+
+def _collect_calls(total: Books) -> Iterator[Metric]:
+    calls = _counter("calls", "Calls that are over (GenAI: one gen_ai operation each).", [*_CALL, "status", "outcome"])
+    retries = _counter("retries", "Further attempts, by the status or error code that caused them.", [*_CALL, "reason"])
+    for key, account in total.accounts.items():
+        for (status, outcome), count in account.calls.items():
+            calls.add_metric([*key, status, outcome], count)
+        for reason, count in account.retries.items():
+            retries.add_metric([*key, reason], count)
+    yield calls
+    yield retries
+    for name, text, field in _SUMS:
+        family = _counter(name, text, _CALL)
+        for key, account in total.accounts.items():
+            family.add_metric(key, getattr(account, field))
+        yield family
+    for name, text, field in _HISTOGRAMS:
+        yield _collect_histogram(name, text, field, total.accounts)
+
+
+def _collect_histogram(name: str, text: str, field: str, accounts: dict[tuple[str, str], Account]) -> Metric:
+    family = HistogramMetricFamily(_PREFIX + name, text, labels=list(_CALL))
+    for key, account in accounts.items():
+        histogram: Histogram = getattr(account, field)
+        buckets = list(zip(_BOUNDS, accumulate(histogram.counts), strict=True))
+        family.add_metric(key, buckets, histogram.total)
+    return family
+
+
+def _collect_consumption(total: Books) -> Iterator[Metric]:
+    tokens = _counter(
+        "tokens",
+        "Tokens the upstream reported; cached ones are part of the input, reasoning of the output"
+        " (GenAI: gen_ai.client.token.usage).",
+        ["server", "model", "kind"],
+    )
+    cost = _counter("cost_usd", "Cost of the calls whose price is known, in US dollars.", ["server", "model"])
+    for key, used in total.consumption.items():
+        for kind in _KINDS:
+            tokens.add_metric([*key, kind], getattr(used, f"{kind}_tokens"))
+        if used.priced_calls:
+            cost.add_metric(key, used.cost_usd)
+    yield tokens
+    yield cost
+
+
+def _collect_states(workers: list[Books]) -> Iterator[Metric]:
+    in_flight = _gauge("calls_in_flight", "Calls that hold a slot now.", ["server"])
+    queued = _gauge("calls_queued", "Calls that wait for a slot now.", ["server"])
+    cap = _gauge("concurrency_limit", "Slots of all workers together; absent without a cap.", ["server"])
+    breaker = _gauge("breaker_open", "1 while the upstream refuses the key or the quota is used up.", ["server"])
+    limit = _gauge("ratelimit_limit", "The upstream's limit by its last answer.", ["server", "kind"])
+    remaining = _gauge("ratelimit_remaining", "What is left of it by its last answer.", ["server", "kind"])
+    reset = _gauge(
+        "ratelimit_reset_seconds", "Seconds until all of it is back, by its last answer.", ["server", "kind"]
+    )
+    for name, state in to_states(workers).items():
+        in_flight.add_metric([name], state.in_flight)
+        queued.add_metric([name], state.queued)
+        breaker.add_metric([name], state.is_breaker_open)
+        if state.cap is not None:
+            cap.add_metric([name], state.cap)
+        for kind, found in state.rate_limits.items():
+            for family, value in ((limit, found.limit), (remaining, found.remaining), (reset, found.reset_s)):
+                if value is not None:
+                    family.add_metric([name, kind], value)
+    yield from (in_flight, queued, cap, breaker, limit, remaining, reset)
+    yield GaugeMetricFamily(_PREFIX + "workers", "Worker processes that serve.", value=len(workers))
+    yield GaugeMetricFamily(
+        _PREFIX + "resident_memory_bytes",
+        "Resident memory of all workers together.",
+        value=sum(books.resident_bytes for books in workers),
+    )
+    build = _gauge("build_info", "The version that serves.", ["version"])
+    build.add_metric([__version__], 1)
+    yield build

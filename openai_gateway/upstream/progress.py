@@ -1,0 +1,90 @@
+"""What is known of a call while it is under way, and the record made of it when it is over.
+
+Who wants records is `relay`'s to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import monotonic, time
+
+from openai_gateway.config import ServerConfig
+from openai_gateway.errors import GatewayError
+from openai_gateway.upstream.slots import Slot
+from openai_gateway.upstream.tail import Tail
+from openai_gateway.wire.call import Call, CallRecord
+from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.sse import is_event_stream
+from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, read_stream
+
+
+@dataclass(slots=True)
+class Progress:
+    """The state of one call; `slot` is None while it waits for one, `headers` is empty until the answer's are in."""
+
+    call: Call
+    started: float = field(default_factory=monotonic)
+    slot: Slot | None = None
+    queue_wait_s: float = 0.0
+    attempts: int = 0
+    retries: tuple[str, ...] = ()
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def to_headers(self) -> list[Header]:
+        """Return the gateway's own answer headers."""
+        return [
+            ("x-gateway-request-id", self.call.request_id),
+            ("x-gateway-attempts", str(self.attempts)),
+            ("x-gateway-queue-ms", f"{self.queue_wait_s * 1000:.0f}"),
+        ]
+
+
+def to_record(
+    server: ServerConfig, progress: Progress, outcome: str, error: GatewayError | None, tail: Tail | None
+) -> CallRecord:
+    """Return the record of a call that is over; `tail` None if no answer of the upstream was relayed."""
+    call = progress.call
+    duration_s = monotonic() - progress.started
+    is_metered = call.is_metered and (progress.status or 0) < 400
+    report = _to_report(progress.headers, tail) if is_metered and tail is not None else NOTHING
+    return CallRecord(
+        time=time() - duration_s,
+        server=server.name,
+        api=call.api,
+        method=call.method,
+        path=call.target.partition("?")[0],
+        rollout_id=call.rollout_id,
+        request_id=call.request_id,
+        client_request_id=call.headers.get("x-client-request-id"),
+        upstream_request_id=progress.headers.get("x-request-id"),
+        outcome=outcome,
+        status=progress.status,
+        error_code=error.code if error is not None else None,
+        attempts=progress.attempts,
+        retries=progress.retries,
+        queue_wait_s=progress.queue_wait_s,
+        first_byte_s=tail.began - progress.started if tail is not None and tail.began is not None else None,
+        duration_s=duration_s,
+        request_bytes=len(call.body or b""),
+        answer_bytes=tail.length if tail is not None else 0,
+        is_metered=is_metered and tail is not None,
+        model=report.model,
+        finish_reason=report.finish_reason,
+        service_tier=report.service_tier,
+        system_fingerprint=report.system_fingerprint,
+        usage=report.usage,
+        cost_usd=server.prices.cost_usd(report.model or server.openai_model, report.usage, report.service_tier),
+        traceparent=call.headers.get("traceparent"),
+    )
+
+
+def _to_report(headers: Mapping[str, str], tail: Tail) -> Report:
+    is_stream = is_event_stream(headers.get("content-type", ""))
+    body = tail.end()
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        # A compressed stream's end can't be read without its beginning.
+        body = b"" if is_stream else decompress(body, encoding)
+    return read_stream(body) if is_stream else read_answer(body)

@@ -1,0 +1,172 @@
+"""The books: what calls add up to, over workers that live and workers that have ended; as metrics and for the page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from openai_gateway.accounting import shelf as shelf_module
+from openai_gateway.accounting.board import Board, to_percentile_ms, to_states
+from openai_gateway.accounting.books import BOUNDS_S, KEPT_CALLS, KEPT_SECONDS, Books, Histogram, ServerState
+from openai_gateway.accounting.keeper import Keeper, to_milliseconds, to_step
+from openai_gateway.accounting.metrics import render
+from openai_gateway.accounting.shelf import Shelf, open_shelf, remove_dead, to_folder_name
+from openai_gateway.wire.rate_limits import RateLimit
+from tests.support.records import to_record
+
+STATE = ServerState(
+    model="m",
+    base_url="http://u/v1",
+    in_flight=3,
+    queued=2,
+    cap=8,
+    rate_limits={"requests": RateLimit(100.0, 99.0, 0.5)},
+    limits_at=1.0,
+)
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    return Keeper({"policy_model": "m"}, lambda: {"policy_model": STATE})
+
+
+def test_histogram_counts_each_value_under_its_bound() -> None:
+    histogram = Histogram()
+    for value in (0.0, 0.01, 0.011, 1800.0, 1800.1):
+        histogram.observe(value)
+    assert (histogram.counts[0], histogram.counts[1]) == (2, 1)
+    assert histogram.counts[-2:] == [1, 1]
+    assert len(histogram.counts) == len(BOUNDS_S) + 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0005, 0.004, 0.25, 3.0, 1800.0])
+def test_step_of_a_latency_is_near_it(seconds: float) -> None:
+    assert to_milliseconds(to_step(seconds)) == pytest.approx(seconds * 1000, rel=0.1, abs=0.2)
+
+
+def test_percentile() -> None:
+    counts = {to_step(0.1): 98, to_step(2.0): 2}
+    assert to_percentile_ms(counts, 0.5) == pytest.approx(100, rel=0.1)
+    assert to_percentile_ms(counts, 0.99) == pytest.approx(2000, rel=0.1)
+    assert to_percentile_ms({}, 0.5) is None
+
+
+def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Keeper) -> None:
+    keeper.observe(to_record())
+    keeper.observe(
+        to_record(usage=None, cost_usd=None, status=429, error_code=None, is_metered=False, retries=("429",))
+    )
+    keeper.observe(to_record(outcome="client_gone", status=None, usage=None, cost_usd=None, first_byte_s=None))
+    snapshot = Board(keeper).snapshot()
+    server = snapshot["servers"][0]
+    assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 0, 1, 1)
+    assert (server["in_flight"], server["queued"], server["cap"]) == (3, 2, 8)
+    assert (server["input_tokens"], server["cost_usd"], server["calls_without_usage"]) == (100, 0.25, 1)
+    assert server["rate_limits"] == {"requests": {"limit": 100.0, "remaining": 99.0, "reset_s": 0.5}}
+    series = snapshot["series"]
+    assert {len(values) for values in series.values()} == {KEPT_SECONDS}
+    assert sum(series["calls"]) == 3
+    assert sum(series["errors"]) == 1
+    assert max(series["in_flight"]) == 3
+    assert [call["status"] for call in snapshot["recent"]] == [None, 429, 200]
+    assert [call["status"] for call in snapshot["errors"]] == [429]
+    assert msgspec.json.encode(snapshot)
+
+
+def test_unknown_cost_is_not_zero(keeper: Keeper) -> None:
+    keeper.observe(to_record(cost_usd=None))
+    assert Board(keeper).snapshot()["servers"][0]["cost_usd"] is None
+    assert b"cost_usd_total{" not in render(Board(keeper), "")[0]
+
+
+def test_past_is_bounded(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(KEPT_SECONDS + 100):
+        monkeypatch.setattr(time, "time", lambda number=number: 1e9 + number)
+        keeper.observe(to_record(model=f"model-{number}", status=500))
+    books = keeper.books
+    assert (len(books.seconds), len(books.recent), len(books.errors)) == (KEPT_SECONDS, KEPT_CALLS, KEPT_CALLS)
+    assert len(books.consumption) <= 201
+    assert sum(used.input_tokens for used in books.consumption.values()) == 100 * (KEPT_SECONDS + 100)
+
+
+def test_metrics_are_what_prometheus_can_read(keeper: Keeper) -> None:
+    keeper.observe(to_record())
+    body, content_type = render(Board(keeper), "text/plain")
+    assert content_type.startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    (call,) = families["openai_gateway_calls"].samples
+    assert call.labels == {"server": "policy_model", "api": "responses", "status": "2xx", "outcome": "completed"}
+    tokens = {sample.labels["kind"]: sample.value for sample in families["openai_gateway_tokens"].samples}
+    assert tokens == {"input": 100, "cached": 40, "output": 50, "reasoning": 10}
+    assert all(family.documentation for family in families.values())
+    duration = families["openai_gateway_call_duration_seconds"].samples
+    assert [sample.value for sample in duration if sample.labels.get("le") == "+Inf"] == [1]
+    assert b"# EOF" in render(Board(keeper), "application/openmetrics-text; version=1.0.0")[0]
+
+
+def test_states_of_workers_are_put_together() -> None:
+    later = ServerState("m", "u", in_flight=1, cap=8, is_breaker_open=True, rate_limits={}, limits_at=2.0)
+    books = [Books(1, 0.0, states={"s": STATE}), Books(2, 0.0, states={"s": later})]
+    state = to_states(books)["s"]
+    assert (state.in_flight, state.queued, state.cap, state.is_breaker_open) == (4, 2, 16, True)
+    assert state.rate_limits == {}
+
+
+def _add_worker(folder: Path, pid: int, calls: int) -> None:
+    keeper = Keeper({"policy_model": "m"}, lambda: {"policy_model": STATE})
+    for _ in range(calls):
+        keeper.observe(to_record())
+    keeper.look()
+    keeper.books.pid = pid
+    (folder / str(pid)).write_bytes(msgspec.msgpack.encode(keeper.books))
+
+
+def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, keeper: Keeper) -> None:
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended = subprocess.run(["true"], check=True)
+    assert ended.returncode == 0
+    try:
+        _add_worker(tmp_path, living.pid, 2)
+        _add_worker(tmp_path, 2**22 + 1, 5)
+        (tmp_path / "123.new").write_bytes(b"half")
+        (tmp_path / str(2**22 + 2)).write_bytes(b"garbage")
+        board = Board(keeper)
+        board.share(Shelf(tmp_path, os.getpid()))
+        keeper.observe(to_record())
+        for _ in range(2):
+            snapshot = board.snapshot()
+            assert snapshot["servers"][0]["calls"] == 8
+            assert snapshot["servers"][0]["in_flight"] == 6
+            assert {worker["pid"] for worker in snapshot["workers"]} == {os.getpid(), living.pid}
+            Shelf(tmp_path, os.getpid()).tidy()
+        assert not (tmp_path / str(2**22 + 1)).exists()
+    finally:
+        living.communicate(b"\n")
+
+
+def test_folder_of_a_master_that_ended_is_removed(tmp_path: Path) -> None:
+    own = tmp_path / to_folder_name(os.getpid())
+    dead = tmp_path / f"openai_gateway.{os.getuid()}.{2**22 + 1}.77"
+    reused = tmp_path / f"openai_gateway.{os.getuid()}.{os.getpid()}.77"
+    for folder in (own, dead, reused):
+        folder.mkdir()
+    remove_dead(tmp_path)
+    assert (own.exists(), dead.exists(), reused.exists()) == (True, False, False)
+    remove_dead(tmp_path, also=os.getpid())
+    assert not own.exists()
+
+
+def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / to_folder_name(os.getpid())).symlink_to(elsewhere)
+    assert open_shelf(os.getpid()) is None
+    assert list(elsewhere.iterdir()) == []

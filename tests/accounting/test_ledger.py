@@ -1,0 +1,151 @@
+"""The usage log: whole lines only, whatever happens to the file; and its sums."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from openai_gateway.accounting.ledger import Ledger
+from openai_gateway.cli.main import main
+from openai_gateway.wire.call import CallRecord
+from tests.support.records import to_record
+
+
+def _records(path: Path) -> list[CallRecord]:
+    return [msgspec.json.decode(line, type=CallRecord) for line in path.read_bytes().splitlines()]
+
+
+def test_line_is_the_record(tmp_path: Path) -> None:
+    record = to_record(rollout_id="1-2", retries=("429",), client_request_id='a"b\n')
+    Ledger(str(tmp_path / "u.jsonl")).observe(record)
+    assert _records(tmp_path / "u.jsonl") == [record]
+
+
+def test_torn_last_line_is_ended_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    path.write_bytes(b'{"time": 1, "ser')
+    Ledger(str(path)).observe(to_record())
+    torn, whole = path.read_bytes().splitlines()
+    assert torn == b'{"time": 1, "ser'
+    assert msgspec.json.decode(whole, type=CallRecord) == to_record()
+
+
+def test_moved_file_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai_gateway.accounting.ledger._CHECK_S", 0.0)
+    path = tmp_path / "u.jsonl"
+    ledger = Ledger(str(path))
+    ledger.observe(to_record(request_id="1"))
+    path.rename(tmp_path / "u.jsonl.1")
+    ledger.observe(to_record(request_id="2"))
+    assert [record.request_id for record in _records(path)] == ["2"]
+    path.unlink()
+    ledger.observe(to_record(request_id="3"))
+    assert [record.request_id for record in _records(path)] == ["3"]
+
+
+def test_large_file_is_rotated_once_by_whoever_sees_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai_gateway.accounting.ledger._CHECK_S", 0.0)
+    path = tmp_path / "u.jsonl"
+    ledgers = [Ledger(str(path), most_bytes=3000) for _ in range(2)]
+    for number in range(40):
+        ledgers[number % 2].observe(to_record(request_id=str(number)))
+    files = sorted(tmp_path.iterdir())
+    assert 2 <= len(files) < 15
+    assert sorted(int(record.request_id) for file in files for record in _records(file)) == list(range(40))
+
+
+def test_file_that_cant_be_written_costs_a_warning_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(str(tmp_path / "no" / "u.jsonl"))
+    with caplog.at_level(logging.ERROR):
+        ledger.observe(to_record())
+        ledger.observe(to_record())
+    assert len(caplog.records) == 1
+    assert "usage log" in caplog.text
+
+
+def test_full_disk_costs_the_line_and_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "u.jsonl"
+    ledger = Ledger(str(path))
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10] if len(data) > 10 else data))
+    ledger.observe(to_record())
+    monkeypatch.undo()
+    ledger.observe(to_record(request_id="next"))
+    assert msgspec.json.decode(path.read_bytes().splitlines()[-1], type=CallRecord).request_id == "next"
+
+
+LINES = [
+    to_record(model="a", rollout_id="1-0"),
+    to_record(model="a", rollout_id="1-1", retries=("429", "500"), time=1_700_003_600.0),
+    to_record(model="b", usage=None, cost_usd=None, outcome="client_gone", status=None),
+    to_record(model="b", cost_usd=None),
+    to_record(model=None, usage=None, cost_usd=None, is_metered=False, outcome="failed", status=502),
+]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "u.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in LINES) + b'{"torn\n')
+    return path
+
+
+def _run(*arguments: str) -> str:
+    ended = CliRunner().invoke(main, ["usage", *arguments])
+    assert ended.exit_code == 0, ended.output
+    return ended.output
+
+
+@pytest.mark.parametrize(
+    ("by", "keys"),
+    [
+        ("model", {"a": 2, "b": 2, "unknown": 1}),
+        ("rollout", {"1-0": 1, "1-1": 1, "-": 3}),
+        ("hour", {"2023-11-14T22:00Z": 4, "2023-11-14T23:00Z": 1}),
+        ("status", {"200": 3, "client_gone": 1, "502": 1}),
+        ("server", {"policy_model": 5}),
+        ("api", {"responses": 5}),
+    ],
+)
+def test_sums_by(log: Path, by: str, keys: dict[str, int]) -> None:
+    output = _run(str(log), "--by", by, "--format", "json")
+    found = json.loads(output[output.index("{\n") :])
+    assert {key: value["calls"] for key, value in found["sums"].items()} == keys
+    total = found["total"]
+    assert (total["calls"], total["completed"], total["failed"], total["client_gone"]) == (5, 3, 1, 1)
+    assert (total["input_tokens"], total["unknown_usage"], total["unknown_cost"]) == (300, 1, 1)
+    assert total["cost_usd"] == pytest.approx(0.5)
+    assert found["torn_lines"] == 1
+
+
+def test_table_says_what_is_unknown_and_reads_compressed_files(log: Path) -> None:
+    packed = log.with_suffix(".gz")
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    table = _run(str(log), str(packed))
+    assert "skipped 2 lines" in table
+    assert "calls have no known price" in table
+    lines = {line.split()[0]: line.split() for line in table.splitlines() if line.strip()}
+    assert lines["total"][1] == "10"
+    assert lines["b"][-1] == "unknown"
+
+
+def test_csv_has_a_row_for_each_key(log: Path) -> None:
+    output = _run(str(log), "--by", "rollout", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(output[output.index("rollout,") :])))
+    assert [row["rollout"] for row in rows] == ["-", "1-0", "1-1"]
+    assert rows[2]["retries"] == "2"
+
+
+def test_missing_file_is_one_line_with_code_2() -> None:
+    ended = CliRunner().invoke(main, ["usage", "nowhere.jsonl"])
+    assert ended.exit_code == 2
+    assert "nowhere.jsonl" in ended.output

@@ -76,6 +76,8 @@ class CallWatch:
         """End the watch; nothing is thrown from here on."""
         self._deadline = None
         self._total_deadline = None
+        # Whoever made it may hold this watch: no cycle is left to the garbage collector.
+        self._to_error = None
         self._probing = False
         if self._io is not None:
             self._io.stop()

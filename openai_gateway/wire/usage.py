@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
-# A stream's report is in its last three events: finish, usage, [DONE].
-_MAX_EVENTS: Final = 6
+# A stream's report is in its last three events, of at most three lines each: finish, usage, [DONE].
+_MAX_LINES: Final = 18
 _USAGE_KEY: Final = re.compile(rb'(?<!\\)"usage"\s*:\s*(?=\{)')
 _MAX_USAGE_BYTES: Final = 4096
 _MAX_CANDIDATES: Final = 3
@@ -111,8 +111,10 @@ def read_stream(tail: bytes) -> Report:
     usage: Usage | None = None
     finish_reason: str | None = None
     last: _Answer | None = None
-    data = [line for line in tail.splitlines() if line.startswith(b"data:") and not line.startswith(b"data: [DONE]")]
-    for line in reversed(data[-_MAX_EVENTS:]):
+    # From the end, and no further than need be: the tail may hold hundreds of events.
+    for line in reversed(tail.rsplit(b"\n", _MAX_LINES)):
+        if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
+            continue
         try:
             event = _event_decoder.decode(line[5:])
         except _BROKEN:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 
+import msgspec
+
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
 from openai_gateway.upstream.slots import Slot
@@ -27,6 +29,7 @@ class Progress:
     """
 
     call: Call
+    request_bytes: int = 0
     started: float = field(default_factory=monotonic)
     slot: Slot | None = None
     queue_wait_s: float = 0.0
@@ -38,6 +41,10 @@ class Progress:
     error: GatewayError | None = None
     tail: Tail | None = None
     ended: float = 0.0
+
+    def drop_body(self) -> None:
+        """Let go of the request's body, which a stream that may last for hours doesn't need."""
+        self.call = msgspec.structs.replace(self.call, body=None)
 
     def to_headers(self) -> list[Header]:
         """Return the gateway's own answer headers."""
@@ -53,7 +60,7 @@ class Progress:
 
     def held_bytes(self) -> int:
         """Return how much of bodies this keeps in memory, at most."""
-        return len(self.call.body or b"") + (self.tail.length if self.tail is not None else 0)
+        return self.request_bytes + (self.tail.length if self.tail is not None else 0)
 
 
 def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
@@ -81,7 +88,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         queue_wait_s=progress.queue_wait_s,
         first_byte_s=tail.began - progress.started if tail is not None and tail.began is not None else None,
         duration_s=duration_s,
-        request_bytes=len(call.body or b""),
+        request_bytes=progress.request_bytes,
         answer_bytes=tail.length if tail is not None else 0,
         is_metered=is_metered and tail is not None,
         model=report.model,

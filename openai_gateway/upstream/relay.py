@@ -52,12 +52,14 @@ class Relay:
         Raises GatewayError if there is none, ClientGone if nobody waits for it. Then everything is given back, as
         it is by the answer's `close()` otherwise.
         """
-        progress = Progress(call)
+        progress = Progress(call, len(call.body or b""))
         try:
             progress.slot = self.slots.take()
             progress.queue_wait_s = monotonic() - progress.started
             beginning = self._attempt_until_done(call, watch, progress)
             progress.status = beginning.status
+            if beginning.raw is not None:
+                progress.drop_body()
             self.answered_at = time()
             progress.headers = self.last_headers = beginning.headers
             return Answer(

@@ -48,7 +48,8 @@ class Board:
         before: Any = None
         while True:
             time.sleep(_INTERVAL_S)
-            now = (self._keeper.entries, [(s.in_flight, s.queued) for s in self._keeper.look().values()])
+            states = self._keeper.look()
+            now = (self._keeper.entries, [(state.in_flight, state.queued) for state in states.values()])
             if now != before:
                 self.publish()
                 before = now

@@ -100,10 +100,11 @@ def _merge_env_yaml(merged: Merged, place: str | None, cwd: Path, problems: list
 
 def _load(path: str, cwd: Path, variable: str, problems: list[Problem]) -> dict[str, Any]:
     """Return a file's mapping; `variable` is the one that says where such files are."""
+    option = " or --config" if variable == CONFIG_PATHS_VARIABLE else ""
     try:
         tree = parse((cwd / path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problems.append(Problem(path, "", f"there is no such file in {cwd}; {variable} says where it is"))
+        problems.append(Problem(path, "", f"there is no such file in {cwd}; {variable}{option} says where it is"))
     except NotYaml as error:
         # Only the place: the offending line may hold a key.
         line = f"line {error.line}" if error.line else ""

@@ -63,6 +63,12 @@ def load_config(
     return GatewayConfig(servers, default, _to_notes(foreign, ignored), origins)
 
 
+def find_servers(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each of our servers in a merged tree, as they stand there."""
+    ours, _ = _find_servers(tree)
+    return {name: tree[name][_OURS[0]][_OURS[1]] for name in ours}
+
+
 def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return the names of our servers, and of entries that are somebody else's."""
     entries = {name: entry.get(_OURS[0]) for name, entry in tree.items() if isinstance(entry, dict)}
@@ -166,7 +172,7 @@ class _Builder:
         dotted = self._dotted(key)
         self.origins[dotted] = self._places.of(*self._names(key))
         for inner in value if isinstance(value, dict) else ():
-            self.origins[f"{dotted}.{inner}"] = self._places.of(f"{dotted}.{inner}")
+            self.origins[f"{dotted}.{inner}"] = self._places.of(f"{dotted}.{inner}", *self._names(key))
         if value is UNRESOLVED:
             return
         if value == UNSET:

@@ -54,3 +54,16 @@ def _scrub(text: str, secrets: Iterable[str]) -> str:
         for form in (secret, repr(secret)[1:-1]):
             text = text.replace(form, _MASK)
     return _SECRET_LIKE.sub(_MASK, text)
+
+
+def mask_url(url: str) -> str:
+    """Return a URL whose query values are masked, `api-version` aside: one may be a key."""
+    base, mark, query = url.partition("?")
+    pairs = (part.partition("=") for part in query.split("&"))
+    return (
+        base
+        + mark
+        + "&".join(
+            f"{name}{equals}{value if name == 'api-version' or not value else _MASK}" for name, equals, value in pairs
+        )
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -44,8 +45,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise NotReady(f"can't listen on {host}:{port} ({why}); give another port, or 0 for a free one") from None
+        is_about_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        cure = "give another port, or 0 for a free one" if is_about_port else "give an address of this machine"
+        raise NotReady(f"can't listen on {host}:{port} ({why}); {cure}") from None
 
 
 def to_url(listener: socket.socket) -> str:

@@ -18,7 +18,7 @@ from openai_gateway.config.redact import find_secrets, mask, mask_url, reveal_al
 from openai_gateway.config.schema import KEYS
 
 _PARENTS: Final = ("responses_api_models", "openai_model")
-_MOST_COLUMNS: Final = 72
+_MOST_COLUMNS: Final = 56
 
 
 @click.command(name="config")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from openai_gateway.config.files import Merged
+from openai_gateway.config.files import COMMAND_LINE, Merged
 
 DEFAULT: Final = "default"
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.env:\s*(?P<variable>\w+)|(?P<key>[A-Za-z_][\w.-]*)\s*(?=\}))")
@@ -46,7 +46,7 @@ class Origins:
             elif key not in seen:
                 place = self._place_of(key)
                 if place:
-                    yield f"${{{key}}} in {place}"
+                    yield f"${{{key}}} {'on the' if place == COMMAND_LINE else 'in'} {place}"
                     yield from self._follow(key, [*seen, key])
 
 

@@ -19,6 +19,7 @@ from certifi import where as default_ca_file
 from openai_gateway.wire.sse import is_event_stream
 
 PATHS: Final = {"responses": "/responses", "chat": "/chat/completions"}
+_ENDS: Final = {"responses": (b'"response.completed"', b'"response.incomplete"'), "chat": (b"[DONE]",)}
 _MOST_BYTES: Final = 4 * 1024 * 1024
 _DELTAS: Final = (b'"content":', b'"reasoning_content":', b'"reasoning":', b'"tool_calls":')
 
@@ -45,6 +46,10 @@ class Answer:
     def is_stream(self) -> bool:
         """Tell whether it is a stream of events."""
         return is_event_stream(self.headers.get("content-type", ""))
+
+    def is_complete(self, api: str) -> bool:
+        """Tell whether a stream was ended as the API ends one that went well."""
+        return any(end in event for event in self.events[-2:] for end in _ENDS[api])
 
     def to_json(self) -> dict[str, Any]:
         """Return the body's JSON object, an empty one for anything else."""

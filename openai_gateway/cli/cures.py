@@ -80,11 +80,11 @@ class Meaning:
         return f"{cure} ({self.param} is the one named)" if self.kind == "request" and self.param else cure
 
 
-def to_failure(error: Exception, host: str, port: int) -> tuple[str, str]:
-    """Return what an exception says, and what to do about it."""
+def to_failure(error: Exception, host: str, port: int, *, url_name: str = "openai_base_url") -> tuple[str, str]:
+    """Return what an exception says, and what to do about it; `url_name` is how the person gave the URL."""
     if isinstance(error, socket.gaierror):
         return f"{host} has no address ({error.strerror})", _with_proxy(
-            "check the host's name in openai_base_url, this machine's DNS, and the VPN if it needs one"
+            f"check the host's name in {url_name}, this machine's DNS, and the VPN if it needs one"
         )
     if isinstance(error, ssl.SSLCertVerificationError):
         usual = "if the upstream's CA is your own, name its file in ssl_ca_file; verification is never turned off"
@@ -95,7 +95,7 @@ def to_failure(error: Exception, host: str, port: int) -> tuple[str, str]:
     if isinstance(error, TimeoutError):
         return "no answer in time", _with_proxy(f"check that a firewall lets {host}:{port} through, and the host")
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused", f"nothing listens at {host}:{port}: start the upstream, or mend openai_base_url"
+        return "connection refused", f"nothing listens at {host}:{port}: start the upstream, or mend {url_name}"
     if isinstance(error, http.client.HTTPException | BrokenAnswer | ConnectionError):
         what = str(error) if isinstance(error, BrokenAnswer) else "no complete HTTP answer"
         return f"{what} ({type(error).__name__})", "check http:// or https:// and the port; else look at its log"

@@ -22,7 +22,6 @@ OK: Final = "ok"
 FAILED: Final = "failed"
 UNKNOWN: Final = "unknown"
 TITLES: Final = {"responses": "Responses", "chat": "Chat"}
-_ENDS: Final = {"responses": (b'"response.completed"', b'"response.incomplete"'), "chat": (b"[DONE]",)}
 _TOOL_CURE: Final = "choose a model that knows tools (vLLM: --enable-auto-tool-choice and --tool-call-parser)"
 # After these, every further call would fail the same way.
 _FINAL_KINDS: Final = frozenset({"key", "forbidden", "quota", "rate", "model", "redirect"})
@@ -186,7 +185,7 @@ class Examination:
         if not answer.is_stream:
             cure = "this backend doesn't stream: clients that ask for a stream will get none"
             return Finding(name, FAILED, outcome.took_s, "the answer is no stream of events", cure)
-        if not any(end in event for event in answer.events[-2:] for end in _ENDS[api]):
+        if not answer.is_complete(api):
             cure = "look at the upstream's log; a proxy before it may cut streams"
             return Finding(name, FAILED, outcome.took_s, f"broke off after {len(answer.events)} events", cure)
         began = f"first words after {answer.token_s * 1000:.0f} ms" if answer.token_s is not None else "no words"

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from openai_gateway.cli.calling import Target
-from openai_gateway.cli.cures import to_failure
 from openai_gateway.cli.load import Load, Tally
-from openai_gateway.cli.probes import FAILURES
+from openai_gateway.cli.probing.calling import Target
+from openai_gateway.cli.probing.cures import to_failure
+from openai_gateway.cli.probing.probes import FAILURES
 
 _TOKENS: Final = 64
 _TIMEOUT_S: Final = 600.0
@@ -45,8 +45,8 @@ def command(
     """Measure calls/s and latency at URL, a base URL such as http://127.0.0.1:8000/v1.
 
     CALLS TO A REAL UPSTREAM COST: each asks for up to 64 output tokens. The key sent is $OPENAI_API_KEY ("any"
-    without it), to the upstream $OPENAI_API_KEY_DIRECT if that is set. Connections are opened before the first call. Exit code 1 if a
-    call failed.
+    without it), to the upstream $OPENAI_API_KEY_DIRECT if that is set. Connections are opened before the first call,
+    and a call's time ends with its answer's last byte. Exit code 1 if a call failed.
 
     \b
     Without any cost, with the simulator as upstream:

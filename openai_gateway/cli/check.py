@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from openai_gateway.cli import choosing
-from openai_gateway.cli.examining import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
-from openai_gateway.cli.probes import FEW_TOKENS, TOOL_TOKENS
+from openai_gateway.cli.probing.examining import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
+from openai_gateway.cli.probing.probes import FEW_TOKENS, TOOL_TOKENS
 from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from openai_gateway.cli.calling import PATHS, Answer, Target
-from openai_gateway.cli.cures import Meaning, to_failure
-from openai_gateway.cli.probes import FAILURES
+from openai_gateway.cli.probing.calling import PATHS, Answer, Target
+from openai_gateway.cli.probing.cures import Meaning, to_failure
+from openai_gateway.cli.probing.probes import FAILURES
 
 _POLL_S: Final = 0.1
 _LAST_CALLS_S: Final = 10.0

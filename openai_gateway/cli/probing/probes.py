@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final
 
-from openai_gateway.cli.calling import PATHS, Answer, BrokenAnswer, Target
-from openai_gateway.cli.cures import Meaning
+from openai_gateway.cli.probing.calling import PATHS, Answer, BrokenAnswer, Target
+from openai_gateway.cli.probing.cures import Meaning
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask, reveal_all
 from openai_gateway.upstream.key import UpstreamKey

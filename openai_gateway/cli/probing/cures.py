@@ -14,10 +14,10 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from openai_gateway.cli.calling import Answer, BrokenAnswer
+from openai_gateway.cli.probing.calling import Answer, BrokenAnswer
+from openai_gateway.cli.probing.reading import to_line
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, to_retry_after_s
 
-_SHOWN_CHARS: Final = 200
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _CERTIFICATE_CURES: Final = {
     10: "the certificate has expired: renew it on the upstream, or check this machine's clock",
@@ -48,19 +48,19 @@ class Meaning:
         error = body.get("error", body)
         form: Mapping[str, Any] = error if isinstance(error, dict) else {"message": error}
         self.status = answer.status
-        self.param = form.get("param")
-        self.code = str(form.get("code") or form.get("type") or "")
-        self.message = str(form.get("message") or form.get("detail") or http.client.responses.get(answer.status, ""))
-        self.location = answer.headers.get("location", "")
+        self.param = to_line(form.get("param") or "")
+        self.code = to_line(form.get("code") or form.get("type") or "")
+        message = form.get("message") or form.get("detail") or http.client.responses.get(answer.status, "")
+        self.message = to_line(message)
+        self.location = to_line(answer.headers.get("location", ""))
         self.kind = self._to_kind()
         wait_s = to_retry_after_s({**answer.headers}, 0) if answer.headers.get("retry-after", "0").isdigit() else None
         self.later = f"in {wait_s:g} s" if wait_s else "later"
 
     def __str__(self) -> str:
-        """Return what came, on one line; a hostile upstream's control characters left out."""
-        said = f"{self.status} {self.code}".strip() + f": {self.message or self.location}"
-        line = "".join(character for character in " ".join(said.split()) if character.isprintable())
-        return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}..."
+        """Return what came, on one line."""
+        said = f"{self.message}, {self.location}" if self.location else self.message
+        return f"{self.status} {self.code}".strip() + f": {said}"
 
     def _to_kind(self) -> str:
         if self.code in _NO_MODEL_CODES or (self.status == 404 and _NO_MODEL.search(self.message)):

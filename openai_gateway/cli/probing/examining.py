@@ -11,10 +11,11 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
-from openai_gateway.cli.cures import to_failure
-from openai_gateway.cli.probes import FAILURES, TOOL_NAME, Outcome, Prober
+from openai_gateway.cli.probing.cures import to_failure
+from openai_gateway.cli.probing.probes import FAILURES, TOOL_NAME, Outcome, Prober
+from openai_gateway.cli.probing.reading import find_endpoint, is_call, is_cut, to_line, to_names, to_usage
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask_url
 
@@ -81,7 +82,7 @@ class Examination:
 
     def _find_url(self) -> Iterator[Finding]:
         models = self._prober.models()
-        path = _find_endpoint(self._url)
+        path = find_endpoint(self._url)
         if path and not models.is_ok:
             yield self._end("URL", models.took_s, f"{self._url} is one of the API's paths", self._mend_url())
         elif models.error is not None:
@@ -92,7 +93,7 @@ class Examination:
         elif models.kind == "url" and all(self._prober.text(api).kind == "url" for api in self._apis):
             yield self._end("URL", models.took_s, f"nothing of the API is served below {self._url}", self._mend_url())
         elif models.is_ok and models.answer is not None and not models.answer.to_json():
-            kind = models.answer.headers.get("content-type", "no content type")
+            kind = to_line(models.answer.headers.get("content-type", "no content type"))
             yield self._end("URL", models.took_s, f"answers with {kind}, not with JSON", self._mend_url())
         else:
             what = "answers" if models.kind != "url" else "answers (it has no list of models)"
@@ -105,7 +106,7 @@ class Examination:
     def _mend_url(self) -> str:
         base, mark, _ = self._url.partition("?")
         origin = self._origin_of("openai_base_url")
-        path = _find_endpoint(base)
+        path = find_endpoint(base)
         if path:
             return (
                 f"the base URL ends before {path}: set openai_base_url to {base.removesuffix(path)} (now from {origin})"
@@ -129,7 +130,7 @@ class Examination:
 
     def _find_model(self) -> Iterator[Finding]:
         models, wanted = self._prober.models(), self._server.openai_model
-        listed = _to_names(models)
+        listed = to_names(models.answer)
         if wanted in listed:
             yield Finding("model", OK, models.took_s, f"{wanted} is listed")
             return
@@ -168,7 +169,10 @@ class Examination:
                 return Finding(
                     name, FAILED, outcome.took_s, "answers, but not in this API's form", "look at what serves there"
                 )
-            return Finding(name, OK, outcome.took_s, _to_usage(body))
+            if body.get("status") == "failed":
+                detail = f"the answer says that it failed: {to_line(body.get('error'))}"
+                return Finding(name, FAILED, outcome.took_s, self._prober.hide(detail), "look at the upstream's log")
+            return Finding(name, OK, outcome.took_s, to_usage(body))
         if "output limit was reached" in str(outcome.meaning):
             # OpenAI's word for a chat whose few tokens all went into reasoning: the model did answer.
             return Finding(name, OK, outcome.took_s, "answered; its few tokens went into reasoning")
@@ -197,9 +201,9 @@ class Examination:
             finding = self._fail(name, outcome)
             return dataclasses.replace(finding, cure=_TOOL_CURE) if outcome.kind == "request" else finding
         body = outcome.answer.to_json()
-        if _is_call(api, body):
+        if is_call(api, body):
             return Finding(name, OK, outcome.took_s, f"{TOOL_NAME} was called, over {TITLES[api]}")
-        if body.get("status") == "incomplete" or _first_choice(body).get("finish_reason") == "length":
+        if is_cut(body):
             return Finding(name, UNKNOWN, outcome.took_s, "the model used up its tokens before it called")
         detail = "the model answered with text, though a call was required"
         return Finding(name, FAILED, outcome.took_s, detail, _TOOL_CURE)
@@ -212,41 +216,6 @@ class Examination:
             target = self._prober.target
             detail, cure = to_failure(outcome.error or Exception("no answer"), target.host, target.port)
         return Finding(name, FAILED, outcome.took_s, self._prober.hide(detail), cure + hint)
-
-
-def _find_endpoint(base_url: str) -> str:
-    """Return the API's path that a base URL wrongly ends in, `""` if none."""
-    paths = ("/chat/completions", "/responses", "/completions", "/models")
-    return next((path for path in paths if base_url.partition("?")[0].endswith(path)), "")
-
-
-def _to_names(models: Outcome) -> list[str]:
-    data = models.answer.to_json().get("data") if models.is_ok and models.answer is not None else None
-    return [str(model.get("id")) for model in data if isinstance(model, dict)] if isinstance(data, list) else []
-
-
-def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
-    choices = body.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-
-
-def _is_call(api: str, body: dict[str, Any]) -> bool:
-    """Tell whether the model called a function."""
-    if api == "chat":
-        message = _first_choice(body).get("message")
-        return isinstance(message, dict) and bool(message.get("tool_calls"))
-    output = body.get("output")
-    items = output if isinstance(output, list) else []
-    return any(isinstance(item, dict) and item.get("type") == "function_call" for item in items)
-
-
-def _to_usage(body: dict[str, Any]) -> str:
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return "answers; it reports no tokens"
-    tokens_in = usage.get("input_tokens", usage.get("prompt_tokens"))
-    tokens_out = usage.get("output_tokens", usage.get("completion_tokens"))
-    return f"{tokens_in} tokens in, {tokens_out} out"
 
 
 def _to_other_api(api: str, other: str) -> str:

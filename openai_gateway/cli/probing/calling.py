@@ -51,13 +51,17 @@ class Answer:
         """Tell whether a stream was ended as the API ends one that went well."""
         return any(end in event for event in self.events[-2:] for end in _ENDS[api])
 
+    def to_value(self) -> Any:
+        """Return what the body's JSON says, None if it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
     def to_json(self) -> dict[str, Any]:
         """Return the body's JSON object, an empty one for anything else."""
-        try:
-            found = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        value = self.to_value()
+        return value if isinstance(value, dict) else {}
 
 
 class Target:

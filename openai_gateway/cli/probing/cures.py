@@ -16,12 +16,16 @@ from typing import Any, Final
 
 from openai_gateway.cli.probing.calling import Answer, BrokenAnswer
 from openai_gateway.cli.probing.reading import to_line
+from openai_gateway.config.redact import mask_url
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, to_retry_after_s
 
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_OTHER_NAME: Final = "openai_base_url must have the name that the certificate is for"
+# By OpenSSL's X509_V_ERR codes.
 _CERTIFICATE_CURES: Final = {
     10: "the certificate has expired: renew it on the upstream, or check this machine's clock",
-    62: "openai_base_url must have the name that the certificate is for",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
 }
 _NO_MODEL_CODES: Final = ("model_not_found", "DeploymentNotFound")
 _NO_MODEL = re.compile(r"\bmodel\b.*(not exist|not found)", re.IGNORECASE)
@@ -52,7 +56,7 @@ class Meaning:
         self.code = to_line(form.get("code") or form.get("type") or "")
         message = form.get("message") or form.get("detail") or http.client.responses.get(answer.status, "")
         self.message = to_line(message)
-        self.location = to_line(answer.headers.get("location", ""))
+        self.location = to_line(mask_url(answer.headers.get("location", "")))
         self.kind = self._to_kind()
         wait_s = to_retry_after_s({**answer.headers}, 0) if answer.headers.get("retry-after", "0").isdigit() else None
         self.later = f"in {wait_s:g} s" if wait_s else "later"
@@ -60,7 +64,9 @@ class Meaning:
     def __str__(self) -> str:
         """Return what came, on one line."""
         said = f"{self.message}, {self.location}" if self.location else self.message
-        return f"{self.status} {self.code}".strip() + f": {said}"
+        # Some backends repeat the status as the code.
+        code = "" if self.code == str(self.status) else f" {self.code}"
+        return f"{self.status}{code.rstrip()}: {said}"
 
     def _to_kind(self) -> str:
         if self.code in _NO_MODEL_CODES or (self.status == 404 and _NO_MODEL.search(self.message)):

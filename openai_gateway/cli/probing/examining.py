@@ -92,7 +92,7 @@ class Examination:
             yield self._fail("URL", models)
         elif models.kind == "url" and all(self._prober.text(api).kind == "url" for api in self._apis):
             yield self._end("URL", models.took_s, f"nothing of the API is served below {self._url}", self._mend_url())
-        elif models.is_ok and models.answer is not None and not models.answer.to_json():
+        elif models.is_ok and models.answer is not None and models.answer.to_value() is None:
             kind = to_line(models.answer.headers.get("content-type", "no content type"))
             yield self._end("URL", models.took_s, f"answers with {kind}, not with JSON", self._mend_url())
         else:

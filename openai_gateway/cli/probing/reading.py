@@ -25,8 +25,9 @@ def to_line(text: Any) -> str:
 
 
 def to_names(answer: Answer | None) -> list[str]:
-    """Return the names of the models in an endpoint's list."""
-    data = answer.to_json().get("data") if answer is not None else None
+    """Return the names of the models in an endpoint's list, which some send without OpenAI's `data` around it."""
+    value = answer.to_value() if answer is not None else None
+    data = value.get("data") if isinstance(value, dict) else value
     return [to_line(model.get("id")) for model in data if isinstance(model, dict)] if isinstance(data, list) else []
 
 

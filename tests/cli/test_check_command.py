@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import trustme
 from click.testing import CliRunner, Result
 
@@ -85,8 +86,11 @@ def _error(status: str, code: str, headers: str = "") -> bytes:
 
 
 def test_all_is_well_with_the_simulator_and_it_costs_five_calls(folder: Path, simulator: Gunicorn) -> None:
+    requests.post(f"{simulator.url}/sim/reset", timeout=10)
     result = _check(folder, f"{simulator.url}/v1")
     assert result.exit_code == 0
+    by_path = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()["by_path"]
+    assert by_path == {"GET /v1/models": 1, "POST /v1/responses": 3, "POST /v1/chat/completions": 2}
     assert result.output.startswith("Up to 5 small calls a server")
     assert "All is well." in result.output
     lines = _lines(result)

@@ -35,7 +35,7 @@ _LIMITS: Final = {"responses": "max_output_tokens", "chat": "max_completion_toke
 @click.option("--calls", default=200, show_default=True, type=click.IntRange(1, 1_000_000), help="Calls to make.")
 @click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 512), help="Calls at a time.")
 @click.option("--stream", is_flag=True, help="Ask for streams; tells the time to the first token, too.")
-@click.option("--api", default="responses", show_default=True, type=click.Choice(list(_LIMITS)))
+@click.option("--api", default="responses", show_default=True, type=click.Choice(list(_LIMITS)), help="API to call.")
 @click.option("--model", default="any", show_default=True, help="Model to name; a gateway puts its own in its place.")
 @click.option("--direct", metavar="URL", help="The upstream: as many calls go to it, by turns; tells what is added.")
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")

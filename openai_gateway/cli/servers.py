@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import http.client
 import os
 import signal
 import socket
@@ -17,8 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Final, NoReturn
-
-import requests
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
 _LIMITS: Final = ("--worker-connections", "4096", "--graceful-timeout", "3")
@@ -30,13 +29,6 @@ _PR_SET_PDEATHSIG: Final = 1
 
 class NotReady(Exception):
     """A server did not come up; the message holds what it wrote."""
-
-
-def open_local_session() -> requests.Session:
-    """Return a session for servers on this machine: no proxy or netrc of the environment comes in between."""
-    session = requests.Session()
-    session.trust_env = False
-    return session
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -72,7 +64,7 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
     with listen(host, port) as listener, tempfile.TemporaryFile() as log:
         process = _start(app, environ, listener, log)
         try:
-            _wait_until_ready(to_url(listener), process, log)
+            _wait_until_ready(listener, process, log)
             yield to_url(listener)
         finally:
             process.terminate()
@@ -88,7 +80,7 @@ def start_companion(app: str, environ: Mapping[str, str], listener: socket.socke
     prctl = ctypes.CDLL(None).prctl
     with listener, tempfile.TemporaryFile() as log:
         process = _start(app, environ, listener, log, lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
-        _wait_until_ready(to_url(listener), process, log)
+        _wait_until_ready(listener, process, log)
 
 
 def _start(
@@ -110,13 +102,19 @@ def _start(
     )
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _wait_until_ready(listener: socket.socket, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline = time.monotonic() + _READY_S
-    with open_local_session() as session:
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(requests.RequestException):
-                session.get(f"{url}/", timeout=1)
-                return
+    # http.client, for no proxy of the environment may come in between.
+    host, port, *_ = listener.getsockname()
+    connection = http.client.HTTPConnection(host, port, timeout=1)
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+            return
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
+        finally:
+            connection.close()
     log.seek(0)
     raise NotReady(f"a server did not get ready; it wrote:\n{log.read().decode(errors='replace')}")

@@ -50,7 +50,8 @@ def command(
 
     \b
     Call it, or put a gateway before it:
-      curl http://127.0.0.1:8010/v1/responses -H 'content-type: application/json' -d '{"model": "m", "input": "Hi"}'
+      curl http://127.0.0.1:8010/v1/responses -H 'authorization: Bearer any' \\
+        -H 'content-type: application/json' -d '{"model": "m", "input": "Hello"}'
       openai-gateway serve ++policy_base_url=http://127.0.0.1:8010/v1 ++policy_api_key=any ++policy_model_name=m
 
     A call may script its own behaviour in its metadata, such as {"sim_status": "429", "sim_times": "2"};

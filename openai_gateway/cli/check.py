@@ -18,7 +18,7 @@ from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
 
 _MARKS: Final = {OK: ("✓", "green"), FAILED: ("✗", "red"), UNKNOWN: ("?", "yellow")}
-_PLAIN_MARKS: Final = {OK: "ok", FAILED: "FAILED", UNKNOWN: "?"}
+_PLAIN_MARKS: Final = {OK: "ok    ", FAILED: "FAILED", UNKNOWN: "?     "}
 _COST: Final = (
     f"Up to 5 small calls a server, of {FEW_TOKENS} output tokens at most ({TOOL_TOKENS} for the function call): "
     "this costs a few tokens."

@@ -89,7 +89,7 @@ class Load:
         try:
             answer = target.call(PATHS[self._api], {**self._body, name: given}, over=connection)
         except FAILURES as error:
-            tally.errors.append(to_failure(error, target.host, target.port)[0])
+            tally.errors.append(to_failure(error, target.host, target.port, is_connected=True)[0])
             return
         problem = self._find_problem(answer)
         if problem:

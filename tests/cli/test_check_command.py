@@ -285,3 +285,10 @@ def test_bad_config_and_unknown_server_are_exit_code_2(folder: Path) -> None:
     assert "openai_base_url: a URL such as" in result.output
     result = _check(folder, "http://127.0.0.1:9/v1", "--server", "judge")
     assert (result.exit_code, "there are: policy_model" in result.output) == (2, True)
+
+
+def test_silent_upstream_is_told_from_one_that_cant_be_reached(folder: Path) -> None:
+    with run_upstream(lambda talk: talk.wait_until_closed() and None) as upstream:
+        lines = _lines(_check(folder, f"{upstream.url}/v1", "--timeout", "1"))
+    assert lines["TCP"].startswith("✓")
+    assert lines["URL"].startswith("✗ connected, but no answer in time")

@@ -86,7 +86,9 @@ class Meaning:
         return f"{cure} ({self.param} is the one named)" if self.kind == "request" and self.param else cure
 
 
-def to_failure(error: Exception, host: str, port: int, *, url_name: str = "openai_base_url") -> tuple[str, str]:
+def to_failure(
+    error: Exception, host: str, port: int, *, is_connected: bool = False, url_name: str = "openai_base_url"
+) -> tuple[str, str]:
     """Return what an exception says, and what to do about it; `url_name` is how the person gave the URL."""
     if isinstance(error, socket.gaierror):
         return f"{host} has no address ({error.strerror})", _with_proxy(
@@ -98,8 +100,10 @@ def to_failure(error: Exception, host: str, port: int, *, url_name: str = "opena
     if isinstance(error, ssl.SSLError):
         why = (error.reason or "handshake failed").lower().replace("_", " ")
         return f"no TLS: {why}", "the port may speak plain HTTP: check http:// or https:// and the port of the URL"
+    if isinstance(error, TimeoutError) and is_connected:
+        return "connected, but no answer in time", "look at the upstream's load and log, or give it longer"
     if isinstance(error, TimeoutError):
-        return "no answer in time", _with_proxy(f"check that a firewall lets {host}:{port} through, and the host")
+        return "no connection in time", _with_proxy(f"check the host, and that firewalls let {host}:{port} through")
     if isinstance(error, ConnectionRefusedError):
         return "connection refused", f"nothing listens at {host}:{port}: start the upstream, or mend {url_name}"
     if isinstance(error, http.client.HTTPException | BrokenAnswer | ConnectionError):

@@ -85,10 +85,8 @@ class Examination:
         path = find_endpoint(self._url)
         if path and not models.is_ok:
             yield self._end("URL", models.took_s, f"{self._url} is one of the API's paths", self._mend_url())
-        elif models.error is not None:
-            target = self._prober.target
-            yield self._end("URL", models.took_s, *to_failure(models.error, target.host, target.port))
-        elif models.kind == "redirect":
+        elif models.error is not None or models.kind == "redirect":
+            self._is_over = True
             yield self._fail("URL", models)
         elif models.kind == "url" and all(self._prober.text(api).kind == "url" for api in self._apis):
             yield self._end("URL", models.took_s, f"nothing of the API is served below {self._url}", self._mend_url())
@@ -108,11 +106,9 @@ class Examination:
         origin = self._origin_of("openai_base_url")
         path = find_endpoint(base)
         if path:
-            return (
-                f"the base URL ends before {path}: set openai_base_url to {base.removesuffix(path)} (now from {origin})"
-            )
-        below = self._prober.models("/v1")
-        if not base.endswith("/v1") and not mark and below.kind not in ("url", "redirect") and below.error is None:
+            right = base.removesuffix(path)
+            return f"the base URL ends before {path}: set openai_base_url to {right} (now from {origin})"
+        if not base.endswith("/v1") and not mark and _is_api(self._prober.models("/v1")):
             return f"{base}/v1 does answer: set openai_base_url to it (now from {origin})"
         return f"check host and path of openai_base_url, which usually ends in /v1 (now from {origin})"
 
@@ -214,8 +210,14 @@ class Examination:
             detail, cure = str(outcome.meaning), outcome.meaning.to_cure(self._origin_of)
         else:
             target = self._prober.target
-            detail, cure = to_failure(outcome.error or Exception("no answer"), target.host, target.port)
+            error = outcome.error or Exception("no answer")
+            detail, cure = to_failure(error, target.host, target.port, is_connected=True)
         return Finding(name, FAILED, outcome.took_s, self._prober.hide(detail), cure + hint)
+
+
+def _is_api(models: Outcome) -> bool:
+    """Tell whether a list of models, or a refusal of the key, shows that this is where the API is."""
+    return models.kind == "key" or (models.is_ok and models.answer is not None and models.answer.to_value() is not None)
 
 
 def _to_other_api(api: str, other: str) -> str:

@@ -24,6 +24,7 @@ from openai_gateway.cli.probing.probes import FAILURES
 
 _TOKENS: Final = 64
 _TIMEOUT_S: Final = 600.0
+_READY_S: Final = 30.0
 _LINE_EVERY_S: Final = 5.0
 _BUSY_SHARE: Final = 0.7
 _PERCENTILES: Final = (50, 90, 99)
@@ -63,7 +64,7 @@ def command(
     if direct is not None:
         targets["direct"] = _to_target(direct, os.environ.get("OPENAI_API_KEY_DIRECT", key))
     for target in targets.values():
-        _try_connection(target)
+        _await_answer(target)
     load = Load(list(targets.values()), api, {"model": model, "stream": stream, _LIMITS[api]: _TOKENS}, calls)
     shown = f"{load.total} calls, {concurrency} at a time, of up to {_TOKENS} output tokens"
     click.echo(f"{shown}: a real upstream charges for them.", err=True)
@@ -90,13 +91,17 @@ def _to_target(given: str, key: str) -> Target:
     return Target(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
 
 
-def _try_connection(target: Target) -> None:
+def _await_answer(target: Target) -> None:
+    """Make sure that somebody answers before calls are paid for or timed: any answer to a free request will do."""
     connection = target.to_connection()
-    connection.timeout = 10.0
+    connection.timeout = _READY_S
+    is_connected = False
     try:
         connection.connect()
+        is_connected = True
+        target.call("/models", over=connection)
     except FAILURES as error:
-        said, cure = to_failure(error, target.host, target.port, url_name="the URL")
+        said, cure = to_failure(error, target.host, target.port, is_connected=is_connected, url_name="the URL")
         raise click.ClickException(f"{target.host}:{target.port}: {said}; {cure}") from None
     finally:
         connection.close()

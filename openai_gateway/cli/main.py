@@ -5,6 +5,7 @@ What a command does is in its own module; how errors look is here.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 from typing import IO, Any, Final
@@ -56,6 +57,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"openai_gateway.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name; of a misspelt one, say which is near."""
+        near = difflib.get_close_matches(args[0], _COMMANDS, 1) if args[0] not in _COMMANDS else []
+        if near:
+            ctx.fail(f"No such command {args[0]!r} (did you mean {near[0]!r}?)")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""

@@ -106,6 +106,7 @@ def test_version_is_the_packages() -> None:
     ("arguments", "said"),
     [
         (["nonsense"], "No such command"),
+        (["serv"], "did you mean 'serve'"),
         (["simulate", "--rpm", "0"], "--rpm"),
         (["simulate", "--config", "no-such-file.yaml"], "no-such-file.yaml"),
     ],

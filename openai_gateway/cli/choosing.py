@@ -16,6 +16,7 @@ import click
 
 from openai_gateway.config import ConfigError, GatewayConfig, load_config
 from openai_gateway.config.files import CONFIG_PATHS_VARIABLE, OVERRIDES_VARIABLE
+from openai_gateway.config.redact import mask
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OVERRIDE: Final = re.compile(r"\+{0,2}[^+=\s][^=]*=")
@@ -74,7 +75,7 @@ def load(environ: Mapping[str, str]) -> GatewayConfig:
 def _check(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     for argument in given:
         if not _OVERRIDE.match(argument):
-            # What is wrong may be a key: only its beginning is shown.
-            shown = f"{argument[:20]}..." if len(argument) > 20 else argument
+            # What stands in the wrong place may be a key.
+            shown = mask(argument, ())[:40]
             raise click.UsageError(f"{shown!r} is no key=value such as ++policy_model_name=gpt-5-mini", ctx)
     return given

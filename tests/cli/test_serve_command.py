@@ -169,6 +169,7 @@ def test_bad_config_is_exit_code_2_before_anything_is_started(tmp_path: Path) ->
     assert _fail(tmp_path, "--config", "no-such.yaml", "--simulate").returncode == 2
     ended = _fail(tmp_path, "policy.yaml")
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert "0123456789" not in _fail(tmp_path, "sk-proj-0123456789").stderr
 
 
 def test_taken_port_is_one_line_with_the_cure(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_backend_with_chat_only(folder: Path, tmp_path_factory: pytest.TempPathF
         result = _check(folder, f"{chat_only.url}/v1")
         assert result.exit_code == 1
         lines = _lines(result)
-        assert "this backend serves Chat only" in lines["Responses"]
+        assert "this backend serves Chat Completions only" in lines["Responses"]
         assert "--api chat" in lines["Responses"]
         assert lines["Chat"].startswith("✓")
         assert "over Chat" in lines["function calling"]

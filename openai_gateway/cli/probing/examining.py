@@ -221,5 +221,6 @@ def _is_api(models: Outcome) -> bool:
 
 
 def _to_other_api(api: str, other: str) -> str:
-    cure = f"this backend serves {TITLES[other]} only: have clients use that (check it with --api {other})"
+    served = "Chat Completions" if other == "chat" else "the Responses API"
+    cure = f"this backend serves {served} only: have clients use that (check it with --api {other})"
     return f"{cure}; NeMo Gym's openai_model needs the Responses API" if api == "responses" else cure

@@ -1,6 +1,6 @@
 """Keeps the last good config of a gunicorn master, which its workers inherit: a bad new one can't stop the service.
 
-Without a master that reads it (no conf/gunicorn.conf.py), each worker reads the config itself.
+Without a master that reads it (no `gunicorn_settings`), each worker reads the config itself.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ FLOORS = {
     "app": 5,
     "collect": 5,
     "reloading": 5,
+    "gunicorn_settings": 6,
     "wsgi": 6,
     "cli": 6,
 }

@@ -19,7 +19,7 @@ import click
 import requests
 import yaml
 
-from openai_gateway.cli.servers import NotReady, open_local_session, run_server
+from openai_gateway.cli.servers import NotReady, run_server
 
 _KEY: Final = "sk-demo-key-held-by-the-gateway"
 _MODEL: Final = "demo-model"
@@ -36,6 +36,7 @@ def command(once: bool, port: int) -> None:
     \b
     Examples:
       openai-gateway demo
+      openai-gateway demo --port 8000                  # then call http://127.0.0.1:8000/v1 as if it were OpenAI's
       openai-gateway demo --once && echo all went well
     """
     _end_servers_on_signals()
@@ -88,7 +89,9 @@ def _show_requests(url: str) -> bool:
     responses: dict[str, Any] = {"input": _PROMPT}
     chat: dict[str, Any] = {"messages": messages}
     streamed_chat = {**chat, "stream": True, "stream_options": {"include_usage": True}}
-    with open_local_session() as session:
+    with requests.Session() as session:
+        # No proxy or netrc of the environment may come in between.
+        session.trust_env = False
         show = functools.partial(_show, session, url)
         return all(
             [

@@ -1,4 +1,4 @@
-"""Runs gunicorn for a command: on a port of its own, waited for, and ended with the command.
+"""Runs gunicorn for a command: on a port of its own, waited for, and ended with the command; or in the command's place.
 
 What is served is the command's choice.
 """
@@ -6,58 +6,66 @@ What is served is the command's choice.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from typing import IO, Final
-
-import requests
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Final, NoReturn
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
+_LIMITS: Final = ("--worker-connections", "4096", "--graceful-timeout", "3")
+_BACKLOG: Final = 4096
 _READY_S: Final = 30.0
 _STOP_S: Final = 10.0
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class NotReady(Exception):
     """A server did not come up; the message holds what it wrote."""
 
 
-def open_local_session() -> requests.Session:
-    """Return a session for servers on this machine: no proxy or netrc of the environment comes in between."""
-    session = requests.Session()
-    session.trust_env = False
-    return session
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket, to be handed down so that no other program can take its port. Raises NotReady."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        is_about_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        cure = "give another port, or 0 for a free one" if is_about_port else "give an address of this machine"
+        raise NotReady(f"can't listen on {host}:{port} ({why}); {cure}") from None
+
+
+def to_url(listener: socket.socket) -> str:
+    """Return the URL that a listening socket is reached at from this machine."""
+    host, port, *_ = listener.getsockname()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def become_gunicorn(listener: socket.socket, environ: Mapping[str, str], *arguments: str) -> NoReturn:
+    """Become gunicorn: its pid, signals and exit code are this command's."""
+    listener.set_inheritable(True)
+    # What was printed would be lost with this program's buffers.
+    sys.stdout.flush()
+    os.execve(GUNICORN[0], [*GUNICORN, "-b", f"fd://{listener.fileno()}", *arguments], dict(environ))
 
 
 @contextlib.contextmanager
 def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady."""
-    # The listening socket is made here and handed down: no other program can take the port in between.
-    with _listen(host, port) as listener, tempfile.TemporaryFile() as log:
-        url = f"http://{host}:{listener.getsockname()[1]}"
-        process = subprocess.Popen(
-            [
-                *GUNICORN,
-                "--worker-connections",
-                "4096",
-                "--graceful-timeout",
-                "3",
-                "-b",
-                f"fd://{listener.fileno()}",
-                app,
-            ],
-            pass_fds=[listener.fileno()],
-            env={**os.environ, **environ},
-            stdout=log,
-            stderr=log,
-        )
+    with listen(host, port) as listener, tempfile.TemporaryFile() as log:
+        process = _start(app, environ, listener, log)
         try:
-            _wait_until_ready(url, process, log)
-            yield url
+            _wait_until_ready(listener, process, log)
+            yield to_url(listener)
         finally:
             process.terminate()
             try:
@@ -67,21 +75,46 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
                 process.wait()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise NotReady(f"can't listen on {host}:{port} ({why}); give another port, or 0 for a free one") from None
+def start_companion(app: str, environ: Mapping[str, str], listener: socket.socket) -> None:
+    """Serve `app` until this process ends, however it ends, whatever program it has become by then. Raises NotReady."""
+    prctl = ctypes.CDLL(None).prctl
+    with listener, tempfile.TemporaryFile() as log:
+        process = _start(app, environ, listener, log, lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
+        _wait_until_ready(listener, process, log)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _start(
+    app: str,
+    environ: Mapping[str, str],
+    listener: socket.socket,
+    log: IO[bytes],
+    before: Callable[[], object] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start gunicorn; one with a `before` is kept from the signals of this terminal, too."""
+    return subprocess.Popen(
+        [*GUNICORN, *_LIMITS, "-b", f"fd://{listener.fileno()}", app],
+        pass_fds=[listener.fileno()],
+        env={**os.environ, **environ},
+        stdout=log,
+        stderr=log,
+        preexec_fn=before,
+        start_new_session=before is not None,
+    )
+
+
+def _wait_until_ready(listener: socket.socket, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline = time.monotonic() + _READY_S
-    with open_local_session() as session:
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(requests.RequestException):
-                session.get(f"{url}/", timeout=1)
-                return
+    # http.client, for no proxy of the environment may come in between.
+    host, port, *_ = listener.getsockname()
+    connection = http.client.HTTPConnection(host, port, timeout=1)
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+            return
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
+        finally:
+            connection.close()
     log.seek(0)
     raise NotReady(f"a server did not get ready; it wrote:\n{log.read().decode(errors='replace')}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from openai_gateway.cli.servers import GUNICORN
+from openai_gateway.cli.servers import NotReady, become_gunicorn, listen, to_url
 from openai_gateway.simulator.settings import SettingsError, load_settings
 
 
@@ -22,10 +22,12 @@ from openai_gateway.simulator.settings import SettingsError, load_settings
 )
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML settings file.")
 @click.option("--api-key", help="The only key that is taken (default: any).")
-@click.option("--latency", type=click.IntRange(0), help="Milliseconds before each answer.")
-@click.option("--rpm", type=click.IntRange(1), help="Requests per minute, enforced.")
-@click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, enforced.")
-@click.option("--fail", type=click.IntRange(400, 599), help="Answer every call with this status.")
+@click.option("--latency", type=click.IntRange(0), help="Milliseconds before each answer (default: 0).")
+@click.option(
+    "--rpm", type=click.IntRange(1), help="Requests per minute; more get 429 with the real headers (default: no limit)."
+)
+@click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, likewise (default: no limit).")
+@click.option("--fail", type=click.IntRange(400, 599), help="Answer every call with this status, such as 429 or 503.")
 def command(
     host: str,
     port: int,
@@ -40,9 +42,17 @@ def command(
 
     \b
     Examples:
-      openai-gateway simulate
-      openai-gateway simulate --latency 800 --rpm 600
+      openai-gateway simulate                                  # answers at once, takes any key and model
+      openai-gateway simulate --latency 800 --rpm 600          # slow, and 429 after 600 calls in a minute
+      openai-gateway simulate --tpm 90000                      # 429 after 90,000 tokens in a minute
+      openai-gateway simulate --fail 503                       # every call fails
       openai-gateway simulate --config conf/simulator.yaml --port 9000
+
+    \b
+    Call it, or put a gateway before it:
+      curl http://127.0.0.1:8010/v1/responses -H 'authorization: Bearer any' \\
+        -H 'content-type: application/json' -d '{"model": "m", "input": "Hello"}'
+      openai-gateway serve ++policy_base_url=http://127.0.0.1:8010/v1 ++policy_api_key=any ++policy_model_name=m
 
     A call may script its own behaviour in its metadata, such as {"sim_status": "429", "sim_times": "2"};
     conf/simulator.yaml lists all of it. What the simulator saw is at /sim/stats.
@@ -56,7 +66,10 @@ def command(
     environ = {**os.environ, "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(overrides)}
     if config is not None:
         environ["OPENAI_GATEWAY_SIMULATOR_CONFIG"] = str(config)
-    url = f"http://{host}:{port or '<the port below>'}"
+    try:
+        listener = listen(host, port)
+    except NotReady as error:
+        raise click.ClickException(str(error)) from None
+    url = to_url(listener)
     click.echo(f"Simulator at {url}/v1 (Ctrl-C ends it); what it saw: {url}/sim/stats")
-    arguments = [*GUNICORN, "--worker-connections", "4096", "-b", f"{host}:{port}", "openai_gateway.simulator.wsgi:app"]
-    os.execve(GUNICORN[0], arguments, environ)
+    become_gunicorn(listener, environ, "--worker-connections", "4096", "openai_gateway.simulator.wsgi:app")

@@ -5,6 +5,7 @@ Interpolations stay as they are for `interpolate`; what the keys mean is `schema
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from openai_gateway.config.values import Problem
 DEFAULT_CONFIG_PATH: Final = "conf/openai_model.yaml"
 CONFIG_PATHS_VARIABLE: Final = "OPENAI_GATEWAY_CONFIG_PATHS"
 ENV_YAML_VARIABLE: Final = "OPENAI_GATEWAY_ENV_YAML"
+OVERRIDES_VARIABLE: Final = "OPENAI_GATEWAY_OVERRIDES"
 COMMAND_LINE: Final = "command line"
 
 
@@ -37,9 +39,12 @@ class Merged:
 
 
 def read(environ: Mapping[str, str], overrides: Sequence[str], cwd: Path, problems: list[Problem]) -> Merged:
-    """Return everything merged: files < env.yaml < overrides; what is wrong is appended to `problems`."""
+    """Return everything merged: files < env.yaml < overrides; what is wrong is appended to `problems`.
+
+    Overrides that a command line handed down in OPENAI_GATEWAY_OVERRIDES, a JSON list, come before `overrides`.
+    """
     merged = Merged()
-    changes = list(_parse_overrides(overrides, problems))
+    changes = list(_parse_overrides([*_handed_down(environ, problems), *overrides], problems))
     paths = _split(environ.get(CONFIG_PATHS_VARIABLE) or DEFAULT_CONFIG_PATH)
     for given in (value for key, value, _ in changes if key == "config_paths"):
         paths = _to_paths(given, COMMAND_LINE, problems)
@@ -50,6 +55,17 @@ def read(environ: Mapping[str, str], overrides: Sequence[str], cwd: Path, proble
         if key != "config_paths":
             _override(merged, key, value, is_addition, problems)
     return merged
+
+
+def _handed_down(environ: Mapping[str, str], problems: list[Problem]) -> list[str]:
+    try:
+        given = json.loads(environ.get(OVERRIDES_VARIABLE) or "[]")
+    except ValueError:
+        given = None
+    if isinstance(given, list) and all(isinstance(override, str) for override in given):
+        return given
+    problems.append(Problem("environment", OVERRIDES_VARIABLE, 'a JSON list such as ["++key=value"] is wanted'))
+    return []
 
 
 def _split(paths: str) -> list[str]:
@@ -84,10 +100,11 @@ def _merge_env_yaml(merged: Merged, place: str | None, cwd: Path, problems: list
 
 def _load(path: str, cwd: Path, variable: str, problems: list[Problem]) -> dict[str, Any]:
     """Return a file's mapping; `variable` is the one that says where such files are."""
+    option = " or --config" if variable == CONFIG_PATHS_VARIABLE else ""
     try:
         tree = parse((cwd / path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problems.append(Problem(path, "", f"there is no such file in {cwd}; {variable} says where it is"))
+        problems.append(Problem(path, "", f"there is no such file in {cwd}; {variable}{option} says where it is"))
     except NotYaml as error:
         # Only the place: the offending line may hold a key.
         line = f"line {error.line}" if error.line else ""
@@ -152,6 +169,6 @@ def _override(merged: Merged, key: str, value: Any, is_addition: bool, problems:
     else:
         if is_addition or last in at:
             _merge_into(at, {last: value})
-            merged.origins[key] = COMMAND_LINE
+            merged.origins.update((leaf, COMMAND_LINE) for leaf in _leaves({key: value}))
             return
     problems.append(Problem(COMMAND_LINE, key, f"there is no such key to override; add one with '++{key}=...'"))

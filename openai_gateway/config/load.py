@@ -16,6 +16,7 @@ from openai_gateway.config import schema
 from openai_gateway.config.files import Merged, read
 from openai_gateway.config.interpolate import UNRESOLVED, UNSET, Interpolation
 from openai_gateway.config.key_file import to_keys
+from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 from openai_gateway.config.redact import find_secrets, show, without_secrets
 from openai_gateway.config.values import ConfigError, GatewayConfig, Problem, ServerConfig
@@ -45,12 +46,13 @@ def load_config(
     servers: dict[str, ServerConfig] = {}
     origins: dict[str, str] = {}
     ignored: set[str] = set()
+    places = Origins(merged, environ)
     interpolation = Interpolation(merged, environ, problems)
     shared = interpolation.resolve_shared(schema.SHARED_KEYS) if names else {}
     settings = {name: {**shared, **interpolation.resolve([name, *_OURS])} for name in names}
     secrets = find_secrets(merged.tree, settings)
     for name in names:
-        builder = _Builder(name, merged, folder, problems, secrets)
+        builder = _Builder(name, merged, places, folder, problems, secrets)
         if (server := builder.build(settings[name])) is not None:
             servers[name] = server
         ignored |= builder.ignored
@@ -59,6 +61,12 @@ def load_config(
     if problems:
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
     return GatewayConfig(servers, default, _to_notes(foreign, ignored), origins)
+
+
+def find_servers(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each of our servers in a merged tree, as they stand there."""
+    ours, _ = _find_servers(tree)
+    return {name: tree[name][_OURS[0]][_OURS[1]] for name in ours}
 
 
 def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -108,9 +116,18 @@ def _may_write(folder: str) -> bool:
 class _Builder:
     """Builds one ServerConfig; complaints go to `problems`."""
 
-    def __init__(self, name: str, merged: Merged, cwd: Path, problems: list[Problem], secrets: frozenset[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        merged: Merged,
+        places: Origins,
+        cwd: Path,
+        problems: list[Problem],
+        secrets: frozenset[str],
+    ) -> None:
         self._name = name
         self._merged = merged
+        self._places = places
         self._cwd = cwd
         self._problems = problems
         self._secrets = secrets
@@ -129,7 +146,7 @@ class _Builder:
         self._check_files(values)
         values["prices"] = self._read_prices(values)
         for key in schema.KEYS:
-            self.origins.setdefault(self._dotted(key), "default")
+            self.origins.setdefault(self._dotted(key), DEFAULT)
         # What couldn't be resolved was complained of before.
         is_whole = len(self._problems) == before and UNRESOLVED not in given.values()
         return ServerConfig(name=self._name, **values) if is_whole else None
@@ -152,7 +169,10 @@ class _Builder:
         if definition is None:
             self._take_unknown(key)
             return
-        self.origins[self._dotted(key)] = self._merged.place_of(*self._names(key)) or "default"
+        dotted = self._dotted(key)
+        self.origins[dotted] = self._places.of(*self._names(key))
+        for inner in value if isinstance(value, dict) else ():
+            self.origins[f"{dotted}.{inner}"] = self._places.of(f"{dotted}.{inner}", *self._names(key))
         if value is UNRESOLVED:
             return
         if value == UNSET:

@@ -1,6 +1,6 @@
-"""Keeps secrets out of complaints: which strings are secret, and what of a value may be shown.
+"""Keeps secrets out of what is shown: which strings are secret, and what of a value may be shown.
 
-Everything that ends in a ConfigError goes through here.
+Everything that ends in a ConfigError, and every value that is shown, goes through here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from openai_gateway.config.values import Problem
+from openai_gateway.config.values import Problem, Secret
 
 _MASK: Final = "***"
 _SHOWN_CHARS: Final = 60
@@ -54,3 +54,39 @@ def _scrub(text: str, secrets: Iterable[str]) -> str:
         for form in (secret, repr(secret)[1:-1]):
             text = text.replace(form, _MASK)
     return _SECRET_LIKE.sub(_MASK, text)
+
+
+def mask_url(url: str) -> str:
+    """Return a URL whose query values are masked, `api-version` aside: one may be a key."""
+    base, mark, query = url.partition("?")
+    pairs = (part.partition("=") for part in query.split("&"))
+    return (
+        base
+        + mark
+        + "&".join(
+            f"{name}{equals}{value if name == 'api-version' or not value else _MASK}" for name, equals, value in pairs
+        )
+    )
+
+
+def mask(value: Any, secrets: Iterable[str], *, is_secret: bool = False) -> Any:
+    """Return a value as it may be shown, in plain types: secrets masked, whatever is under a secret's name too."""
+    if isinstance(value, Mapping):
+        return {
+            name: mask(inner, secrets, is_secret=is_secret or bool(_SECRET_NAME.search(name)))
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask(inner, secrets, is_secret=is_secret) for inner in value]
+    if isinstance(value, Secret) or (is_secret and isinstance(value, str)):
+        return _MASK
+    return _scrub(value, secrets) if isinstance(value, str) else value
+
+
+def reveal_all(value: Any) -> Iterator[str]:
+    """Give the strings of all Secrets in a value, to `mask` them wherever else they stand."""
+    if isinstance(value, Secret):
+        yield value.reveal()
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from reveal_all(inner)

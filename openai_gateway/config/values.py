@@ -96,7 +96,7 @@ class ServerConfig:
 class GatewayConfig:
     """All servers of one config; `default_server` names the one at plain `/v1`.
 
-    `notes` say what was ignored, a line each; `origins` where each dotted key came from.
+    `notes` say what was ignored, a line each; `origins` where each dotted key came from, those in a mapping too.
     """
 
     servers: Mapping[str, ServerConfig]

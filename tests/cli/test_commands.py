@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 import requests
 from click.testing import CliRunner
@@ -23,11 +25,77 @@ from tests.support.processes import ROOT, eventually
 COMMAND = [sys.executable, "-m", "openai_gateway.cli"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["simulate", "-h"]])
-def test_help_says_what_and_how(arguments: list[str]) -> None:
-    result = CliRunner().invoke(main, arguments)
+@pytest.mark.parametrize("name", sorted(main.list_commands(click.Context(main))))
+def test_help_of_each_command_says_what_and_teaches_by_example(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0
-    assert "openai-gateway demo" in result.output or "Examples:" in result.output
+    assert CliRunner().invoke(main, [name, "-h"]).output == result.output
+    what, _, examples = result.output.partition("xamples:")
+    assert len(what.split()) > 10
+    assert f"openai-gateway {name}" in examples
+    assert result.output.count(f"openai-gateway {name}") >= 1
+    # Examples that are wrapped can't be copied.
+    assert max(len(line) for line in result.output.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command_and_a_way_to_begin(arguments: list[str]) -> None:
+    output = CliRunner().invoke(main, arguments).output
+    assert all(f"\n  {name} " in output for name in main.list_commands(click.Context(main)))
+    assert "openai-gateway demo" in output
+
+
+@pytest.mark.parametrize("arguments", [["--bad"], ["demo", "--bad"], ["nonsense"], ["bench"], ["serve", "nonsense"]])
+def test_wrong_usage_is_one_line_that_says_where_help_is(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert line.endswith(" --help'")
+
+
+@pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
+def test_errors_are_coloured_on_a_terminal_only_and_never_with_no_color(no_color: str, is_coloured: bool) -> None:
+    ours, its = pty.openpty()
+    environ = {**os.environ, "NO_COLOR": no_color}
+    try:
+        subprocess.run([*COMMAND, "nonsense"], stdin=its, stderr=its, env=environ, timeout=30, check=False)
+        assert (b"\x1b[31mError:" in os.read(ours, 1000)) == is_coloured
+    finally:
+        os.close(ours)
+        os.close(its)
+    piped = subprocess.run([*COMMAND, "nonsense"], capture_output=True, env=environ, timeout=30, check=False)
+    assert piped.stderr.startswith(b"Error:")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_is_printed(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_OPENAI_GATEWAY_COMPLETE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("openai-gateway c", {"check", "completion", "config"}),
+        ("openai-gateway serve --wor", {"--workers"}),
+        ("openai-gateway bench http://x --api ", {"responses", "chat"}),
+    ],
+)
+def test_completion_knows_commands_options_and_choices(words: str, found: set[str]) -> None:
+    given = words.split(" ")
+    environ = {
+        **os.environ,
+        "_OPENAI_GATEWAY_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(given) - 1),
+    }
+    code = "from openai_gateway.cli.main import main; main(prog_name='openai-gateway')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=30, check=True
+    )
+    assert found <= {line.partition(",")[2] for line in ended.stdout.splitlines()}
 
 
 def test_version_is_the_packages() -> None:
@@ -38,6 +106,7 @@ def test_version_is_the_packages() -> None:
     ("arguments", "said"),
     [
         (["nonsense"], "No such command"),
+        (["serv"], "did you mean 'serve'"),
         (["simulate", "--rpm", "0"], "--rpm"),
         (["simulate", "--config", "no-such-file.yaml"], "no-such-file.yaml"),
     ],
@@ -152,6 +221,12 @@ def test_demo_once_that_is_interrupted_has_not_gone_well() -> None:
         demo.send_signal(signal.SIGINT)
         assert demo.wait(25) == 1
         eventually(lambda: _is_over(demo.pid))
+
+
+def test_simulate_on_a_taken_port_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = CliRunner().invoke(main, ["simulate", "--port", str(taken.getsockname()[1])])
+    assert (result.exit_code, "another port" in result.stderr, len(result.stderr.splitlines())) == (1, True, 1)
 
 
 def test_simulate_serves_with_its_options() -> None:

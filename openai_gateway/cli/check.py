@@ -1,0 +1,121 @@
+"""`openai-gateway check`: tries the upstream of each server and says what works, and what to do about the rest.
+
+What is tried is `examining`'s; here is how it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+import click
+
+from openai_gateway.cli import choosing
+from openai_gateway.cli.probing.examining import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
+from openai_gateway.cli.probing.probes import FEW_TOKENS, TOOL_TOKENS
+from openai_gateway.config import GatewayConfig
+from openai_gateway.config.redact import mask_url
+
+_MARKS: Final = {OK: ("✓", "green"), FAILED: ("✗", "red"), UNKNOWN: ("?", "yellow")}
+_PLAIN_MARKS: Final = {OK: "ok    ", FAILED: "FAILED", UNKNOWN: "?     "}
+_COST: Final = (
+    f"Up to 5 small calls a server, of {FEW_TOKENS} output tokens at most ({TOOL_TOKENS} for the function call): "
+    "this costs a few tokens."
+)
+
+
+@click.command(name="check")
+@choosing.config_options
+@click.option("--server", help="Only this server (default: all).")
+@click.option("--api", type=click.Choice(list(TITLES)), help="Only this API (default: both).")
+@click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(1), help="Seconds for each call.")
+@click.option("--json", "is_json", is_flag=True, help="Print the findings as JSON.")
+def command(
+    config: tuple[str, ...],
+    overrides: tuple[str, ...],
+    server: str | None,
+    api: str | None,
+    timeout: float,
+    is_json: bool,
+) -> None:
+    """Try the upstream as the server would call it: name, TLS, key, model, both APIs, streams, function calls.
+
+    Costs a few tokens. Each failure comes with what to do. Exit code 0: all is well; 1: something failed; 2: the
+    config is wrong.
+
+    \b
+    Examples:
+      openai-gateway check
+      openai-gateway check --server judge_model --api chat
+      openai-gateway check --config policy.yaml ++policy_model_name=gpt-5-mini
+      openai-gateway check --json | jq .ok
+    """
+    chosen = choosing.load(choosing.to_environ(config, overrides))
+    if server is not None and server not in chosen.servers:
+        raise click.UsageError(f"there is no server {server!r}; there are: {', '.join(chosen.servers)}")
+    click.echo(_COST, err=is_json)
+    apis = list(TITLES) if api is None else [api]
+    found = {
+        name: _examine(chosen, name, apis, timeout, is_shown=not is_json)
+        for name in (chosen.servers if server is None else [server])
+    }
+    failures = sum(finding.result == FAILED for findings in found.values() for finding in findings)
+    if is_json:
+        click.echo(json.dumps(_to_json(chosen, found), indent=2))
+    else:
+        click.echo(f"\n{'All is well.' if not failures else f'{failures} failed; what to do is beside it.'}")
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _examine(chosen: GatewayConfig, name: str, apis: list[str], timeout_s: float, *, is_shown: bool) -> list[Finding]:
+    server = chosen.servers[name]
+    prefix = f"{name}.responses_api_models.openai_model"
+    if is_shown:
+        click.echo(f"\n{name}: {server.openai_model} at {mask_url(server.openai_base_url)}")
+    key = "openai_api_key_file" if server.openai_api_key_file else "openai_api_key"
+    findings = []
+    examination = Examination(
+        server,
+        apis,
+        timeout_s,
+        lambda wanted: chosen.origins[f"{prefix}.{key if wanted == 'openai_api_key' else wanted}"],
+    )
+    for finding in examination.run():
+        findings.append(finding)
+        if is_shown:
+            click.echo(_to_lines(finding))
+    return findings
+
+
+def _to_lines(finding: Finding) -> str:
+    mark, colour = _MARKS[finding.result]
+    try:
+        mark.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        mark = _PLAIN_MARKS[finding.result]
+    line = f"  {click.style(mark, fg=colour)} {finding.name:20} {finding.took_s * 1000:6.0f} ms  {finding.detail}"
+    return f"{line}\n      -> {finding.cure}" if finding.cure else line
+
+
+def _to_json(chosen: GatewayConfig, found: dict[str, list[Finding]]) -> dict[str, Any]:
+    servers = {
+        name: {
+            "base_url": mask_url(chosen.servers[name].openai_base_url),
+            "model": chosen.servers[name].openai_model,
+            "checks": [
+                {
+                    "check": finding.name,
+                    "result": finding.result,
+                    "ms": round(finding.took_s * 1000, 1),
+                    "detail": finding.detail,
+                    "cure": finding.cure or None,
+                }
+                for finding in findings
+            ],
+        }
+        for name, findings in found.items()
+    }
+    is_ok = all(finding.result != FAILED for findings in found.values() for finding in findings)
+    return {"ok": is_ok, "servers": servers}

@@ -1,0 +1,102 @@
+"""`openai-gateway config`: the config as the server would have it, with the origin of each value and no secret.
+
+Which value wins and where it came from, is `config.load`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import click
+import yaml
+
+from openai_gateway.cli import choosing
+from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.redact import find_secrets, mask, mask_url, reveal_all
+from openai_gateway.config.schema import KEYS
+
+_PARENTS: Final = ("responses_api_models", "openai_model")
+_MOST_COLUMNS: Final = 56
+
+
+@click.command(name="config")
+@choosing.config_options
+@click.option("--validate", is_flag=True, help="Only check it; prints one line.")
+@click.option("--json", "is_json", is_flag=True, help="As JSON: each key's value and origin.")
+def command(config: tuple[str, ...], overrides: tuple[str, ...], validate: bool, is_json: bool) -> None:
+    """Show the resolved config, and where each value came from; secrets are masked. Calls nobody.
+
+    An origin is a file, env.yaml, the command line, or default; of an interpolation both ends are told.
+
+    \b
+    Examples:
+      openai-gateway config
+      openai-gateway config --validate && openai-gateway serve
+      openai-gateway config --config policy.yaml ++policy_model_name=gpt-5-mini
+      openai-gateway config --json | jq '.servers.policy_model.max_retries'
+    """
+    chosen = choosing.load(choosing.to_environ(config, overrides))
+    if validate:
+        click.echo(f"ok: {len(chosen.servers)} {'server' if len(chosen.servers) == 1 else 'servers'}, ", nl=False)
+        click.echo(f"{', '.join(chosen.servers)}; at plain /v1: {chosen.default_server}")
+    elif is_json:
+        click.echo(json.dumps(_to_json(chosen), indent=2))
+    else:
+        click.echo("\n".join(_to_yaml(chosen)))
+
+
+def _to_values(server: ServerConfig) -> dict[str, Any]:
+    """Return a server's values in plain types, masked."""
+    values = {key: getattr(server, key) for key in KEYS}
+    values["openai_base_url"] = mask_url(server.openai_base_url)
+    shown: dict[str, Any] = mask(values, {*reveal_all(values), *find_secrets(values)})
+    return shown
+
+
+def _to_json(chosen: GatewayConfig) -> dict[str, Any]:
+    servers = {
+        name: {
+            key: {"value": value, "origin": chosen.origins[_dotted(name, key)]}
+            for key, value in _to_values(server).items()
+        }
+        for name, server in chosen.servers.items()
+    }
+    return {"servers": servers, "default_server": chosen.default_server, "notes": list(chosen.notes)}
+
+
+def _dotted(server: str, *keys: str) -> str:
+    return ".".join([server, *_PARENTS, *keys])
+
+
+def _to_yaml(chosen: GatewayConfig) -> Iterator[str]:
+    yield _dim(f"# at plain /v1: {chosen.default_server}")
+    yield from (_dim(f"# {note}") for note in chosen.notes)
+    for name, server in chosen.servers.items():
+        yield f"{name}:"
+        yield from (f"{'  ' * depth}{parent}:" for depth, parent in enumerate(_PARENTS, 1))
+        lines = list(_to_lines(name, _to_values(server), chosen))
+        width = min(_MOST_COLUMNS, max(len(text) for text, _ in lines))
+        yield from (f"{text:{width}}  {_dim(f'# {origin}')}" if origin else text for text, origin in lines)
+
+
+def _to_lines(name: str, values: dict[str, Any], chosen: GatewayConfig) -> Iterable[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield f"      {key}:", ""
+            for inner, content in value.items():
+                yield f"        {_dump({inner: content})}", chosen.origins[_dotted(name, key, inner)]
+        else:
+            yield f"      {_dump({key: value})}", chosen.origins[_dotted(name, key)]
+
+
+def _dump(pair: dict[str, Any]) -> str:
+    """Return `key: value` on one line."""
+    text: str = yaml.safe_dump(pair, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
+    # What YAML would spread over several lines, JSON, which is YAML too, doesn't.
+    return (text if text.count("\n") == 1 else json.dumps(pair)).strip()[1:-1]
+
+
+def _dim(comment: str) -> str:
+    return click.style(comment, dim=True)

@@ -1,0 +1,98 @@
+"""`openai-gateway serve`: says what is served, then becomes gunicorn with the gateway's settings.
+
+The settings are `openai_gateway.gunicorn_settings`'; which config, is `choosing`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+import click
+
+from openai_gateway import __version__
+from openai_gateway.cli import choosing
+from openai_gateway.cli.servers import NotReady, become_gunicorn, listen, start_companion, to_url
+from openai_gateway.cli.simulated import to_overrides
+from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.redact import mask_url
+
+_SETTINGS: Final = "python:openai_gateway.gunicorn_settings"
+
+
+@click.command(name="serve")
+@choosing.config_options
+@click.option("--host", envvar="HOST", default="127.0.0.1", help="Address to listen on (default: $HOST, 127.0.0.1).")
+@click.option(
+    "--port",
+    envvar="PORT",
+    default=8000,
+    type=click.IntRange(0, 65535),
+    help="Port; 0 takes a free one (default: $PORT, 8000).",
+)
+@click.option(
+    "--workers",
+    envvar="WEB_CONCURRENCY",
+    default=1,
+    type=click.IntRange(1, 256),
+    help="Worker processes; caps are per worker, and one carries thousands of calls (default: $WEB_CONCURRENCY, 1).",
+)
+@click.option("--simulate", is_flag=True, help="Put the simulator behind it: no endpoint, key or cost.")
+def command(
+    config: tuple[str, ...], overrides: tuple[str, ...], host: str, port: int, workers: int, simulate: bool
+) -> None:
+    """Serve: gunicorn with gevent workers and the gateway's settings, until Ctrl-C or SIGTERM.
+
+    \b
+    Examples:
+      openai-gateway serve
+      openai-gateway serve --simulate
+      openai-gateway serve --config policy.yaml --config judge.yaml --port 9000
+      openai-gateway serve ++policy_model.responses_api_models.openai_model.max_concurrent_requests=64
+    As NeMo Gym is started:
+      openai-gateway serve "+config_paths=[policy.yaml,judge.yaml]" ++policy_model_name=gpt-5-mini
+
+    SIGTERM lets calls in flight finish within $GRACEFUL_TIMEOUT (900 s); SIGHUP reads the config again and loses no
+    call. Any other setting of gunicorn goes into $GUNICORN_CMD_ARGS. $OPENAI_GATEWAY_SIMULATOR_CONFIG may name
+    settings of the simulator, such as conf/simulator.yaml.
+    """
+    environ = choosing.to_environ(config, overrides)
+    try:
+        simulator = listen("127.0.0.1", 0) if simulate else None
+        if simulator is not None:
+            environ = choosing.to_environ((), to_overrides(environ, f"{to_url(simulator)}/v1"), environ)
+        chosen = choosing.load(environ)
+        listener = listen(host, port)
+        if simulator is not None:
+            start_companion("openai_gateway.simulator.wsgi:app", {}, simulator)
+    except NotReady as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(_describe(chosen, listener, workers, is_simulated=simulate))
+    become_gunicorn(listener, environ, "-c", _SETTINGS, "-w", str(workers), "openai_gateway.wsgi:app")
+
+
+def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, is_simulated: bool) -> str:
+    url = to_url(listener)
+    servers = "1 server" if len(chosen.servers) == 1 else f"{len(chosen.servers)} servers"
+    processes = "1 worker" if workers == 1 else f"{workers} workers"
+    lines = [f"openai_gateway {__version__}: {servers}, {processes}, pid {os.getpid()} (Ctrl-C ends it)"]
+    for name, server in chosen.servers.items():
+        lines += [
+            "",
+            f"  {name}",
+            f"    model     {server.openai_model}",
+            f"    upstream  {mask_url(server.openai_base_url)}{'  (the simulator)' if is_simulated else ''}",
+            f"    cap       {_to_cap(server, workers)}",
+            f"    serves    {url}/v1" if name == chosen.default_server else f"    serves    {url}/{name}/v1",
+        ]
+        if name == chosen.default_server and len(chosen.servers) > 1:
+            lines[-1] += f"  and  {url}/{name}/v1"
+    return "\n".join([*lines, ""])
+
+
+def _to_cap(server: ServerConfig, workers: int) -> str:
+    cap = server.max_concurrent_requests
+    if cap is None:
+        return "none (max_concurrent_requests sets one)"
+    return f"{cap} calls at once" + (f" in each worker, {cap * workers} in all" if workers > 1 else "")

@@ -1,0 +1,49 @@
+"""Has a config lead to the simulator, whatever endpoint and key it names or lacks.
+
+The simulator itself is started by the command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from openai_gateway.config.files import CONFIG_PATHS_VARIABLE, DEFAULT_CONFIG_PATH, read
+from openai_gateway.config.load import find_servers
+from openai_gateway.config.schema import OLD_NAMES
+from openai_gateway.config.values import Problem
+
+_KEY: Final = "sk-simulated"
+_MODEL: Final = "simulated-model"
+_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)\s*\}")
+
+
+def to_overrides(environ: Mapping[str, str], base_url: str) -> list[str]:
+    """Return overrides that lead each server to `base_url` and stand in for what only a real endpoint needs.
+
+    Without any config there is one server, `policy_model`.
+    """
+    problems: list[Problem] = []
+    merged = read(environ, (), Path.cwd(), problems)
+    servers = find_servers(merged.tree)
+    made = [f"++{name}={_MODEL}" for name in sorted({*_find_references(servers)} - merged.tree.keys())]
+    is_default_away = [problem.place for problem in problems] == [DEFAULT_CONFIG_PATH]
+    if is_default_away and not servers and not environ.get(CONFIG_PATHS_VARIABLE):
+        servers = {"policy_model": {"openai_model": _MODEL}}
+        made = ["+config_paths=[]", f"++policy_model.responses_api_models.openai_model.openai_model={_MODEL}"]
+    for server, settings in servers.items():
+        for key, value in (("openai_base_url", base_url), ("openai_api_key", _KEY), ("openai_api_key_file", "null")):
+            name = next((old for old, new in OLD_NAMES.items() if new == key and old in settings), key)
+            if value != "null" or name in settings:
+                made.append(f"++{server}.responses_api_models.openai_model.{name}={value}")
+    return made
+
+
+def _find_references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _find_references(inner)
+    elif isinstance(node, str):
+        yield from _REFERENCE.findall(node)

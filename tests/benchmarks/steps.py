@@ -15,9 +15,15 @@ import msgspec
 import pyperf
 
 from openai_gateway.blueprints.intake import read_body
+from openai_gateway.blueprints.worker import read_plain
 from openai_gateway.blueprints.writer import RelayWriter
+from openai_gateway.config import ServerConfig
+from openai_gateway.config.values import Secret
 from openai_gateway.upstream.exchange import _to_head
+from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire import headers
+from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
 from openai_gateway.wire.http1 import ChunkedDecoder, parse_head, to_decoder
 
@@ -55,7 +61,28 @@ EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{
 SCHEMA = ChatEnvelope()
 MODEL = msgspec.Raw(b'"the-model"')
 SENT = headers.to_upstream(ENVIRON, OWN, has_body=True)
+HEADERS = parse_head(HEAD).headers
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
+
+PLAIN_HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer sk-client\r\n"
+    b"Accept: application/json\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
+    b"User-Agent: OpenAI/Python\r\nX-Stainless-Lang: python\r\nX-Stainless-Retry-Count: 0\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+)
+SERVER = ServerConfig("policy_model", "http://u/v1", "the-model", Secret("sk"))
+ANSWER = (
+    b'{"id":"c","object":"chat.completion","model":"the-model","choices":[{"index":0,"finish_reason":"stop","message":'
+    b'{"role":"assistant","content":"' + WORDS.encode() * 15 + b'"}}],"usage":{"prompt_tokens":300,'
+    b'"completion_tokens":200,"total_tokens":500,"prompt_tokens_details":{"cached_tokens":0}}}'
+)
+
+
+def record() -> None:
+    call = Call("chat", "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
+    tail = Tail()
+    tail.add(ANSWER)
+    to_record(SERVER, Progress(call, len(BODY), status=200, headers=HEADERS, outcome="completed", tail=tail))
 
 
 def read() -> bytes:
@@ -77,6 +104,7 @@ def write_head() -> bytes:
 
 def main() -> None:
     runner = pyperf.Runner()
+    runner.bench_func("read a plain head", read_plain, PLAIN_HEAD + BODY)
     runner.bench_func("read the body", read)
     runner.bench_func("parse and check the envelope, 1.4 KB", parse, BODY, SCHEMA)
     runner.bench_func("parse and check the envelope, 100 KB", parse, LARGE, SCHEMA)
@@ -85,6 +113,7 @@ def main() -> None:
     runner.bench_func("request head", _to_head, "POST", "/v1/chat/completions", SENT, BODY)
     runner.bench_func("parse the answer's head", answer_head)
     runner.bench_func("answer's head parsed, filtered and written", write_head)
+    runner.bench_func("record of a call", record)
     runner.bench_func("one event decoded from its chunk", lambda: ChunkedDecoder().feed(CHUNK))
 
 

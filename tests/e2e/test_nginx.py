@@ -1,4 +1,4 @@
-"""nginx in front of the gateway, with the site that is shipped: what passes through the gateway passes through it too."""
+"""nginx in front of the gateway, with the shipped site: what passes through the gateway passes through it too."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_status_headers_and_body_pass(status: str, nginx: Nginx, upstream: Scrip
         "x-request-id": "req_1",
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-tokens": "6m0s",
-        "retry-after": "7",
+        "retry-after-ms": "5",
     }
     body = json.dumps({"status": status}).encode()
     head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())

@@ -39,14 +39,15 @@ def metrics() -> flask.Response:
 
 @blueprint.get("/readyz")
 def readiness() -> tuple[dict[str, Any], int]:
-    """Tell whether calls can succeed: 503 while draining or a breaker is open; with this worker's state.
+    """Tell whether calls can succeed: 503 while draining or a breaker refuses calls; with this worker's state.
 
     `?upstream=1` asks every upstream for its models, too, within a few seconds.
     """
     servers: dict[str, CallServer] = flask.current_app.extensions[SERVERS]
     states = {name: _to_state(server) for name, server in servers.items()}
     is_ready = not flask.current_app.is_draining  # type: ignore[attr-defined]
-    is_ready = is_ready and not any(server.relay.breaker.is_open for server in servers.values())
+    # Not `is_open`: once its next probe is due, a call must come to make it, or the breaker would never close.
+    is_ready = is_ready and not any(server.relay.breaker.blocks() for server in servers.values())
     if flask.request.args.get("upstream") == "1":
         for name, server in servers.items():
             status = states[name]["upstream"] = server.probe(_PROBE_S)

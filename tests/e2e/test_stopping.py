@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import requests
@@ -52,6 +54,36 @@ def _run_with_conf(folder: Path, *arguments: str) -> Iterator[Gunicorn]:
         "wsgi:app", folder, "-c", conf, "--pythonpath", str(ROOT), *arguments, environ=environ
     ) as running:
         yield running
+
+
+# systemd hands a service its sockets from descriptor 3 on, and names the process that they are for.
+_LIKE_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *sys.argv[2:]])
+"""
+
+
+@contextmanager
+def _run_at_held_socket(folder: Path, listener: socket.socket) -> Iterator[Gunicorn]:
+    """Run gunicorn as the shipped unit does; a TERM ends it and leaves the socket as it is."""
+    log_path = folder / f"gunicorn-{time.monotonic_ns()}.log"
+    arguments = ["-c", str(ROOT / "conf" / "gunicorn.conf.py"), "openai_gateway.wsgi:app"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LIKE_SYSTEMD, str(listener.fileno()), *arguments],
+            cwd=folder,
+            env={**os.environ, "OPENAI_GATEWAY_CONFIG_PATHS": "gateway.yaml", "PYTHONPATH": str(ROOT)},
+            pass_fds=[listener.fileno()],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield Gunicorn(process, log_path)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 class Flow:
@@ -128,6 +160,20 @@ def test_reload_under_load_loses_no_call_and_cuts_no_stream(tmp_path: Path) -> N
             assert (flow.failures, flow.answered) == ([], flow.sent)
             assert all(body.endswith(b"data: [DONE]\n\n") for body in streams.bodies)
             assert json.loads(upstream.requests[-1].body)["model"] == "new-model"
+
+
+def test_restart_at_a_socket_that_systemd_holds_refuses_no_call(tmp_path: Path) -> None:
+    with run_upstream(_answer_or_stream) as upstream, socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with ExitStack() as last, Flow(url, callers=10, pause_s=0.02) as flow:
+            with _run_at_held_socket(tmp_path, listener) as gateway:
+                assert gateway.url == url
+                eventually(lambda: flow.answered > 50, timeout_s=20)
+            last.enter_context(_run_at_held_socket(tmp_path, listener))
+            seen = flow.answered
+            eventually(lambda: flow.answered > seen + 50, timeout_s=20)
+        assert (flow.failures, flow.answered) == ([], flow.sent)
 
 
 def test_bad_new_config_is_reported_and_the_last_good_one_serves_on(tmp_path: Path) -> None:

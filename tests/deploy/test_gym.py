@@ -1,0 +1,90 @@
+"""The gateway in the place of NeMo Gym's `openai_model` server: what Gym starts it with is what it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from openai_gateway.config import load_config
+from tests.support.processes import ROOT
+
+APP = ROOT / "conf" / "deploy" / "gym" / "openai_model" / "app.py"
+# A gateway that says how it was called, and what it was handed.
+STUB = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+config = sys.argv[sys.argv.index("--config") + 1]
+found = {{"arguments": sys.argv[1:], "server": os.environ["OPENAI_GATEWAY_SERVER"], "config": Path(config).read_text()}}
+print(json.dumps({{**found, "again": Path(config).read_text() == found["config"]}}))
+"""
+
+
+def _to_run() -> dict[str, object]:
+    """Return the merged config of a Gym run as Gym hands it to each server: hosts and ports chosen, variables not."""
+    server = {
+        "entrypoint": "app.py",
+        "openai_base_url": "${policy_base_url}",
+        "openai_api_key": "${policy_api_key}",
+        "openai_model": "${policy_model_name}",
+        "host": "127.0.0.1",
+        "port": 12791,
+    }
+    judge = {**server, "openai_model": "the-judge", "port": 12385, "num_workers": 2}
+    return {
+        "policy_base_url": "http://127.0.0.1:1/v1",
+        "policy_api_key": "sk-policy",
+        "policy_model_name": "the-policy",
+        "config_paths": ["somewhere.yaml"],
+        "head_server": {"host": "127.0.0.1", "port": 11000},
+        "policy_model": {"responses_api_models": {"openai_model": server}},
+        "judge_model": {"responses_api_models": {"openai_model": judge}},
+        "an_agent": {"responses_api_agents": {"simple_agent": {"entrypoint": "app.py", "port": 1}}},
+    }
+
+
+def _start(home: Path, name: str) -> subprocess.CompletedProcess[str]:
+    environ = {"NEMO_GYM_CONFIG_DICT": yaml.safe_dump(_to_run()), "NEMO_GYM_CONFIG_PATH": name}
+    return subprocess.run(
+        [sys.executable, str(APP)],
+        env={**os.environ, **environ, "OPENAI_GATEWAY_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_gateway_is_started_with_gyms_config_at_gyms_port(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "openai-gateway").write_text(STUB)
+    (tmp_path / "bin" / "openai-gateway").chmod(0o755)
+    for name, port, workers, model in (
+        ("policy_model", 12791, 1, "the-policy"),
+        ("judge_model", 12385, 2, "the-judge"),
+    ):
+        ended = _start(tmp_path, name)
+        assert ended.returncode == 0, ended.stderr
+        found = json.loads(ended.stdout)
+        command, config, path, *rest = found["arguments"]
+        assert (command, config) == ("serve", "--config")
+        # Nothing with a key in it is left on a disk.
+        assert path.startswith("/proc/self/fd/")
+        assert found["again"]
+        assert rest == ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
+        (tmp_path / "run.yaml").write_text(found["config"])
+        environ = {"OPENAI_GATEWAY_CONFIG_PATHS": "run.yaml", "OPENAI_GATEWAY_SERVER": found["server"]}
+        served = load_config(environ, cwd=tmp_path)
+        assert served.default_server == name
+        assert served.servers[name].openai_model == model
+
+
+def test_gateway_that_is_not_there_is_named_with_the_cure(tmp_path: Path) -> None:
+    ended = _start(tmp_path, "policy_model")
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("set OPENAI_GATEWAY_HOME to the virtual environment that has openai_gateway.")
+    assert "sk-policy" not in ended.stdout + ended.stderr

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 
 def main() -> None:
+    """Become the gateway that serves the server that Gym names."""
     # Gym hands every server the merged config of the run, and the name of the one to be.
     name = os.environ["NEMO_GYM_CONFIG_PATH"]
     config = OmegaConf.create(os.environ["NEMO_GYM_CONFIG_DICT"])

@@ -117,6 +117,10 @@ def test_image_has_what_it_starts_with(tmp_path: Path) -> None:
         copied += [source.removeprefix("./") for source in sources]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert {f"!{source}" for source in copied} == {line for line in ignored if line.startswith("!")}
+    secrets = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["secrets"].values()
+    assert all(secret["file"].startswith("./secrets/") for secret in secrets)
+    assert "conf/deploy/secrets" in ignored
+    assert "/conf/deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     command = yaml.safe_load(re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[1])
     assert command == _in_unit("ExecStart")[0].removeprefix("/opt/openai-gateway/bin/").split()
     user = re.search(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[1]

@@ -10,6 +10,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -185,19 +186,35 @@ def test_silence_is_the_gateways_to_judge() -> None:
     assert int(found[1]) * 3600 > 10 * max(server.first_byte_timeout_s or 0, server.idle_timeout_s or 0)
 
 
-def test_call_that_breaks_is_not_sent_twice_and_gets_an_error_in_openais_form(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    def hang_up(talk: Conversation) -> None:
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_call_that_breaks_is_not_sent_twice_and_gets_an_error_in_openais_form(method: str, tmp_path: Path) -> None:
+    def break_the_second(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(to_answer(b"{}"))
         talk.read_request()
 
-    with run_upstream(hang_up) as dead, run_nginx(tmp_path_factory.mktemp("alone"), dead.url) as nginx:
-        dead.requests.clear()
-        answer = _post(nginx, PATHS["chat"], to_request_body("chat"))
-        assert [request.method for request in dead.requests] == ["POST"]
-        assert dead.requests[0].headers["x-forwarded-for"] == "127.0.0.1"
+    # In the gateway's place, with a connection that nginx has kept from asking whether it is ready.
+    with run_upstream(break_the_second) as broken, run_nginx(tmp_path, broken.url) as nginx:
+        broken.requests.clear()
+        answer = requests.request(method, f"{nginx.url}/v1/responses/resp_1", data="{}", verify=nginx.ca, timeout=20)
+        assert [request.method for request in broken.requests] == [method]
+        assert broken.requests[0].headers["x-forwarded-for"] == "127.0.0.1"
     assert (answer.status_code, answer.headers["retry-after"]) == (502, "1")
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_body_goes_on_while_it_comes(tmp_path: Path) -> None:
+    has_begun = threading.Event()
+
+    def answer_late(talk: Conversation) -> None:
+        while talk.read_head() is not None:
+            has_begun.set()
+            talk.send(to_answer(b"{}"))
+
+    with run_upstream(answer_late) as gateway, run_nginx(tmp_path, gateway.url) as nginx, _connect(nginx) as client:
+        has_begun.clear()
+        client.sendall(b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+        assert has_begun.wait(10)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/readyz"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import requests
 import yaml
 
 from openai_gateway.config import load_config
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, Gunicorn, eventually
 
 APP = ROOT / "conf" / "deploy" / "gym" / "openai_model" / "app.py"
 # A gateway that says how it was called, and what it was handed.
@@ -24,7 +27,7 @@ print(json.dumps({{**found, "again": Path(config).read_text() == found["config"]
 """
 
 
-def _to_run() -> dict[str, object]:
+def _to_run() -> dict[str, Any]:
     """Return the merged config of a Gym run as Gym hands it to each server: hosts and ports chosen, variables not."""
     server = {
         "entrypoint": "app.py",
@@ -81,6 +84,39 @@ def test_gateway_is_started_with_gyms_config_at_gyms_port(tmp_path: Path) -> Non
         served = load_config(environ, cwd=tmp_path)
         assert served.default_server == name
         assert served.servers[name].openai_model == model
+
+
+def test_gateway_that_gym_starts_serves_the_server_named_and_reads_its_config_again(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    gateway = tmp_path / "bin" / "openai-gateway"
+    gateway.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m openai_gateway.cli "$@"\n')
+    gateway.chmod(0o755)
+    run = _to_run()
+    run["judge_model"]["responses_api_models"]["openai_model"]["port"] = 0
+    environ = {"NEMO_GYM_CONFIG_DICT": yaml.safe_dump(run), "NEMO_GYM_CONFIG_PATH": "judge_model"}
+    log_path = tmp_path / "log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(APP)],
+            cwd=tmp_path,
+            env={**os.environ, **environ, "OPENAI_GATEWAY_HOME": str(tmp_path)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        running = Gunicorn(process, log_path)
+        assert _get_models(running) == ["the-judge"]
+        running.send_signal(signal.SIGHUP)
+        eventually(lambda: running.log().count("Booting worker") == 4)
+        assert _get_models(running) == ["the-judge"]
+        assert "last good config" not in running.log()
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def _get_models(gateway: Gunicorn) -> list[str]:
+    return [model["id"] for model in requests.get(f"{gateway.url}/v1/models", timeout=10).json()["data"]]
 
 
 def test_gateway_that_is_not_there_is_named_with_the_cure(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ Without a master that reads it (no conf/gunicorn.conf.py), each worker reads the
 
 from __future__ import annotations
 
+import json
+import os
+
 from openai_gateway.config import ConfigError, GatewayConfig, load_config
 
 _last_good: GatewayConfig | None = None
@@ -14,7 +17,7 @@ def read() -> ConfigError | None:
     """Read the config and keep it; return what is wrong with it, if so, and keep the one before."""
     global _last_good
     try:
-        _last_good = load_config()
+        _last_good = _load()
     except ConfigError as error:
         return error
     return None
@@ -22,4 +25,8 @@ def read() -> ConfigError | None:
 
 def current() -> GatewayConfig:
     """Return the config that the master has read, else read it now. Raises ConfigError."""
-    return _last_good or load_config()
+    return _last_good or _load()
+
+
+def _load() -> GatewayConfig:
+    return load_config(overrides=json.loads(os.environ.get("OPENAI_GATEWAY_OVERRIDES") or "[]"))

@@ -13,6 +13,7 @@ import click
 from openai_gateway import __version__
 
 _COMMANDS: Final = {
+    "collect": "Collect the answers to a file of prompts, with repeats; goes on after any interruption.",
     "demo": "Start simulator and gateway, send one request of each kind, and serve on.",
     "usage": "Sum up usage logs by model, rollout, hour or status.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",

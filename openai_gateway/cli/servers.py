@@ -6,18 +6,21 @@ What is served is the command's choice.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Final
 
 import requests
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
+_PR_SET_PDEATHSIG: Final = 1
 _READY_S: Final = 30.0
 _STOP_S: Final = 10.0
 
@@ -34,8 +37,13 @@ def open_local_session() -> requests.Session:
 
 
 @contextlib.contextmanager
-def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady."""
+def run_server(
+    app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0, is_apart: bool = False
+) -> Iterator[str]:
+    """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady.
+
+    `is_apart`: a terminal's Ctrl-C doesn't reach the server, but it ends even if this process is killed.
+    """
     # The listening socket is made here and handed down: no other program can take the port in between.
     with _listen(host, port) as listener, tempfile.TemporaryFile() as log:
         url = f"http://{host}:{listener.getsockname()[1]}"
@@ -51,6 +59,8 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
                 app,
             ],
             pass_fds=[listener.fileno()],
+            start_new_session=is_apart,
+            preexec_fn=_to_end_with(os.getpid()) if is_apart else None,
             env={**os.environ, **environ},
             stdout=log,
             stderr=log,
@@ -65,6 +75,18 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _to_end_with(parent: int) -> Callable[[], None]:
+    """Return what has a new process sent SIGTERM when its parent ends, however that ends."""
+    libc = ctypes.CDLL(None)
+
+    def tie() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return tie
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -69,8 +69,8 @@ class _Target:
         for note in self.own.notes:
             click.echo(note, err=True)
         click.echo("Starting the gateway ...", err=True)
-        with self.own.run() as (url, key):
-            gateway = Gateway(url, key)
+        # Closed first: a server that is ended waits for the connections of its clients.
+        with self.own.run() as (url, key), contextlib.closing(Gateway(url, key)) as gateway:
             _greet(gateway)
             yield gateway
 
@@ -243,7 +243,11 @@ def _finish(given: Mapping[str, Any], survey: Survey, run: Run) -> int:
             "failures": progress.failed,
             "duration_s": round(monotonic() - progress.started, 3),
             "failed": {
-                name: {"calls": count, "what_to_do": progress.cures[name]}
+                name: {
+                    "calls": count,
+                    "first_message": progress.examples[name].message,
+                    "what_to_do": progress.examples[name].what_to_do,
+                }
                 for name, count in progress.errors.most_common()
             },
             "stopped_by": progress.stopping,

@@ -72,7 +72,7 @@ def to_status(progress: Progress, survey: Survey) -> str:
         f"{done:,}/{survey.calls:,} {100 * done / max(survey.calls, 1):.0f} %",
         f"{calls_per_s:,.1f} calls/s",
         f"{to_short(tokens_per_s)} tokens/s",
-        to_cost(progress.sums.known_cost_usd),
+        to_cost(progress.sums.known_cost_usd, "cost unknown"),
     ]
     left = survey.to_do - progress.over
     if progress.over >= _LEAST_FOR_ETA and calls_per_s and left and not progress.stopping:
@@ -130,7 +130,9 @@ def to_summary(found: Mapping[str, Any]) -> str:
         rows.append(("unknown", f"{tokens['answers_without_usage']:,} answers did not report their tokens"))
     if found["answers_without_price"]:
         rows.append(("unknown", f"{found['answers_without_price']:,} answers have no known price"))
-    rows += [("failed", f"{name} {each['calls']:,}: {each['what_to_do']}") for name, each in run["failed"].items()]
+    for name, each in run["failed"].items():
+        message = f" (the first: {each['first_message']})" if each["first_message"] else ""
+        rows.append(("failed", f"{name} {each['calls']:,}{message}: {each['what_to_do']}"))
     return "\n".join(f"{name:9} {text}" for name, text in rows)
 
 
@@ -152,10 +154,10 @@ def to_reason(run: Run, limit_usd: float | None) -> str:
     }.get(stopping, "")
 
 
-def to_cost(cost_usd: float | None) -> str:
+def to_cost(cost_usd: float | None, unknown: str = "unknown") -> str:
     """Return dollars; more digits for small sums."""
     if cost_usd is None:
-        return "cost unknown"
+        return unknown
     return f"${cost_usd:,.4f}" if cost_usd < 1 else f"${cost_usd:,.2f}"
 
 

@@ -55,7 +55,7 @@ class Progress(msgspec.Struct):
     failed: int = 0
     in_flight: int = 0
     errors: Counter[str] = msgspec.field(default_factory=Counter)
-    cures: dict[str, str] = {}
+    examples: dict[str, Failure] = {}
     tokens: int = 0
     cost_usd: float = 0.0
     started: float = msgspec.field(default_factory=monotonic)
@@ -113,6 +113,7 @@ class Run:
 
         `error` is what went wrong with the input or in writing, if something did.
         """
+        self.progress.started = monotonic()
         before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS if _is_heeded(number)}
         clocks = [gevent.spawn(_every, tick_s, on_tick), gevent.spawn(_every, _SYNC_EVERY_S, self._sync)]
         clocks.append(gevent.spawn(_every, 1.0, self.progress.sample))
@@ -217,7 +218,7 @@ class Run:
         self.failed_in_a_row += 1
         self.progress.failed += 1
         self.progress.errors[failure.failure_class] += 1
-        self.progress.cures.setdefault(failure.failure_class, failure.what_to_do)
+        self.progress.examples.setdefault(failure.failure_class, failure)
         if failure.is_general:
             self.failure = self.failure or failure
             self._stop(GENERAL_FAILURE)

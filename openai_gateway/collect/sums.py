@@ -96,8 +96,9 @@ class Sums(msgspec.Struct):
 
     @property
     def known_cost_usd(self) -> float | None:
-        """The cost, None if it is known of no answer."""
-        return self.cost_usd if self.answers > self.without_usage + self.without_price else None
+        """The cost, None if there are answers and it is known of none."""
+        is_known = not self.answers or self.answers > self.without_usage + self.without_price
+        return self.cost_usd if is_known else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the sums in JSON's terms."""

@@ -27,14 +27,16 @@ from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal, JournalError, to_metrics_path
 from openai_gateway.collect.plan import BadInput, Past, Plan, Survey
+from openai_gateway.collect.progress import INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
-from openai_gateway.collect.run import INTERRUPTED, Progress, Run
+from openai_gateway.collect.run import Run
 from openai_gateway.config import ConfigError
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
 _DEFAULT_CONCURRENCY: Final = 64
 _MOST_CONCURRENT: Final = 4000
+_LARGE_BYTES: Final = 100 * 1024 * 1024
 _INTERRUPTED_CODE: Final = 130
 _path = click.Path(dir_okay=False, path_type=Path)
 _count = click.IntRange(min=1)
@@ -97,7 +99,12 @@ def _greet(gateway: Gateway) -> str | None:
 @click.option("--limit", type=_count, help="Take the first so many rows only.")
 @click.option("--resume/--no-resume", default=None, help="Go on with an output that is there (default: refuse to).")
 @click.option("--dry-run", is_flag=True, help="Check the input, estimate tokens and cost, and end.")
-@click.option("--max-cost", type=click.FloatRange(0, min_open=True), metavar="USD", help="Stop before it costs more.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0, min_open=True),
+    metavar="USD",
+    help="Stop before the output, earlier runs included, costs more.",
+)
 @click.option("--price-file", type=_path, help=f"Table of prices (default: the config's, else {DEFAULT_PRICE_FILE}).")
 @click.option("--base-url", metavar="URL", help="A running gateway, ending in /v1 (default: start one).")
 @click.option("--server", help="Which of the gateway's servers to call (default: the one at plain /v1).")
@@ -133,6 +140,8 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
     for name, option in (("source", "--input"), ("output", "--output")):
         if given[name] is None:
             raise click.UsageError(f"{option} is missing")
+    if given["source"].is_file() and given["source"].stat().st_size > _LARGE_BYTES:
+        click.echo(f"Checking {given['source']} ...", err=True)
     try:
         _raise_open_files()
         _check_files(given["source"], given["output"])
@@ -145,7 +154,7 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
     except (NotReady, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("Stopped; no call was made.", err=True)
+        click.echo("Stopped.", err=True)
         code = _INTERRUPTED_CODE
     raise SystemExit(code)
 

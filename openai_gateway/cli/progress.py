@@ -5,6 +5,7 @@ What is shown is `collect.run`'s and `collect.sums`'.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ import click
 
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
+from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
 from openai_gateway.collect.rows import BYTES_PER_TOKEN
-from openai_gateway.collect.run import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress, Run
+from openai_gateway.collect.run import Run
 
 TERMINAL_TICK_S: Final = 0.25
 PLAIN_TICK_S: Final = 10.0
@@ -34,7 +36,11 @@ class ProgressView:
         self.tick_s = TERMINAL_TICK_S if self.is_terminal else PLAIN_TICK_S
 
     def show(self) -> None:
-        """Show how the run stands now."""
+        """Show how the run stands now; a terminal that is gone ends no run."""
+        with contextlib.suppress(OSError):
+            self._show()
+
+    def _show(self) -> None:
         self._tell_of_stop()
         line = to_status(self._progress, self._survey)
         if not self.is_terminal:
@@ -50,7 +56,8 @@ class ProgressView:
         """Show the last state and leave its line."""
         self.show()
         if self.is_terminal:
-            click.echo("", err=True)
+            with contextlib.suppress(OSError):
+                click.echo("", err=True)
 
     def _done(self) -> int:
         return self._survey.done + self._progress.answered

@@ -6,13 +6,13 @@ Retries against the upstream are the gateway's; here only a gateway that did not
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import time
 from typing import Final
 from urllib.parse import urlsplit
 
-import gevent
 import msgspec
+from gevent.event import Event
 
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
 from openai_gateway.collect.rows import PATHS
@@ -82,8 +82,8 @@ class Gateway:
             return to_failure(found.status, found.body)
         return found if isinstance(found, Failure) else _to_models(found) or []
 
-    def post(self, api: str, body: bytes, rollout_id: str, may_wait: Callable[[], bool]) -> Answer | Failure | None:
-        """Return what came of a call; None if it was not taken, and `may_wait` says not to ask for it again."""
+    def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> Answer | Failure | None:
+        """Return what came of a call; None if the gateway did not take it before `give_up` was set."""
         url = self._to_url(rollout_id, PATHS[api]) if self.knows_rollouts else self._base_url + PATHS[api]
         tries = 0
         while True:
@@ -92,10 +92,7 @@ class Gateway:
             if wait_s is None:
                 return found
             tries += 1
-            if not may_wait():
-                return None
-            gevent.sleep(wait_s)
-            if not may_wait():
+            if give_up.wait(wait_s):
                 return None
 
     def close(self) -> None:

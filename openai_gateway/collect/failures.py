@@ -89,6 +89,8 @@ def _classify(status: int, code: str | None) -> tuple[str, str]:
         return "key_refused", _KEY
     if code in FINAL_QUOTA_CODES or status == 402:
         return "quota_used_up", _QUOTA
+    if status < 400:
+        return "unknown_url", _URL
     if status in (404, 405):
         # A coded 404 may be about something that the row names.
         if code in ("model_not_found", None, "404", "unknown_url", "method_not_allowed", "NotFound", "not_found"):

@@ -6,88 +6,27 @@ What is to be done is `plan`'s; one call is `client`'s; what a person sees of it
 from __future__ import annotations
 
 import signal
-from collections import Counter, deque
 from collections.abc import Callable
-from time import monotonic, time
+from time import monotonic
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import gevent
-import msgspec
 from gevent.event import Event
 from gevent.pool import Group
 
 from openai_gateway.collect.client import Answer, Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
-from openai_gateway.collect.failures import Failure, to_broken, to_failed_response, to_failure
+from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
-from openai_gateway.collect.rows import (
-    DURATION,
-    FAILURE,
-    FAILURE_CLASS,
-    RESPONSE,
-    RESPONSES,
-    ROLLOUT_INDEX,
-    TASK_INDEX,
-    to_line,
-)
-from openai_gateway.collect.sums import Sums
+from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
+from openai_gateway.collect.results import to_answer_line, to_failure_line, to_result
 from openai_gateway.wire.usage import read_answer
 
-COST: Final = "cost"
-INTERRUPTED: Final = "interrupted"
-GENERAL_FAILURE: Final = "general failure"
-ALL_FAIL: Final = "all fail"
-BROKEN: Final = "broken"
 _LEAST_IN_A_ROW: Final = 100
 _SYNC_EVERY_S: Final = 10.0
-_WINDOW_S: Final = 60.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Progress(msgspec.Struct):
-    """How a run stands. `sums` are of the whole output, earlier runs included; the other counts are of this run."""
-
-    sums: Sums
-    to_do: int
-    answered: int = 0
-    failed: int = 0
-    in_flight: int = 0
-    errors: Counter[str] = msgspec.field(default_factory=Counter)
-    examples: dict[str, Failure] = {}
-    tokens: int = 0
-    cost_usd: float = 0.0
-    started: float = msgspec.field(default_factory=monotonic)
-    stopping: str | None = None
-    is_cancelled: bool = False
-    samples: deque[tuple[float, int, int]] = msgspec.field(default_factory=deque)
-
-    @property
-    def over(self) -> int:
-        """Calls that ended, well or not."""
-        return self.answered + self.failed
-
-    def rates(self) -> tuple[float, float]:
-        """Return calls and tokens a second over the last minute."""
-        now = monotonic()
-        since, over, tokens = self.samples[0] if self.samples else (self.started, 0, 0)
-        passed_s = max(now - since, 0.001)
-        return (self.over - over) / passed_s, (self.tokens - tokens) / passed_s
-
-    def sample(self) -> None:
-        """Take a sample for `rates`."""
-        now = monotonic()
-        self.samples.append((now, self.over, self.tokens))
-        while now - self.samples[0][0] > _WINDOW_S:
-            self.samples.popleft()
-
-
-class _Report(msgspec.Struct):
-    """What of an answer tells whether it is one."""
-
-    status: str | None = None
-    error: Any = None
 
 
 class Run:
@@ -100,13 +39,10 @@ class Run:
         self._budget = budget
         self._calls = Group()
         self._wake = Event()
+        self._stopped = Event()
         self.failed_in_a_row = 0
         self.failure: Failure | None = None
         self.error: Exception | None = None
-
-    def _may_wait(self) -> bool:
-        """Tell whether calls that the gateway did not take are still wanted."""
-        return self.progress.stopping is None
 
     def go(self, gateway: Gateway, plan: Plan, concurrency: int, on_tick: Callable[[], None], tick_s: float) -> None:
         """Make the calls, `concurrency` at a time; `progress.stopping` is why not all were made, if so.
@@ -128,6 +64,7 @@ class Run:
         except (BadInput, OSError) as error:
             self._break(error)
         try:
+            on_tick()
             while self.progress.in_flight and not self.progress.is_cancelled:
                 self._await_change()
         finally:
@@ -157,7 +94,7 @@ class Run:
         cost_usd = 0.0
         started = monotonic()
         try:
-            found = gateway.post(call.row.api, call.row.body, call.rollout_id, self._may_wait)
+            found = gateway.post(call.row.api, call.row.body, call.rollout_id, self._stopped)
             if found is not None:
                 cost_usd = self._take(call, found, monotonic() - started, estimate_usd)
             if self.failed_in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
@@ -171,22 +108,13 @@ class Run:
 
     def _take(self, call: PlannedCall, found: Answer | Failure, duration_s: float, estimate_usd: float) -> float:
         """Write what came of a call and return what it cost, or may have."""
-        response, failure = _to_result(call, found)
+        response, failure = to_result(call.row.api, found)
         if failure is not None:
             self._write_failure(call, failure)
             return self._to_lost_usd(found, failure, estimate_usd)
-        line = to_line(
-            call.row,
-            {
-                RESPONSE: msgspec.Raw(response),
-                TASK_INDEX: call.row.task_index,
-                ROLLOUT_INDEX: call.rollout_index,
-                DURATION: round(duration_s, 3),
-            },
-        )
         report = read_answer(response)
         cost_usd = self._estimator.to_cost_usd(report)
-        self._journal.answers.append(line)
+        self._journal.answers.append(to_answer_line(call, response, duration_s))
         self.failed_in_a_row = 0
         progress = self.progress
         progress.answered += 1
@@ -203,18 +131,7 @@ class Run:
         return estimate_usd if cost_usd is None else cost_usd
 
     def _write_failure(self, call: PlannedCall, failure: Failure) -> None:
-        told = {
-            "status": failure.status,
-            "code": failure.code,
-            "message": failure.message,
-            "attempts": failure.attempts,
-            "request_id": failure.request_id,
-            "what_to_do": failure.what_to_do,
-            "time": round(time(), 3),
-        }
-        where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
-        line = to_line(call.row, {**where, FAILURE_CLASS: failure.failure_class, FAILURE: told})
-        self._journal.failures.append(line)
+        self._journal.failures.append(to_failure_line(call, failure))
         self.failed_in_a_row += 1
         self.progress.failed += 1
         self.progress.errors[failure.failure_class] += 1
@@ -229,13 +146,14 @@ class Run:
 
     def _stop(self, why: str) -> None:
         self.progress.stopping = self.progress.stopping or why
+        self._stopped.set()
         self._wake.set()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.progress.stopping == INTERRUPTED:
             self.progress.is_cancelled = True
-        self.progress.stopping = INTERRUPTED
-        self._wake.set()
+        self.progress.stopping = None
+        self._stop(INTERRUPTED)
 
     def _sync(self) -> None:
         try:
@@ -253,24 +171,3 @@ def _every(seconds: float, act: Callable[[], None]) -> None:
     while True:
         gevent.sleep(seconds)
         act()
-
-
-def _to_result(call: PlannedCall, found: Answer | Failure) -> tuple[bytes, Failure | None]:
-    """Return the response as one line of JSON, or why there is none to keep."""
-    if isinstance(found, Failure):
-        return b"", found
-    attempts = found.headers.get("x-gateway-attempts", "")
-    request_id = found.headers.get("x-gateway-request-id") or found.headers.get("x-request-id")
-    if found.status >= 300:
-        return b"", to_failure(found.status, found.body, int(attempts) if attempts.isdigit() else None, request_id)
-    try:
-        found.body.decode()
-        response = msgspec.json.format(found.body, indent=-1)
-        report = msgspec.json.decode(response, type=_Report)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return b"", to_broken(found.status, "the answer is no JSON object")
-    if call.row.api == RESPONSES and report.status in ("failed", "cancelled", "queued", "in_progress"):
-        error = report.error if isinstance(report.error, dict) else {}
-        message = f"the response's status is {report.status}: {error.get('message', '')}"
-        return b"", to_failed_response(found.status, str(error.get("code") or "") or None, message)
-    return response, None

@@ -102,14 +102,15 @@ def to_estimate(survey: Survey, model: str | None, limit_usd: float | None) -> s
         lines[0] += f", {survey.given_up:,} given up after {1 + MOST_RETRIES} failures"
     lines.append(
         f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each), "
-        f"at most {survey.output_tokens:,} output tokens"
+        f"{'' if survey.unbounded else 'at most '}{survey.output_tokens:,} output tokens"
     )
     if survey.unbounded:
         lines.append(
             f"{survey.unbounded:,} calls set no max_output_tokens: {ASSUMED_OUTPUT_TOKENS:,} assumed for each, "
             "but it may be more"
         )
-    cost = "unknown, for want of a price" if survey.cost_usd is None else f"at most about ${survey.cost_usd:,.2f}"
+    most = "about" if survey.unbounded else "at most about"
+    cost = "unknown, for want of a price" if survey.cost_usd is None else f"{most} {to_cost(survey.cost_usd)}"
     lines.append(f"cost {cost}{f', model {model}' if model else ''}")
     if limit_usd is not None:
         lines[-1] += f"; stops before ${limit_usd:,.2f}"

@@ -159,3 +159,18 @@ def test_a_million_calls_take_a_byte_each_and_their_tasks_four() -> None:
     assert of_marks < 2_000_000
     assert of_both < 7_000_000
     assert checksums.get(100) == 0xFFFFFFFF
+
+
+def test_input_of_any_length_is_read_in_constant_memory(tmp_path: Path) -> None:
+    source = tmp_path / "p.jsonl"
+    line = json.dumps({"messages": ["x" * 400]}) + "\n"
+    with source.open("w") as file:
+        file.writelines(line for _ in range(100_000))
+    plan = Plan(source, 1, None, Past())
+    tracemalloc.start()
+    assert plan.survey(_estimator()).to_do == 100_000
+    assert sum(1 for _ in plan.calls()) == 100_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The file has 43 MB.
+    assert peak < 3_000_000

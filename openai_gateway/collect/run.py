@@ -25,6 +25,7 @@ from openai_gateway.collect.results import to_answer_line, to_failure_line, to_r
 from openai_gateway.wire.usage import read_answer
 
 _LEAST_IN_A_ROW: Final = 100
+_SAMPLE_EVERY_S: Final = 1.0
 _SYNC_EVERY_S: Final = 10.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,8 +52,12 @@ class Run:
         """
         self.progress.started = monotonic()
         before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS if _is_heeded(number)}
-        clocks = [gevent.spawn(_every, tick_s, on_tick), gevent.spawn(_every, _SYNC_EVERY_S, self._sync)]
-        clocks.append(gevent.spawn(_every, 1.0, self.progress.sample))
+        clocks = [
+            gevent.spawn(_every, tick_s, on_tick),
+            gevent.spawn(_every, _SAMPLE_EVERY_S, self.progress.sample),
+            gevent.spawn(_every, _SYNC_EVERY_S, self._sync),
+            gevent.spawn(_at_once, self._stopped, on_tick),
+        ]
         try:
             for call in plan.calls():
                 estimate_usd = self._estimator.cost_usd(call.row) or 0.0
@@ -64,7 +69,6 @@ class Run:
         except (BadInput, OSError) as error:
             self._break(error)
         try:
-            on_tick()
             while self.progress.in_flight and not self.progress.is_cancelled:
                 self._await_change()
         finally:
@@ -165,6 +169,11 @@ class Run:
 def _is_heeded(number: int) -> bool:
     # What nohup ignores stays ignored.
     return signal.getsignal(number) is not signal.SIG_IGN
+
+
+def _at_once(event: Event, act: Callable[[], None]) -> None:
+    event.wait()
+    act()
 
 
 def _every(seconds: float, act: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from openai_gateway.cli.servers import NotReady
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
-from openai_gateway.collect.journal import Journal, JournalError, to_metrics_path
+from openai_gateway.collect.journal import Journal, JournalError, to_failures_path, to_metrics_path
 from openai_gateway.collect.plan import BadInput, Past, Plan, Survey
 from openai_gateway.collect.progress import INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
@@ -151,8 +151,11 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
         raise _Refused(str(error)) from None
     except BadInput as error:
         raise _Refused(f"{given['source']}: {error}") from None
-    except (NotReady, OSError) as error:
+    except NotReady as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror or error}") from None
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         code = _INTERRUPTED_CODE
@@ -162,8 +165,9 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
 def _check_files(source: Path, output: Path) -> None:
     if not source.is_file():
         raise _Refused(f"there is no file {source}")
-    if output.exists() and output.samefile(source):
-        raise _Refused("--input and --output are the same file")
+    for written in (output, to_failures_path(output)):
+        if written.exists() and written.samefile(source):
+            raise _Refused(f"--input is {written}, which is written to; give another --output")
 
 
 def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:

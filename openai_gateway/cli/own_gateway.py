@@ -18,6 +18,7 @@ from openai_gateway.config.files import CONFIG_PATHS_VARIABLE
 from openai_gateway.config.load import SERVER_VARIABLE
 
 OVERRIDES_VARIABLE: Final = "OPENAI_GATEWAY_OVERRIDES"
+_KEYS_FILE: Final = "gateway_api_keys_file"
 # A file of prompts waits for a rate limit as long as it takes.
 _PATIENCE: Final = {"max_retries": 100, "retry_budget_s": 3600}
 
@@ -37,7 +38,8 @@ class OwnGateway:
         config = load_config(self._environ, overrides)
         patience = _to_patience(config)
         self._overrides = [*overrides, *patience]
-        self.notes = [f"set for this run, as the config doesn't: {', '.join(patience)}"] if patience else []
+        shown = ", ".join(override.rpartition(".")[2] for override in patience)
+        self.notes = [f"set for this run, as the config doesn't: {shown}"] if patience else []
         self.server: ServerConfig = config.servers[config.default_server]
         self._names = list(config.servers)
 
@@ -54,9 +56,6 @@ class OwnGateway:
         environ = {**self._environ, OVERRIDES_VARIABLE: json.dumps([*self._overrides, *locks])}
         with run_server("openai_gateway.wsgi:app", environ, is_apart=True) as url:
             yield f"{url}/v1", key
-
-
-_KEYS_FILE: Final = "gateway_api_keys_file"
 
 
 def _to_patience(config: GatewayConfig) -> list[str]:

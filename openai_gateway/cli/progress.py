@@ -100,6 +100,8 @@ def to_estimate(survey: Survey, model: str | None, limit_usd: float | None) -> s
         lines[0] += f", {survey.failed:,} of those to do failed before"
     if survey.given_up:
         lines[0] += f", {survey.given_up:,} given up after {1 + MOST_RETRIES} failures"
+    if not survey.to_do:
+        return lines[0]
     lines.append(
         f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each), "
         f"{'' if survey.unbounded else 'at most '}{survey.output_tokens:,} output tokens"

@@ -6,21 +6,25 @@ What is served is the command's choice.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Final
 
 import requests
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
-_PR_SET_PDEATHSIG: Final = 1
+# Has the kernel send SIGTERM when the parent ends, however that ends (prctl's PR_SET_PDEATHSIG), and becomes the server.
+_TIED: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _READY_S: Final = 30.0
 _STOP_S: Final = 10.0
 
@@ -49,6 +53,7 @@ def run_server(
         url = f"http://{host}:{listener.getsockname()[1]}"
         process = subprocess.Popen(
             [
+                *((sys.executable, "-c", _TIED, str(os.getpid())) if is_apart else ()),
                 *GUNICORN,
                 "--worker-connections",
                 "4096",
@@ -60,7 +65,6 @@ def run_server(
             ],
             pass_fds=[listener.fileno()],
             start_new_session=is_apart,
-            preexec_fn=_to_end_with(os.getpid()) if is_apart else None,
             env={**os.environ, **environ},
             stdout=log,
             stderr=log,
@@ -75,18 +79,6 @@ def run_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _to_end_with(parent: int) -> Callable[[], None]:
-    """Return what has a new process sent SIGTERM when its parent ends, however that ends."""
-    libc = ctypes.CDLL(None)
-
-    def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return tie
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -185,7 +185,9 @@ class Journal:
         try:
             for file in (self.answers, self.failures):
                 if file.size and not self._may_resume:
-                    raise JournalError(f"{file.path} holds an earlier run; go on with it by --resume, or give another")
+                    raise JournalError(
+                        f"{file.path} holds an earlier run; go on with it by --resume, or give another --output"
+                    )
             self.cut_bytes = sum(file.mend() for file in (self.answers, self.failures))
         except BaseException:
             self.close()

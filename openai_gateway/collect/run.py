@@ -52,7 +52,7 @@ class Run:
         """
         self.progress.started = monotonic()
         before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS if _is_heeded(number)}
-        clocks = [
+        clocks: list[gevent.Greenlet[..., None]] = [
             gevent.spawn(_every, tick_s, on_tick),
             gevent.spawn(_every, _SAMPLE_EVERY_S, self.progress.sample),
             gevent.spawn(_every, _SYNC_EVERY_S, self._sync),

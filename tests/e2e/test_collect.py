@@ -297,3 +297,11 @@ def test_terminal_shows_a_bar_that_is_redrawn(tmp_path: Path, running_gateway: G
     assert "calls/s" in drawn[-1]
     assert "200/200 100 %" in drawn[-1]
     assert any("ETA" in line for line in drawn)
+
+
+def test_file_that_is_written_to_is_no_input(tmp_path: Path) -> None:
+    _write_rows(tmp_path, 1)
+    (tmp_path / "p.jsonl").rename(tmp_path / "o_failures.jsonl")
+    command = [*COLLECT[:4], "--input", "o_failures.jsonl", "--output", "o.jsonl", "--resume"]
+    ended = subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, "another --output" in ended.stderr) == (2, True)

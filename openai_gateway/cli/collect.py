@@ -210,6 +210,11 @@ def _estimate(given: Mapping[str, Any], target: _Target) -> int:
 
 
 def _collect(given: Mapping[str, Any], target: _Target) -> int:
+    if given["max_cost"] is not None and not target.estimator.has_price:
+        raise _Refused(
+            f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
+            "add it to a table of prices and name that with --price-file"
+        )
     with Journal(given["output"], may_resume=bool(given["resume"])) as journal:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
@@ -217,11 +222,6 @@ def _collect(given: Mapping[str, Any], target: _Target) -> int:
         plan = _to_plan(given, past)
         survey = plan.survey(target.estimator)
         click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]), err=True)
-        if given["max_cost"] is not None and not target.estimator.has_price:
-            raise _Refused(
-                f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
-                "add it to a table of prices and name that with --price-file"
-            )
         budget = Budget(given["max_cost"], past.sums.cost_usd)
         run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
         if survey.to_do:

@@ -18,7 +18,7 @@ from typing import IO, Final
 import requests
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
-# Has the kernel send SIGTERM when the parent ends, however that ends (prctl's PR_SET_PDEATHSIG), and becomes the server.
+# Has the kernel send SIGTERM when the parent ends, however it does (PR_SET_PDEATHSIG), and becomes the server.
 _TIED: Final = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -247,6 +247,7 @@ def test_max_cost_without_a_price_is_refused(tmp_path: Path, upstream: Gunicorn)
     _write_rows(tmp_path, 3)
     ended = _run(tmp_path, "--config", str(write_config(tmp_path, upstream.url)), "--max-cost", "1")
     assert (ended.returncode, "--price-file" in ended.stderr) == (2, True)
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_dry_run_estimates_and_neither_calls_nor_writes(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_run_that_is_killed_goes_on_with_nothing_lost_and_nothing_doubled(tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_lets_calls_in_flight_finish(tmp_path: Path, upstream: Gunicorn, number: int) -> None:
     config = write_config(tmp_path, upstream.url)
-    _write_rows(tmp_path, 400)
+    _write_rows(tmp_path, 400, metadata={"sim_latency_ms": "500"})
     requests.post(f"{upstream.url}/sim/reset", timeout=10)
     run = _start(tmp_path, "--config", str(config), "--concurrency", "8", start_new_session=True)
     eventually(lambda: _lines(tmp_path / "o.jsonl") >= 10, timeout_s=30)
@@ -187,6 +187,14 @@ def test_failed_call_is_tried_again_three_times(tmp_path: Path, running_gateway:
     assert (failed["_ng_failure"]["status"], failed["_ng_failure"]["attempts"]) == (400, 1)
     assert failed["_ng_failure"]["what_to_do"]
     assert [row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")] == [1]
+
+
+def test_run_in_which_all_calls_fail_stops(tmp_path: Path, running_gateway: Gunicorn) -> None:
+    _write_rows(tmp_path, 300, metadata={"sim_status": "400"})
+    ended = _run(tmp_path, "--base-url", f"{running_gateway.url}/v1", "--concurrency", "8")
+    assert ended.returncode == 1
+    assert "calls all failed" in ended.stderr
+    assert 100 <= _lines(tmp_path / "o_failures.jsonl") <= 108
 
 
 def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: Gunicorn) -> None:

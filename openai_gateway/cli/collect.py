@@ -12,7 +12,6 @@ import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -183,11 +182,18 @@ def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:
     if given["configs"] or overrides:
         raise click.UsageError("--config and overrides are for a gateway that is started, not for that of --base-url")
     url = to_server_url(given["base_url"], given["server"])
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    if not _is_base_url(url):
         raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
-    gateway = Gateway(url, os.environ.get(KEY_VARIABLE))
+    gateway = Gateway(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
     return _Target(gateway, None, Estimator(_read_prices(given["price_file"]), _greet(gateway), {}))
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
+    except ValueError:
+        return False
 
 
 def _read_prices(path: Path | None) -> PriceTable:
@@ -254,7 +260,7 @@ def _finish(given: Mapping[str, Any], survey: Survey, run: Run) -> int:
         "this_run": {
             "answers": progress.answered,
             "failures": progress.failed,
-            "duration_s": round(monotonic() - progress.started, 3),
+            "duration_s": round(progress.took_s, 3),
             "failed": {
                 name: {
                     "calls": count,

@@ -55,7 +55,7 @@ class Gateway:
         self._origin = f"{url.scheme}://{url.netloc}"
         self._root = self._rest = ""
         self._headers = {
-            "host": url.netloc,
+            "host": url.netloc.rpartition("@")[2],
             "accept-encoding": "identity",
             "content-type": "application/json",
             **({"authorization": f"Bearer {key}"} if key else {}),
@@ -112,8 +112,10 @@ class Gateway:
                 pieces.append(piece)
             headers = {name.lower(): value for name, value in raw.headers.items()}
             return Answer(raw.status, headers, b"".join(pieces))
-        except UpstreamUnreachable:
-            return to_unreachable(f"no connection to {self._origin}, or it closed before it answered")
+        except UpstreamUnreachable as error:
+            # Our transport knows the gateway as its upstream.
+            why = error.message.replace("The upstream", "it").replace("the upstream", "it").rstrip(".")
+            return to_unreachable(f"no answer from {self._origin}: {why}")
         except UpstreamError:
             return to_broken(None if raw is None else raw.status, "the gateway broke off its answer")
         except Cancelled:

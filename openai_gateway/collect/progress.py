@@ -35,6 +35,7 @@ class Progress(msgspec.Struct):
     tokens: int = 0
     cost_usd: float = 0.0
     started: float = msgspec.field(default_factory=monotonic)
+    took_s: float = 0.0
     stopping: str | None = None
     is_cancelled: bool = False
     samples: deque[tuple[float, int, int]] = msgspec.field(default_factory=deque)

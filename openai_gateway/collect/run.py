@@ -73,6 +73,7 @@ class Run:
                 self._await_change()
         finally:
             self._calls.kill()
+            self.progress.took_s = monotonic() - self.progress.started
             gevent.killall(clocks)
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -314,3 +314,20 @@ def test_file_that_is_written_to_is_no_input(tmp_path: Path) -> None:
     command = [*COLLECT[:4], "--input", "o_failures.jsonl", "--output", "o.jsonl", "--resume"]
     ended = subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, "another --output" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        ("127.0.0.1:8000/v1", 2, "must look like"),
+        ("http://127.0.0.1:port/v1", 2, "must look like"),
+        ("http://127.0.0.1:9/v1", 1, "ECONNREFUSED"),
+        ("http://no-such-host.invalid/v1", 1, "no answer from http://no-such-host.invalid"),
+    ],
+)
+def test_gateway_that_cant_be_reached_is_told_in_one_line(tmp_path: Path, url: str, code: int, said: str) -> None:
+    _write_rows(tmp_path, 1)
+    ended = _run(tmp_path, "--base-url", url)
+    assert (ended.returncode, said in ended.stderr) == (code, True)
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "o.jsonl").exists()

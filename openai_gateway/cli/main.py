@@ -18,6 +18,7 @@ from openai_gateway import __version__
 _COMMANDS: Final = {
     "bench": "Measure calls/s and latency of a gateway, and what it adds to its upstream.",
     "check": "Try the upstream: DNS, TLS, key, model, both APIs, streams, function calls.",
+    "collect": "Collect the answers to a file of prompts, with repeats; goes on after any interruption.",
     "completion": "Print the script that completes commands in a shell.",
     "config": "Show the resolved config, and where each value came from.",
     "demo": "Start simulator and gateway, send one request of each kind, and serve on.",

@@ -6,25 +6,29 @@ What is served is the command's choice.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Final, NoReturn
 
 GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
 _LIMITS: Final = ("--worker-connections", "4096", "--graceful-timeout", "3")
 _BACKLOG: Final = 4096
+# Has the kernel send SIGTERM when the parent ends, however it does (PR_SET_PDEATHSIG), and becomes the server.
+_TIED: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _READY_S: Final = 30.0
 _STOP_S: Final = 10.0
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class NotReady(Exception):
@@ -59,10 +63,15 @@ def become_gunicorn(listener: socket.socket, environ: Mapping[str, str], *argume
 
 
 @contextlib.contextmanager
-def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady."""
+def run_server(
+    app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1", port: int = 0, is_apart: bool = False
+) -> Iterator[str]:
+    """Serve `app` for the length of a `with` block and give its URL; port 0 takes a free one. Raises NotReady.
+
+    `is_apart`: a terminal's Ctrl-C doesn't reach the server, but it ends even if this process is killed.
+    """
     with listen(host, port) as listener, tempfile.TemporaryFile() as log:
-        process = _start(app, environ, listener, log)
+        process = _start(app, environ, listener, log, is_apart=is_apart)
         try:
             _wait_until_ready(listener, process, log)
             yield to_url(listener)
@@ -77,28 +86,23 @@ def run_server(app: str, environ: Mapping[str, str], *, host: str = "127.0.0.1",
 
 def start_companion(app: str, environ: Mapping[str, str], listener: socket.socket) -> None:
     """Serve `app` until this process ends, however it ends, whatever program it has become by then. Raises NotReady."""
-    prctl = ctypes.CDLL(None).prctl
     with listener, tempfile.TemporaryFile() as log:
-        process = _start(app, environ, listener, log, lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
-        _wait_until_ready(listener, process, log)
+        _wait_until_ready(listener, _start(app, environ, listener, log, is_apart=True), log)
 
 
 def _start(
-    app: str,
-    environ: Mapping[str, str],
-    listener: socket.socket,
-    log: IO[bytes],
-    before: Callable[[], object] | None = None,
+    app: str, environ: Mapping[str, str], listener: socket.socket, log: IO[bytes], *, is_apart: bool
 ) -> subprocess.Popen[bytes]:
-    """Start gunicorn; one with a `before` is kept from the signals of this terminal, too."""
     return subprocess.Popen(
-        [*GUNICORN, *_LIMITS, "-b", f"fd://{listener.fileno()}", app],
+        [
+            *((sys.executable, "-c", _TIED, str(os.getpid())) if is_apart else ()),
+            *(*GUNICORN, *_LIMITS, "-b", f"fd://{listener.fileno()}", app),
+        ],
         pass_fds=[listener.fileno()],
         env={**os.environ, **environ},
         stdout=log,
         stderr=log,
-        preexec_fn=before,
-        start_new_session=before is not None,
+        start_new_session=is_apart,
     )
 
 

@@ -1,0 +1,72 @@
+"""The gateway that a command starts for itself from the config, on a port and with a key that nobody else knows.
+
+Running it is `servers`'; what the config means is `config`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from openai_gateway.cli.choosing import load, to_environ
+from openai_gateway.cli.servers import run_server
+from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.load import SERVER_VARIABLE
+
+_KEYS_FILE: Final = "gateway_api_keys_file"
+# A file of prompts waits for a rate limit as long as it takes.
+_PATIENCE: Final = {"max_retries": 100, "retry_budget_s": 3600}
+
+
+class OwnGateway:
+    """A gateway that serves `server`. Raises BadConfig.
+
+    `notes` say what was set beyond the config.
+    """
+
+    def __init__(self, paths: Sequence[str], overrides: Sequence[str], server: str | None) -> None:
+        self._environ = to_environ(paths, overrides)
+        if server is not None:
+            self._environ[SERVER_VARIABLE] = server
+        config = load(self._environ)
+        self._patience = _to_patience(config)
+        shown = ", ".join(override.rpartition(".")[2] for override in self._patience)
+        self.notes = [f"set for this run, as the config doesn't: {shown}"] if self._patience else []
+        self.server: ServerConfig = config.servers[config.default_server]
+        self._names = list(config.servers)
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[tuple[str, str]]:
+        """Serve for the length of a `with` block and give the base URL and a key. Raises NotReady."""
+        key = secrets.token_urlsafe(24)
+        # Other users of this machine must not spend the upstream key.
+        locks = [
+            override
+            for name in self._names
+            for override in (f"{_to_key(name, 'gateway_api_keys')}=[{key}]", f"{_to_key(name, _KEYS_FILE)}=null")
+        ]
+        environ = to_environ((), [*self._patience, *locks], self._environ)
+        with run_server("openai_gateway.wsgi:app", environ, is_apart=True) as url:
+            yield f"{url}/v1", key
+
+
+def _to_patience(config: GatewayConfig) -> list[str]:
+    """Return overrides for what the config leaves to the defaults, which are made for clients that wait in person."""
+    name = config.default_server
+    return [
+        f"{_to_key(name, key)}={value}"
+        for key, value in _PATIENCE.items()
+        if config.origins.get(_to_key(name, key).lstrip("+")) == "default"
+    ]
+
+
+def _to_key(server: str, key: str) -> str:
+    return f"++{server}.responses_api_models.openai_model.{key}"
+
+
+def to_server_url(base_url: str, server: str | None) -> str:
+    """Return the base URL of one of a running gateway's servers, None being the one at plain `/v1`."""
+    plain = base_url.rstrip("/")
+    return plain if server is None else f"{plain.removesuffix('/v1')}/{server}/v1"

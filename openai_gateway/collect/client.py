@@ -1,0 +1,155 @@
+"""Talks to the gateway: one call at a time posted and its whole answer read, each under its rollout's id.
+
+Retries against the upstream are the gateway's; here only a gateway that did not take the call is asked again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from time import time
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from gevent.event import Event
+
+from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
+from openai_gateway.collect.rows import PATHS
+from openai_gateway.errors import Cancelled, UpstreamError, UpstreamUnreachable
+from openai_gateway.upstream.exchange import Timeouts
+from openai_gateway.upstream.transport import RelayRequest, RelaySession
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
+
+# The gateway bounds each call; an end that the network swallowed is noticed by TCP's keepalive.
+_TIMEOUTS: Final = Timeouts(connect_s=10.0, first_byte_s=None, idle_s=None)
+_MOST_TRIES: Final = 10
+_NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
+_PROBE: Final = "collect"
+_UNJITTERED: Final = 0.0
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """An answer as it came; `headers` have lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class Gateway:
+    """The gateway at a base URL such as `http://127.0.0.1:8000/v1`."""
+
+    def __init__(self, base_url: str, key: str | None = None) -> None:
+        self._base_url = base_url.rstrip("/")
+        url = urlsplit(self._base_url)
+        self._origin = f"{url.scheme}://{url.netloc}"
+        self._root = self._rest = ""
+        self._headers = {
+            "host": url.netloc.rpartition("@")[2],
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            **({"authorization": f"Bearer {key}"} if key else {}),
+        }
+        self._session = RelaySession(base_url, _TIMEOUTS, os.environ.get("SSL_CERT_FILE"))
+        self.knows_rollouts = False
+
+    def greet(self) -> list[str] | Failure:
+        """Return the models there are, or why there is no talking to the gateway; learn whether it knows rollouts.
+
+        It does if it answers under `/ng-rollout/<id>` put before the last parts of the URL's path, `/v1` or
+        `/<server>/v1`; anything else is called at the plain URL.
+        """
+        for root, rest in _to_cuts(urlsplit(self._base_url).path):
+            self._root, self._rest = root, rest
+            found = self._send("GET", self._to_url(_PROBE, "/models"), None)
+            if isinstance(found, Failure):
+                return found
+            if (models := _to_models(found)) is not None:
+                self.knows_rollouts = True
+                return models
+        found = self._send("GET", f"{self._base_url}/models", None)
+        if isinstance(found, Answer) and found.status in (401, 403):
+            return to_failure(found.status, found.body)
+        return found if isinstance(found, Failure) else _to_models(found) or []
+
+    def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> Answer | Failure | None:
+        """Return what came of a call; None if the gateway did not take it before `give_up` was set."""
+        url = self._to_url(rollout_id, PATHS[api]) if self.knows_rollouts else self._base_url + PATHS[api]
+        tries = 0
+        while True:
+            found = self._send("POST", url, body)
+            wait_s = _to_wait_s(found, tries)
+            if wait_s is None:
+                return found
+            tries += 1
+            if give_up.wait(wait_s):
+                return None
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._session.close()
+
+    def _to_url(self, rollout_id: str, path: str) -> str:
+        return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
+
+    def _send(self, method: str, url: str, body: bytes | None) -> Answer | Failure:
+        watch = CallWatch()
+        raw = None
+        try:
+            raw = self._session.send(RelayRequest(method, url, self._headers, body, watch)).raw
+            pieces = []
+            while piece := raw.read1():
+                pieces.append(piece)
+            headers = {name.lower(): value for name, value in raw.headers.items()}
+            return Answer(raw.status, headers, b"".join(pieces))
+        except UpstreamUnreachable as error:
+            # Our transport knows the gateway as its upstream.
+            why = error.message.replace("The upstream", "it").replace("the upstream", "it").rstrip(".")
+            return to_unreachable(f"no answer from {self._origin}: {why}")
+        except UpstreamError:
+            return to_broken(None if raw is None else raw.status, "the gateway broke off its answer")
+        except Cancelled:
+            return to_unreachable(f"no connection to {self._origin} within {_TIMEOUTS.connect_s:g} s")
+        finally:
+            watch.stop()
+            if raw is not None:
+                raw.close()
+
+
+def _to_cuts(path: str) -> list[tuple[str, str]]:
+    """Return the ways to cut a path in two, to put a prefix between: `/a/v1` before `/a/v1`, then before `/v1`."""
+    parts = path.split("/")[1:]
+    return [
+        ("".join(f"/{part}" for part in parts[:at]), "".join(f"/{part}" for part in parts[at:]))
+        for at in range(max(0, len(parts) - 2), len(parts))
+    ]
+
+
+def _to_models(answer: Answer) -> list[str] | None:
+    if answer.status != 200:
+        return None
+    try:
+        return [model.id for model in msgspec.json.decode(answer.body, type=_Models).data]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _to_wait_s(found: Answer | Failure, tries: int) -> float | None:
+    """Return how long to wait before a call is asked for again that the gateway did not take; None: don't."""
+    if tries + 1 >= _MOST_TRIES:
+        return None
+    if isinstance(found, Failure):
+        return to_wait_s(Outcome(None, {}), tries, time(), lambda: _UNJITTERED) if found.is_general else None
+    if found.status not in (429, 503) or to_error_code(found.body) not in _NOT_TAKEN:
+        return None
+    return to_wait_s(Outcome(found.status, found.headers), tries, time(), lambda: _UNJITTERED)

@@ -1,0 +1,63 @@
+"""What is known of each call, in a byte: nothing, how often it failed, or done. And of each task, its checksum.
+
+A million calls take a megabyte; what the bytes are read from is `journal`'s.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+DONE: Final = 255
+_MOST_FAILURES: Final = 254
+_PAGE: Final = 512
+
+
+class Marks:
+    """One byte for each (task, rollout); pages are made as they are needed, so that indices may have gaps."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[int, int], bytearray] = {}
+
+    def get(self, task_index: int, rollout_index: int) -> int:
+        """Return DONE, or how often the call has failed."""
+        page = self._pages.get((rollout_index, task_index // _PAGE))
+        return 0 if page is None else page[task_index % _PAGE]
+
+    def finish(self, task_index: int, rollout_index: int) -> bool:
+        """Mark a call as done; False if it was."""
+        was = self.get(task_index, rollout_index)
+        self._set(task_index, rollout_index, DONE)
+        return was != DONE
+
+    def fail(self, task_index: int, rollout_index: int) -> None:
+        """Count a failure of a call, unless it is done."""
+        was = self.get(task_index, rollout_index)
+        if was < _MOST_FAILURES:
+            self._set(task_index, rollout_index, was + 1)
+
+    def _set(self, task_index: int, rollout_index: int, value: int) -> None:
+        key = (rollout_index, task_index // _PAGE)
+        page = self._pages.get(key)
+        if page is None:
+            page = self._pages[key] = bytearray(_PAGE)
+        page[task_index % _PAGE] = value
+
+
+class Checksums:
+    """The checksum of each task that has an answer, so that answers are never taken for those of another input."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, array[int]] = {}
+
+    def get(self, task_index: int) -> int:
+        """Return a task's checksum, 0 if none is known."""
+        page = self._pages.get(task_index // _PAGE)
+        return 0 if page is None else page[task_index % _PAGE]
+
+    def put(self, task_index: int, checksum: int) -> None:
+        """Keep a task's checksum."""
+        page = self._pages.get(task_index // _PAGE)
+        if page is None:
+            page = self._pages[task_index // _PAGE] = array("I", bytes(4 * _PAGE))
+        page[task_index % _PAGE] = checksum

@@ -1,0 +1,77 @@
+"""What came of a call: the response to keep or the failure, and the line that tells it.
+
+Where lines are written is `journal`'s.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import Any, Final
+
+import msgspec
+
+from openai_gateway.collect.client import Answer
+from openai_gateway.collect.failures import Failure, to_broken, to_failed_response, to_failure
+from openai_gateway.collect.plan import PlannedCall
+from openai_gateway.collect.rows import (
+    DURATION,
+    FAILURE,
+    FAILURE_CLASS,
+    RESPONSE,
+    RESPONSES,
+    ROLLOUT_INDEX,
+    TASK_INDEX,
+    to_line,
+)
+
+_NO_RESPONSE: Final = ("failed", "cancelled", "queued", "in_progress")
+
+
+class _Verdict(msgspec.Struct):
+    """What of an answer tells whether it is one."""
+
+    status: Any = None
+    error: Any = None
+
+
+def to_result(api: str, found: Answer | Failure) -> tuple[bytes, Failure | None]:
+    """Return the response as one line of JSON, or why there is none to keep."""
+    if isinstance(found, Failure):
+        return b"", found
+    attempts = found.headers.get("x-gateway-attempts", "")
+    request_id = found.headers.get("x-gateway-request-id") or found.headers.get("x-request-id")
+    if found.status >= 300:
+        return b"", to_failure(found.status, found.body, int(attempts) if attempts.isdigit() else None, request_id)
+    try:
+        found.body.decode()
+        response = msgspec.json.format(found.body, indent=-1)
+        verdict = msgspec.json.decode(response, type=_Verdict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return b"", to_broken(found.status, "the answer is no JSON object")
+    # Some upstreams answer with 200 and an error.
+    error = verdict.error if isinstance(verdict.error, dict) else {}
+    if error or (api == RESPONSES and verdict.status in _NO_RESPONSE):
+        message = f"answered with status {verdict.status}: {error.get('message', '')}"
+        return b"", to_failed_response(found.status, str(error.get("code") or "") or None, message)
+    return response, None
+
+
+def to_answer_line(call: PlannedCall, response: bytes, duration_s: float) -> bytes:
+    """Return the output's line of an answer, in NeMo Gym's form."""
+    where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
+    return to_line(call.row, {RESPONSE: msgspec.Raw(response), **where, DURATION: round(duration_s, 3)})
+
+
+def to_failure_line(call: PlannedCall, failure: Failure) -> bytes:
+    """Return the line of a failure."""
+    told = {
+        "status": failure.status,
+        "code": failure.code,
+        "message": failure.message,
+        "attempts": failure.attempts,
+        "request_id": failure.request_id,
+        "what_to_do": failure.what_to_do,
+        "time": round(time(), 3),
+    }
+    where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
+    return to_line(call.row, {**where, FAILURE_CLASS: failure.failure_class, FAILURE: told})

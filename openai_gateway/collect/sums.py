@@ -1,0 +1,119 @@
+"""What answers add up to: tokens, cost, latency, finish reasons. Plain sums, the same size for any number of answers.
+
+How they are shown is `cli`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+import msgspec
+
+from openai_gateway.accounting.keeper import to_milliseconds, to_step
+from openai_gateway.wire.usage import Report
+
+_PERCENTILES: Final = (50, 90, 99)
+# An upstream that makes up reasons must not fill the memory.
+_MOST_REASONS: Final = 50
+_OTHER: Final = "other"
+_NO_REASON: Final = "unknown"
+
+
+class Latencies(msgspec.Struct):
+    """Durations counted by step, which tells them apart to within 9 %."""
+
+    steps: dict[int, int] = {}
+    count: int = 0
+    total_s: float = 0.0
+    longest_s: float = 0.0
+
+    def add(self, duration_s: float) -> None:
+        """Count one."""
+        step = to_step(duration_s)
+        self.steps[step] = self.steps.get(step, 0) + 1
+        self.count += 1
+        self.total_s += duration_s
+        self.longest_s = max(self.longest_s, duration_s)
+
+    def to_json(self) -> dict[str, float] | None:
+        """Return percentiles, mean and maximum in seconds; None if nothing was counted."""
+        if not self.count:
+            return None
+        found = {f"p{percent}": round(self._percentile_s(percent), 3) for percent in _PERCENTILES}
+        return {**found, "mean": round(self.total_s / self.count, 3), "max": round(self.longest_s, 3)}
+
+    def _percentile_s(self, percent: int) -> float:
+        rest = self.count * percent / 100
+        for step, count in sorted(self.steps.items()):
+            rest -= count
+            if rest <= 0:
+                return min(to_milliseconds(step) / 1000, self.longest_s)
+        return self.longest_s
+
+
+class Sums(msgspec.Struct):
+    """What some answers add up to.
+
+    Tokens are of those that reported them (the others: `without_usage`), cost of those that also have a price (the
+    others: `without_price`).
+    """
+
+    answers: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    without_usage: int = 0
+    cost_usd: float = 0.0
+    without_price: int = 0
+    finish_reasons: Counter[str] = msgspec.field(default_factory=Counter)
+    latencies: Latencies = msgspec.field(default_factory=Latencies)
+
+    def add(self, report: Report, cost_usd: float | None, duration_s: float | None) -> None:
+        """Add an answer."""
+        self.answers += 1
+        reason = report.finish_reason or _NO_REASON
+        is_known = reason in self.finish_reasons or len(self.finish_reasons) < _MOST_REASONS
+        self.finish_reasons[reason if is_known else _OTHER] += 1
+        if duration_s is not None:
+            self.latencies.add(duration_s)
+        usage = report.usage
+        if usage is None:
+            self.without_usage += 1
+            return
+        self.input_tokens += usage.input_tokens
+        self.cached_tokens += usage.cached_tokens or 0
+        self.output_tokens += usage.output_tokens
+        self.reasoning_tokens += usage.reasoning_tokens or 0
+        self.cost_usd += cost_usd or 0.0
+        self.without_price += cost_usd is None
+
+    @property
+    def tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def known_cost_usd(self) -> float | None:
+        """The cost, None if there are answers and it is known of none."""
+        is_known = not self.answers or self.answers > self.without_usage + self.without_price
+        return self.cost_usd if is_known else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the sums in JSON's terms."""
+        cost_usd = self.known_cost_usd
+        return {
+            "answers": self.answers,
+            "tokens": {
+                "input": self.input_tokens,
+                "cached": self.cached_tokens,
+                "output": self.output_tokens,
+                "reasoning": self.reasoning_tokens,
+                "answers_without_usage": self.without_usage,
+            },
+            "cost_usd": None if cost_usd is None else round(cost_usd, 6),
+            "answers_without_price": self.without_price,
+            "latency_s": self.latencies.to_json(),
+            "finish_reasons": dict(self.finish_reasons),
+        }

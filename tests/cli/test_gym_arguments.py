@@ -1,0 +1,45 @@
+"""NeMo Gym's way to give options, told from overrides of the config."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from openai_gateway.cli.gym_arguments import take_gym_options
+
+
+def test_gyms_options_are_ours_and_the_rest_are_overrides() -> None:
+    override = "++policy_model.responses_api_models.openai_model.max_retries=3"
+    options, rest = take_gym_options(
+        [
+            "+input_jsonl_fpath=a b.jsonl",
+            "++output_jsonl_fpath=o.jsonl",
+            "+limit=null",
+            "+num_repeats=4",
+            "+num_samples_in_parallel=10",
+            "+resume_from_cache=true",
+            override,
+            "+config_paths=[a.yaml]",
+        ]
+    )
+    assert options == {"source": "a b.jsonl", "output": "o.jsonl", "num_repeats": 4, "concurrency": 10, "resume": True}
+    assert rest == [override, "+config_paths=[a.yaml]"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("prompts.jsonl", "what is"),
+        ("+++limit=1", "what is"),
+        ("+limit=0", "whole number from 1"),
+        ("+num_repeats=true", "whole number from 1"),
+        ("+num_repeats={agent: 2}", "whole number from 1"),
+        ("+limit=[", "not valid YAML"),
+        ("+resume_from_cache=3", "true or false"),
+        ("+agent_name=simple_agent", "no agent is run here"),
+        ("+responses_create_params.temperature=0.5", "extra_body_responses"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_not_ignored(argument: str, said: str) -> None:
+    with pytest.raises(click.UsageError, match=said):
+        take_gym_options([argument])

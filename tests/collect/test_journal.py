@@ -1,0 +1,114 @@
+"""The output's files: whole lines whatever happens, one writer, and nobody else's file is touched."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from openai_gateway.collect.journal import AppendFile, Journal, JournalError, read_entries, to_failures_path
+
+
+def _line(task: int, rollout: int = 0) -> bytes:
+    entry = {"messages": [f"question {task}"], "response": {"a": "b" * 50}}
+    return json.dumps({**entry, "_ng_task_index": task, "_ng_rollout_index": rollout}).encode() + b"\n"
+
+
+def _tasks(path: Path) -> list[int]:
+    return [entry.task_index for entry in read_entries(path)]
+
+
+def test_torn_last_line_is_cut_off_wherever_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    whole, last = _line(0), _line(1)
+    for length in range(1, len(last) - 1):
+        path.write_bytes(whole + last[:length])
+        assert _tasks(path) == [0]
+        with Journal(path, may_resume=True) as journal:
+            assert journal.cut_bytes == length
+            journal.answers.append(_line(2))
+        assert path.read_bytes() == whole + _line(2)
+
+
+def test_torn_only_line_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(_line(0)[:20])
+    with Journal(path, may_resume=True) as journal:
+        assert journal.cut_bytes == 20
+    assert path.read_bytes() == b""
+
+
+def test_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(_line(0)[:-1])
+    with Journal(path, may_resume=True) as journal:
+        journal.answers.append(_line(1))
+    assert path.read_bytes() == _line(0) + _line(1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"prompt": 1}', b'{"prompt": 1}\n{"prom', b"important notes", b'{"prompt": 1}\nnotes'],
+    ids=["a JSON file", "torn JSON lines of another kind", "a text", "a text at the end"],
+)
+def test_file_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match="not written by collect"), Journal(path, may_resume=True):
+        pass
+    assert path.read_bytes() == content
+
+
+def test_line_in_the_middle_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(_line(0) + b"{}\n" + _line(1))
+    with pytest.raises(JournalError, match="line 2"):
+        list(read_entries(path))
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o_failures.jsonl"])
+def test_earlier_run_is_never_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(_line(0))
+    with pytest.raises(JournalError, match="--resume"), Journal(tmp_path / "o.jsonl", may_resume=False):
+        pass
+    assert (tmp_path / name).read_bytes() == _line(0)
+
+
+def test_second_writer_is_refused(tmp_path: Path) -> None:
+    second = Journal(tmp_path / "o.jsonl", may_resume=True)
+    with Journal(tmp_path / "o.jsonl", may_resume=True), pytest.raises(JournalError, match="another run"):
+        second.__enter__()
+    with Journal(tmp_path / "o.jsonl", may_resume=True):
+        pass
+
+
+def test_line_that_does_not_fit_on_the_disk_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "o.jsonl")
+    file.append(_line(0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores SIGXFSZ: the write comes out short, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            file.append(_line(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file.append(_line(2))
+    file.close()
+    assert _tasks(file.path) == [0, 2]
+
+
+def test_checksum_is_that_of_the_question_whichever_form_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    where = '"_ng_task_index":0,"_ng_rollout_index":0'
+    path.write_text(
+        f'{{"messages":[1],{where}}}\n{{"chat_create_params":[1],{where}}}\n{{"responses_create_params":[2],{where}}}\n'
+    )
+    first, second, third = (entry.checksum for entry in read_entries(path))
+    assert first == second != third
+
+
+def test_failures_are_beside_the_output() -> None:
+    assert to_failures_path(Path("a/b.c.jsonl")) == Path("a/b.c_failures.jsonl")

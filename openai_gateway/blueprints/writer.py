@@ -69,7 +69,8 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         """Return `payload` as it goes over the wire: after the head, if that isn't out, and as a chunk, if chunked."""
-        self.send_headers()
+        if not self.headers_sent:
+            self.send_headers()
         head, self._head = self._head, b""
         self.sent += len(payload)
         if self._omits_body:

@@ -112,7 +112,8 @@ def read_stream(tail: bytes) -> Report:
     finish_reason: str | None = None
     last: _Answer | None = None
     # From the end, and no further than need be: the tail may hold hundreds of events.
-    for line in reversed(tail.rsplit(b"\n", _MAX_LINES)):
+    lines = tail.rsplit(b"\n", _MAX_LINES)
+    for line in reversed(lines[1:] if len(lines) > _MAX_LINES else lines):
         if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
             continue
         try:

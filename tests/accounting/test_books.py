@@ -13,11 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openai_gateway.accounting import shelf as shelf_module
-from openai_gateway.accounting.board import Board, to_percentile_ms, to_states
+from openai_gateway.accounting.board import Board, to_states
 from openai_gateway.accounting.books import BOUNDS_S, KEPT_CALLS, KEPT_SECONDS, Books, Histogram, ServerState
 from openai_gateway.accounting.keeper import Keeper, to_milliseconds, to_step
 from openai_gateway.accounting.metrics import render
 from openai_gateway.accounting.shelf import Shelf, open_shelf, remove_dead, to_folder_name
+from openai_gateway.accounting.spans import STEP_S, to_percentile_ms
 from openai_gateway.wire.rate_limits import RateLimit
 from tests.support.records import to_record
 
@@ -71,7 +72,7 @@ def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Keeper) -> None:
     assert (server["input_tokens"], server["cost_usd"], server["calls_without_usage"]) == (100, 0.25, 1)
     assert server["rate_limits"] == {"requests": {"limit": 100.0, "remaining": 99.0, "reset_s": 0.5}}
     series = snapshot["series"]
-    assert {len(values) for values in series.values()} == {KEPT_SECONDS}
+    assert {len(values) for values in series.values()} == {KEPT_SECONDS // STEP_S}
     assert sum(series["calls"]) == 3
     assert sum(series["errors"]) == 1
     assert max(series["in_flight"]) == 3

@@ -1,0 +1,213 @@
+"""Puts a snapshot into the words and figures of the status page: what the template shows first and the stream then.
+
+Plain text throughout; escaping is the template's and the script's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from openai_gateway.blueprints.page.figures import to_clock, to_count, to_duration, to_rate, to_usd
+
+# A text from outside may be thousands of signs long.
+_MOST_SIGNS: Final = 100
+_BAD_SHARE: Final = 0.05
+_MINUTE_STEPS: Final = 12
+
+# A cell is a text, or [text, class], or [text, "meter", share of 1].
+Cell = str | list[Any]
+Row = list[Cell]
+
+
+def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of a snapshot; only JSON's own types."""
+    servers = snapshot["servers"]
+    in_flight = sum(server["in_flight"] for server in servers)
+    return {
+        "time": to_clock(snapshot["time"]),
+        "title": f"{to_count(in_flight)} in flight",
+        "version": snapshot["version"],
+        "alerts": [_to_alert(server) for server in servers if server["breaker_open"]],
+        "tiles": to_tiles(snapshot),
+        "charts": to_charts(snapshot),
+        "tables": {
+            "limits": [row for server in servers for row in _to_limits(server)],
+            "errors": [_to_error(call) for call in snapshot["errors"]],
+            "recent": [_to_call(call) for call in snapshot["recent"]],
+            "minutes": _to_minutes(snapshot),
+            "servers": [_to_server(server) for server in servers],
+            "workers": [_to_worker(worker) for worker in snapshot["workers"]],
+        },
+    }
+
+
+def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the big figures; `level` is empty, warn or bad."""
+    servers, now = snapshot["servers"], snapshot["last_10_s"]
+    minute = _to_last_minute(snapshot["series"])
+    in_flight, queued, calls = (sum(server[name] for server in servers) for name in ("in_flight", "queued", "calls"))
+    caps = [server["cap"] for server in servers]
+    slots = "no cap" if None in caps else f"of {to_count(sum(caps))} slots"
+    costs = [server["cost_usd"] for server in servers if server["cost_usd"] is not None]
+    share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
+    level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
+    p50, p95, first = now["p50_ms"], now["p95_ms"], now["first_byte_p50_ms"]
+    tokens = minute["input_tokens"] + minute["output_tokens"]
+    split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
+    spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
+    return [
+        _to_tile("In flight", to_count(in_flight), slots),
+        _to_tile("Queued", to_count(queued), "waiting for a slot", "warn" if queued else ""),
+        _to_tile("Calls/s", to_rate(now["calls"] / 10), f"{calls:,} in all" if calls else "no calls yet"),
+        _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
+        _to_tile("Latency p50", to_duration(p50), f"p95 {to_duration(p95)}" if p95 is not None else "no calls in 10 s"),
+        _to_tile("First token p50", to_duration(first), "last 10 s" if first is not None else "no calls in 10 s"),
+        _to_tile("Tokens/min", to_count(tokens), split),
+        _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
+    ]
+
+
+def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lines of the charts over the last four minutes; None before the start, and for a latency of no call.
+
+    Calls and errors per second; tokens and cost as the sum of the minute before.
+    """
+    series: Mapping[str, list[Any]] = snapshot["series"]
+    times = series["t"]
+    step_s = times[1] - times[0]
+    # The last span has just begun: what ended in it is of so many seconds only.
+    lengths = [step_s] * (len(times) - 1) + [max(1.0, min(step_s, snapshot["time"] - times[-1]))]
+    lines: dict[str, list[Any]] = {"t": [to_clock(t) for t in times]}
+    for name, values in series.items():
+        if name in ("calls", "errors"):
+            lines[name] = [round(value / length, 2) for value, length in zip(values, lengths, strict=True)]
+        elif name in ("input_tokens", "output_tokens", "cost_usd"):
+            lines[name] = [sum(values[max(0, at - _MINUTE_STEPS + 1) : at + 1]) for at in range(len(values))]
+        elif name != "t":
+            lines[name] = values
+    is_past = [t + step_s > snapshot["started"] for t in times]
+    for name, values in lines.items():
+        if name != "t":
+            values = [value if past else None for value, past in zip(values, is_past, strict=True)]
+        # The first minute is the run-up of the others' sums.
+        lines[name] = values[_MINUTE_STEPS:]
+    return lines
+
+
+def _to_last_minute(series: Mapping[str, list[Any]]) -> dict[str, Any]:
+    names = ("calls", "errors", "input_tokens", "output_tokens", "cost_usd")
+    return {name: sum(series[name][-_MINUTE_STEPS:]) for name in names}
+
+
+def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "level": level}
+
+
+def _to_alert(server: Mapping[str, Any]) -> str:
+    return (
+        f"{server['name']}: the upstream refuses the key or the quota is used up. Calls get that answer at once until"
+        " a probe succeeds. Check openai_api_key and the account's billing."
+    )
+
+
+def _clip(text: str | None) -> str:
+    if not text:
+        return ""
+    return text if len(text) <= _MOST_SIGNS else text[:_MOST_SIGNS] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _to_status(call: Mapping[str, Any]) -> Cell:
+    status = call["status"]
+    if call["outcome"] == "client_gone":
+        return ["client left", "dim"]
+    if status is None:
+        return ["failed", "bad"]
+    if call["outcome"] == "failed" and status < 400:
+        return [f"{status}, broke off", "bad"]
+    return [str(status), "good" if status < 400 else "warn" if status < 500 else "bad"]
+
+
+def _to_error(call: Mapping[str, Any]) -> Row:
+    return [
+        to_clock(call["time"]),
+        _to_status(call),
+        _clip(call["error_code"]),
+        [call["advice"], "advice"],
+        str(call["attempts"]),
+        to_duration(call["duration_ms"]),
+        *(_clip(call[name]) for name in ("server", "api", "rollout_id")),
+        *(_clip(call[name]) for name in ("request_id", "client_request_id", "upstream_request_id")),
+    ]
+
+
+def _to_call(call: Mapping[str, Any]) -> Row:
+    return [
+        to_clock(call["time"]),
+        _to_status(call),
+        _clip(call["model"]),
+        str(call["attempts"]),
+        to_duration(call["queue_ms"]),
+        to_duration(call["first_byte_ms"]),
+        to_duration(call["duration_ms"]),
+        to_count(call["input_tokens"]),
+        to_count(call["output_tokens"]),
+        to_usd(call["cost_usd"]),
+        *(_clip(call[name]) for name in ("server", "api", "rollout_id", "request_id", "client_request_id")),
+    ]
+
+
+def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
+    if not any(minute["calls"] for minute in snapshot["minutes"]):
+        return []
+    is_priced = any(server["cost_usd"] is not None for server in snapshot["servers"])
+    return [
+        [
+            to_clock(minute["t"]),
+            f"{minute['calls']:,}",
+            f"{minute['errors']:,}",
+            *(to_duration(minute[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "first_byte_p50_ms")),
+            f"{minute['input_tokens']:,}",
+            f"{minute['output_tokens']:,}",
+            to_usd(minute["cost_usd"] if is_priced else None),
+        ]
+        for minute in snapshot["minutes"]
+    ]
+
+
+def _to_server(server: Mapping[str, Any]) -> Row:
+    counts = ("calls", "failed", "client_gone", "retries", "input_tokens", "cached_tokens")
+    more = ("output_tokens", "reasoning_tokens", "calls_without_usage")
+    return [
+        _clip(server["name"]),
+        _clip(server["model"]),
+        _clip(server["base_url"]),
+        f"{server['in_flight']:,}",
+        "no cap" if server["cap"] is None else f"{server['cap']:,}",
+        f"{server['queued']:,}",
+        *(f"{server[name]:,}" for name in (*counts, *more)),
+        to_usd(server["cost_usd"]),
+    ]
+
+
+def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for kind, found in server["rate_limits"].items():
+        limit, left, reset_s = found["limit"], found["remaining"], found["reset_s"]
+        meter: Cell = ""
+        if limit and left is not None:
+            share = min(1.0, left / limit)
+            meter = [f"{share:.0%}", "meter", round(share, 4)]
+        reset = to_duration(None if reset_s is None else reset_s * 1000)
+        rows.append([_clip(server["name"]), f"{kind} per minute", meter, to_count(left), to_count(limit), reset])
+    return rows
+
+
+def _to_worker(worker: Mapping[str, Any]) -> Row:
+    return [
+        str(worker["pid"]),
+        f"{time.strftime('%Y-%m-%d', time.gmtime(worker['started']))} {to_clock(worker['started'])}",
+        f"{worker['in_flight']:,}",
+        f"{worker['queued']:,}",
+    ]

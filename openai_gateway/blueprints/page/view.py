@@ -53,6 +53,7 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     costs = [server["cost_usd"] for server in servers if server["cost_usd"] is not None]
     share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
     level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
+    lasted_s = min(10.0, max(1.0, snapshot["time"] - snapshot["started"]))
     p50, p95, first = now["p50_ms"], now["p95_ms"], now["first_byte_p50_ms"]
     tokens = minute["input_tokens"] + minute["output_tokens"]
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
@@ -60,7 +61,7 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         _to_tile("In flight", to_count(in_flight), slots),
         _to_tile("Queued", to_count(queued), "waiting for a slot", "warn" if queued else ""),
-        _to_tile("Calls/s", to_rate(now["calls"] / 10), f"{calls:,} in all" if calls else "no calls yet"),
+        _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
         _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
         _to_tile("Latency p50", to_duration(p50), f"p95 {to_duration(p95)}" if p95 is not None else "no calls in 10 s"),
         _to_tile("First token p50", to_duration(first), "last 10 s" if first is not None else "no calls in 10 s"),

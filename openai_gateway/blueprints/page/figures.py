@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from typing import Final
 
-_UNKNOWN: Final = "\N{EN DASH}"
+UNKNOWN: Final = "\N{EN DASH}"
 _UNITS: Final = ((1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k"))
 
 
 def to_count(number: float | None) -> str:
     """Return a number of three digits or more, such as `12.3 k`."""
     if number is None:
-        return _UNKNOWN
+        return UNKNOWN
     for bound, divisor, unit in _UNITS:
         if number >= bound:
             return f"{_to_three(number / divisor)}{unit}"
@@ -30,7 +30,7 @@ def to_rate(number: float) -> str:
 def to_duration(milliseconds: float | None) -> str:
     """Return a duration in the unit that fits it."""
     if milliseconds is None:
-        return _UNKNOWN
+        return UNKNOWN
     if milliseconds < 999.5:
         return f"{milliseconds:.0f} ms"
     seconds = milliseconds / 1000
@@ -43,7 +43,7 @@ def to_duration(milliseconds: float | None) -> str:
 def to_usd(dollars: float | None) -> str:
     """Return US dollars, small amounts with two digits that count."""
     if dollars is None:
-        return _UNKNOWN
+        return UNKNOWN
     return (
         f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.2g}" if dollars >= 0.0001 else "<$0.0001"
     )
@@ -52,6 +52,11 @@ def to_usd(dollars: float | None) -> str:
 def to_clock(seconds: float) -> str:
     """Return a Unix time as a time of day, UTC as in the log."""
     return time.strftime("%H:%M:%S", time.gmtime(seconds))
+
+
+def to_day_and_clock(seconds: float) -> str:
+    """Return a Unix time with its day, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
 
 
 def _to_three(number: float) -> str:

@@ -42,7 +42,7 @@ class Table:
 
 CHARTS: Final = (
     Chart("Calls per second", "count", (("calls", "all"), ("errors", "errors"))),
-    Chart("In flight and queued", "count", (("in_flight", "in flight"), ("queued", "queued"))),
+    Chart("In flight and queued", "count", (("in_flight", "in flight"), ("queued", "queued"), ("cap", "slots"))),
     Chart("Latency", "ms", (("p50_ms", "p50"), ("p95_ms", "p95"), ("p99_ms", "p99"))),
     Chart("Time to first token", "ms", (("first_byte_p50_ms", "p50"), ("first_byte_p95_ms", "p95"))),
     Chart("Tokens per minute", "count", (("input_tokens", "input"), ("output_tokens", "output"))),
@@ -52,10 +52,11 @@ TABLES: Final = (
     Table(
         "limits",
         "Rate limits",
-        "Server | Limit on | Left | #Left | #Of | #+All back in",
+        "+Server | Per minute | Left | #Left | #Of | #All back in",
         "The upstream has told of no rate limits yet.",
         "As the upstream's last answer told them.",
     ),
+    Table("workers", "Workers", "Process | Since | #In flight | #Queued", "No workers."),
     Table(
         "errors",
         "Last 50 errors",
@@ -84,9 +85,8 @@ TABLES: Final = (
         "servers",
         "Servers",
         "Server | +Model | +Endpoint | #In flight | #Slots | #Queued | #Calls | #+Failed | #+Client left | #+Retries"
-        " | #+Tokens in | #+Cached | #+Tokens out | #+Reasoning | #+Usage unknown | #Cost",
+        " | #+No usage | #+Tokens in | #+Cached | #+Tokens out | #+Reasoning | #Cost",
         "No servers.",
-        "In all, since the start.",
+        "Sums are over all workers there were since the start.",
     ),
-    Table("workers", "Workers", "Process | Since | #In flight | #Queued", "No workers."),
 )

@@ -6,22 +6,23 @@
   const state = $("state"), svgs = [...document.querySelectorAll("figure svg")];
   let source = null, view = null, heardAt = Date.now(), pointed = null;
 
-  const toThree = (value) => value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
+  const toThree = (value) => String(Number(value.toPrecision(3)));
   const toCount = (value) => {
     for (const [bound, divisor, unit] of [[1e9, 1e9, " G"], [1e6, 1e6, " M"], [1e4, 1e3, " k"]])
       if (value >= bound) return toThree(value / divisor) + unit;
-    return Number.isInteger(value) ? String(value) : value < 100 ? value.toFixed(1) : value.toFixed(0);
+    return Number.isInteger(value) ? String(value) : value.toFixed(value < 100 ? 1 : 0);
   };
   const FORMATS = {
     count: toCount,
     ms: (value) => (value < 1000 ? `${value.toFixed(0)} ms` : `${toThree(value / 1000)} s`),
-    usd: (value) => `$${value === 0 ? 0 : value < 1 ? Number(value.toPrecision(2)) : value.toFixed(2)}`,
+    usd: (value) => `$${toThree(value)}`,
   };
 
   const setText = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 
-  function toCell(value, className) {
-    const cell = document.createElement("td");
+  function toCell(value, className, isFirst) {
+    const cell = document.createElement(isFirst ? "th" : "td");
+    if (isFirst) cell.scope = "row";
     const [text, kind, share] = typeof value === "string" ? [value, ""] : value;
     cell.className = `${className} ${kind === "meter" ? "" : kind}`.trim();
     if (kind === "meter") {
@@ -42,7 +43,7 @@
     const classes = [...table.tHead.rows[0].cells].map((heading) => heading.className);
     table.tBodies[0].replaceChildren(...rows.map((row) => {
       const line = document.createElement("tr");
-      line.append(...row.map((value, at) => toCell(value, classes[at])));
+      line.append(...row.map((value, at) => toCell(value, classes[at], at === 0)));
       return line;
     }));
     scroll.hidden = !rows.length;

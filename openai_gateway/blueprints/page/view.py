@@ -5,16 +5,15 @@ Plain text throughout; escaping is the template's and the script's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_gateway.blueprints.page.figures import to_clock, to_count, to_duration, to_rate, to_usd
+from openai_gateway.blueprints.page.charts import to_charts
+from openai_gateway.blueprints.page.figures import to_clock, to_count, to_day_and_clock, to_duration, to_rate, to_usd
 
 # A text from outside may be thousands of signs long.
 _MOST_SIGNS: Final = 100
 _BAD_SHARE: Final = 0.05
-_MINUTE_STEPS: Final = 12
 
 # A cell is a text, or [text, class], or [text, "meter", share of 1].
 Cell = str | list[Any]
@@ -29,6 +28,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "time": to_clock(snapshot["time"]),
         "title": f"{to_count(in_flight)} in flight",
         "version": snapshot["version"],
+        "since": to_day_and_clock(snapshot["started"]),
         "alerts": [_to_alert(server) for server in servers if server["breaker_open"]],
         "tiles": to_tiles(snapshot),
         "charts": to_charts(snapshot),
@@ -45,8 +45,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the big figures; `level` is empty, warn or bad."""
-    servers, now = snapshot["servers"], snapshot["last_10_s"]
-    minute = _to_last_minute(snapshot["series"])
+    servers, now, minute = snapshot["servers"], snapshot["last_10_s"], snapshot["last_minute"]
     in_flight, queued, calls = (sum(server[name] for server in servers) for name in ("in_flight", "queued", "calls"))
     caps = [server["cap"] for server in servers]
     slots = "no cap" if None in caps else f"of {to_count(sum(caps))} slots"
@@ -68,38 +67,6 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
         _to_tile("Tokens/min", to_count(tokens), split),
         _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
     ]
-
-
-def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the lines of the charts over the last four minutes; None before the start, and for a latency of no call.
-
-    Calls and errors per second; tokens and cost as the sum of the minute before.
-    """
-    series: Mapping[str, list[Any]] = snapshot["series"]
-    times = series["t"]
-    step_s = times[1] - times[0]
-    # The last span has just begun: what ended in it is of so many seconds only.
-    lengths = [step_s] * (len(times) - 1) + [max(1.0, min(step_s, snapshot["time"] - times[-1]))]
-    lines: dict[str, list[Any]] = {"t": [to_clock(t) for t in times]}
-    for name, values in series.items():
-        if name in ("calls", "errors"):
-            lines[name] = [round(value / length, 2) for value, length in zip(values, lengths, strict=True)]
-        elif name in ("input_tokens", "output_tokens", "cost_usd"):
-            lines[name] = [sum(values[max(0, at - _MINUTE_STEPS + 1) : at + 1]) for at in range(len(values))]
-        elif name != "t":
-            lines[name] = values
-    is_past = [t + step_s > snapshot["started"] for t in times]
-    for name, values in lines.items():
-        if name != "t":
-            values = [value if past else None for value, past in zip(values, is_past, strict=True)]
-        # The first minute is the run-up of the others' sums.
-        lines[name] = values[_MINUTE_STEPS:]
-    return lines
-
-
-def _to_last_minute(series: Mapping[str, list[Any]]) -> dict[str, Any]:
-    names = ("calls", "errors", "input_tokens", "output_tokens", "cost_usd")
-    return {name: sum(series[name][-_MINUTE_STEPS:]) for name in names}
 
 
 def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
@@ -174,12 +141,13 @@ def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
             to_usd(minute["cost_usd"] if is_priced else None),
         ]
         for minute in snapshot["minutes"]
+        if minute["t"] + 60 > snapshot["started"]
     ]
 
 
 def _to_server(server: Mapping[str, Any]) -> Row:
-    counts = ("calls", "failed", "client_gone", "retries", "input_tokens", "cached_tokens")
-    more = ("output_tokens", "reasoning_tokens", "calls_without_usage")
+    counts = ("calls", "failed", "client_gone", "retries", "calls_without_usage")
+    tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
     return [
         _clip(server["name"]),
         _clip(server["model"]),
@@ -187,7 +155,8 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         f"{server['in_flight']:,}",
         "no cap" if server["cap"] is None else f"{server['cap']:,}",
         f"{server['queued']:,}",
-        *(f"{server[name]:,}" for name in (*counts, *more)),
+        *(f"{server[name]:,}" for name in counts),
+        *(to_count(server[name]) for name in tokens),
         to_usd(server["cost_usd"]),
     ]
 
@@ -201,14 +170,14 @@ def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:
             share = min(1.0, left / limit)
             meter = [f"{share:.0%}", "meter", round(share, 4)]
         reset = to_duration(None if reset_s is None else reset_s * 1000)
-        rows.append([_clip(server["name"]), f"{kind} per minute", meter, to_count(left), to_count(limit), reset])
+        rows.append([_clip(server["name"]), kind, meter, to_count(left), to_count(limit), reset])
     return rows
 
 
 def _to_worker(worker: Mapping[str, Any]) -> Row:
     return [
         str(worker["pid"]),
-        f"{time.strftime('%Y-%m-%d', time.gmtime(worker['started']))} {to_clock(worker['started'])}",
+        to_day_and_clock(worker["started"]),
         f"{worker['in_flight']:,}",
         f"{worker['queued']:,}",
     ]

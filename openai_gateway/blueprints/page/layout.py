@@ -42,7 +42,7 @@ class Table:
 
 CHARTS: Final = (
     Chart("Calls per second", "count", (("calls", "all"), ("errors", "errors"))),
-    Chart("In flight and queued", "count", (("in_flight", "in flight"), ("queued", "queued"), ("cap", "slots"))),
+    Chart("In flight", "count", (("in_flight", "in flight"), ("queued", "queued"), ("cap", "slots"))),
     Chart("Latency", "ms", (("p50_ms", "p50"), ("p95_ms", "p95"), ("p99_ms", "p99"))),
     Chart("Time to first token", "ms", (("first_byte_p50_ms", "p50"), ("first_byte_p95_ms", "p95"))),
     Chart("Tokens per minute", "count", (("input_tokens", "input"), ("output_tokens", "output"))),
@@ -85,7 +85,7 @@ TABLES: Final = (
         "servers",
         "Servers",
         "Server | +Model | +Endpoint | #In flight | #Slots | #Queued | #Calls | #+Failed | #+Client left | #+Retries"
-        " | #+No usage | #+Tokens in | #+Cached | #+Tokens out | #+Reasoning | #Cost",
+        " | #Cost | #+Tokens in | #+Cached | #+Tokens out | #+Reasoning | #+No usage",
         "No servers.",
         "Sums are over all workers there were since the start.",
     ),

@@ -146,7 +146,7 @@ def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
 
 
 def _to_server(server: Mapping[str, Any]) -> Row:
-    counts = ("calls", "failed", "client_gone", "retries", "calls_without_usage")
+    counts = ("calls", "failed", "client_gone", "retries")
     tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
     return [
         _clip(server["name"]),
@@ -156,8 +156,9 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         "no cap" if server["cap"] is None else f"{server['cap']:,}",
         f"{server['queued']:,}",
         *(f"{server[name]:,}" for name in counts),
-        *(to_count(server[name]) for name in tokens),
         to_usd(server["cost_usd"]),
+        *(to_count(server[name]) for name in tokens),
+        f"{server['calls_without_usage']:,}",
     ]
 
 

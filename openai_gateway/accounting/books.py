@@ -144,6 +144,9 @@ class Books(msgspec.Struct):
 
 def add_counts(mine: dict[_Key, int], theirs: dict[_Key, int]) -> None:
     """Add counts to counts."""
+    if not mine:
+        mine.update(theirs)
+        return
     for key, count in theirs.items():
         mine[key] = mine.get(key, 0) + count
 

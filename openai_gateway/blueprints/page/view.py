@@ -53,7 +53,8 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
     level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
     lasted_s = min(10.0, max(1.0, snapshot["time"] - snapshot["started"]))
-    p50, p95, first = now["p50_ms"], now["p95_ms"], now["first_byte_p50_ms"]
+    idle = "none in the last minute"
+    p50, p95, first = minute["p50_ms"], minute["p95_ms"], minute["first_byte_p50_ms"]
     tokens = minute["input_tokens"] + minute["output_tokens"]
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
     spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
@@ -62,8 +63,8 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
         _to_tile("Queued", to_count(queued), "waiting for a slot", "warn" if queued else ""),
         _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
         _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
-        _to_tile("Latency p50", to_duration(p50), f"p95 {to_duration(p95)}" if p95 is not None else "no calls in 10 s"),
-        _to_tile("First token p50", to_duration(first), "last 10 s" if first is not None else "no calls in 10 s"),
+        _to_tile("Latency p50", to_duration(p50), idle if p95 is None else f"p95 {to_duration(p95)}"),
+        _to_tile("First token p50", to_duration(first), idle if first is None else "last minute"),
         _to_tile("Tokens/min", to_count(tokens), split),
         _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
     ]

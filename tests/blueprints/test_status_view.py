@@ -78,7 +78,7 @@ def _read_page(view: dict[str, Any]) -> _Reader:
 def test_right_after_the_start_there_are_no_calls_yet_and_nothing_is_no_number() -> None:
     view = _view(_keeper(in_flight=0, queued=0, cap=None))
     assert [tile["value"] for tile in view["tiles"]] == ["0", "0", "0.0", "0", UNKNOWN, UNKNOWN, "0", UNKNOWN]
-    assert [tile["note"] for tile in view["tiles"]].count("no calls yet") == 3
+    assert [tile["note"] for tile in view["tiles"]].count("no calls yet") == 5
     assert [name for name, rows in view["tables"].items() if not rows] == ["limits", "errors", "recent", "minutes"]
     assert all(value is None for value in view["charts"]["p50_ms"])
     assert not {"NaN", "Infinity", "null", "None"} & set(json.dumps(view["tiles"] + [view["tables"]]).split('"'))
@@ -105,6 +105,7 @@ def test_tiles_tell_what_is_going_on() -> None:
     assert view["charts"]["cost_usd"][-1] == pytest.approx(5.0)
     assert sum(value or 0 for value in view["charts"]["calls"]) > 0
     assert {len(values) for values in view["charts"].values()} == {48}
+    assert (view["charts"]["in_flight"][-1], view["charts"]["queued"][-1]) == (3, 2)
     assert set(view["charts"]["cap"]) == {None, 8}
 
 

@@ -12,6 +12,7 @@ from openai_gateway.blueprints.page.figures import to_clock
 
 _MINUTE_S: Final = 60
 _RATES: Final = ("calls", "errors")
+_STATES: Final = ("in_flight", "queued")
 _SUMS: Final = ("input_tokens", "output_tokens", "cost_usd")
 
 
@@ -31,6 +32,7 @@ def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
     lines: dict[str, list[Any]] = {
         **series,
         **{name: [*(value / step_s for value in series[name][:-1]), series[name][-1] / last_s] for name in _RATES},
+        **{name: [*series[name][:-1], max(series[name][-1], _sum(snapshot, name))] for name in _STATES},
         **{name: _to_minute_sums(series[name], step_s, last_s / step_s) for name in _SUMS},
         "cap": [None if None in caps else sum(caps)] * len(times),
     }
@@ -38,10 +40,19 @@ def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
     if not is_priced:
         lines["cost_usd"] = [None] * len(times)
     shown = {
-        name: [value if is_begun else None for value, is_begun in zip(values, begun, strict=True)][skipped:]
+        name: [_round(value) if is_begun else None for value, is_begun in zip(values, begun, strict=True)][skipped:]
         for name, values in lines.items()
     }
     return {**shown, "t": [to_clock(t) for t in times[skipped:]]}
+
+
+def _round(value: float | None) -> float | None:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _sum(snapshot: Mapping[str, Any], name: str) -> int:
+    """Return how it is now; the seconds of the other workers come half a second late."""
+    return sum(server[name] for server in snapshot["servers"])
 
 
 def _to_minute_sums(values: Sequence[float], step_s: int, last_share: float) -> list[float]:

@@ -11,10 +11,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart: its lines as (figure of `view.to_charts`, label); `unit` is count, ms or usd."""
+    """A chart: its lines as (figure of `charts.to_charts`, label); `unit` is count, ms or usd."""
 
     title: str
     unit: str
+    empty: str
     lines: tuple[tuple[str, str], ...]
 
 
@@ -41,12 +42,14 @@ class Table:
 
 
 CHARTS: Final = (
-    Chart("Calls per second", "count", (("calls", "all"), ("errors", "errors"))),
-    Chart("In flight", "count", (("in_flight", "in flight"), ("queued", "queued"), ("cap", "slots"))),
-    Chart("Latency", "ms", (("p50_ms", "p50"), ("p95_ms", "p95"), ("p99_ms", "p99"))),
-    Chart("Time to first token", "ms", (("first_byte_p50_ms", "p50"), ("first_byte_p95_ms", "p95"))),
-    Chart("Tokens per minute", "count", (("input_tokens", "input"), ("output_tokens", "output"))),
-    Chart("Cost per minute", "usd", (("cost_usd", "US dollars"),)),
+    Chart("Calls per second", "count", "no calls", (("calls", "all"), ("errors", "errors"))),
+    Chart(
+        "In flight", "count", "nothing in flight", (("in_flight", "in flight"), ("queued", "queued"), ("cap", "slots"))
+    ),
+    Chart("Latency", "ms", "no calls", (("p50_ms", "p50"), ("p95_ms", "p95"), ("p99_ms", "p99"))),
+    Chart("Time to first token", "ms", "no calls", (("first_byte_p50_ms", "p50"), ("first_byte_p95_ms", "p95"))),
+    Chart("Tokens per minute", "count", "no tokens", (("input_tokens", "input"), ("output_tokens", "output"))),
+    Chart("Cost per minute", "usd", "no cost known", (("cost_usd", "US dollars"),)),
 )
 TABLES: Final = (
     Table(

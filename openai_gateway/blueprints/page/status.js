@@ -95,7 +95,7 @@
     svg.querySelector(".area").setAttribute("d", line && `${line}V99H${from}Z`);
     svg.querySelector(".cross").setAttribute("d", pointed === null ? "" : `M${at * 100 / (length - 1)} 0V100`);
     setText(figure.querySelector(".max"), most > 0 ? format(ceiling) : "");
-    figure.querySelector(".none").hidden = most > 0;
+    figure.querySelector(".none").hidden = most > 0 || (figure.dataset.unit === "ms" && known.length > 0);
     const title = figure.querySelector("h3").textContent;
     const told = lines.map(([path, values]) => {
       const label = figure.querySelector(`[data-latest="${path.dataset.line}"]`).parentElement.firstChild.data.trim();

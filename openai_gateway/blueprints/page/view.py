@@ -53,7 +53,7 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
     level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
     lasted_s = min(10.0, max(1.0, snapshot["time"] - snapshot["started"]))
-    idle = "none in the last minute"
+    idle = "no calls lately" if calls else "no calls yet"
     p50, p95, first = minute["p50_ms"], minute["p95_ms"], minute["first_byte_p50_ms"]
     tokens = minute["input_tokens"] + minute["output_tokens"]
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"

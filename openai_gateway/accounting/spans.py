@@ -59,8 +59,8 @@ def to_spans(seconds: Iterable[Second], now: int, *, length_s: int, step_s: int)
 
 
 def to_series(seconds: Sequence[Second], now: int) -> dict[str, list[Any]]:
-    """Return the last five minutes in spans of STEP_S, as one list for each figure."""
-    spans = to_spans(seconds, now, length_s=KEPT_SECONDS, step_s=STEP_S)
+    """Return the last five minutes in spans of STEP_S that are over, as one list for each figure."""
+    spans = to_spans(seconds, now - STEP_S, length_s=KEPT_SECONDS, step_s=STEP_S)
     return {name: [span[name] for span in spans] for name in spans[0]}
 
 

@@ -10,7 +10,7 @@
   const toCount = (value) => {
     for (const [bound, divisor, unit] of [[1e9, 1e9, " G"], [1e6, 1e6, " M"], [1e4, 1e3, " k"]])
       if (value >= bound) return toThree(value / divisor) + unit;
-    return Number.isInteger(value) ? String(value) : value.toFixed(value < 100 ? 1 : 0);
+    return Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(value < 100 ? 1 : 0);
   };
   const FORMATS = {
     count: toCount,

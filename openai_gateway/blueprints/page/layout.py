@@ -36,7 +36,7 @@ class Table:
     @property
     def columns(self) -> list[tuple[str, str]]:
         """Return the heading and the CSS classes of each column."""
-        marks = (("#", "number"), ("+", "wide"))
+        marks = (("#", "n"), ("+", "w"))
         names = [name.strip() for name in self.header.split("|")]
         return [(name.lstrip("#+"), " ".join(word for mark, word in marks if mark in name)) for name in names]
 

@@ -28,7 +28,8 @@ from openai_gateway.blueprints.reply import StartResponse, to_error_response
 from openai_gateway.blueprints.serving import BOARD, FEED, SERVER_NAME, SERVERS
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl
-from openai_gateway.upstream.relay import Observer, Relay
+from openai_gateway.upstream.recorder import Observer
+from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import paths
 
 _log = logging.getLogger("openai_gateway")
@@ -94,6 +95,9 @@ class GatewayApp(flask.Flask):
         return response(environ, start_response)
 
     def _get_states(self) -> dict[str, ServerState]:
+        for server in self._servers.values():
+            # Whoever asks wants to know of every call that is over.
+            server.relay.recorder.settle()
         return {name: server.state() for name, server in self._servers.items()}
 
 

@@ -19,6 +19,7 @@ from openai_gateway import reloading
 from openai_gateway.accounting.log import configure_logging
 from openai_gateway.accounting.shelf import open_shelf
 from openai_gateway.app import GatewayApp, create_app
+from openai_gateway.blueprints.worker import adopt_worker
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
 from openai_gateway.upstream.watch import cancel_all_in
@@ -40,6 +41,7 @@ def _make_app() -> GatewayApp:
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)
     _attend_to_worker(made)
+    atexit.register(made.board.publish)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
     gc.freeze()
@@ -57,10 +59,10 @@ def _attend_to_worker(made: GatewayApp) -> None:
     worker: Any = getattr(handle_exit, "__self__", None)
     if not callable(handle_exit) or not hasattr(worker, "cfg"):
         return
+    adopt_worker(worker)
     shelf = open_shelf(worker.ppid)
     if shelf is not None:
         made.board.share(shelf)
-        atexit.register(made.board.publish)
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)

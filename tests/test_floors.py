@@ -25,7 +25,7 @@ FLOORS = {
 ROOMS = {
     "flask": {"app", "blueprints", "simulator"},
     "werkzeug": {"app", "blueprints", "simulator"},
-    "gevent": {"upstream", "collect", "wsgi"},
+    "gevent": {"blueprints", "upstream", "collect", "wsgi"},
     "requests": {"upstream", "collect", "cli"},
     "urllib3": {"upstream"},
     "gunicorn": {"blueprints"},

@@ -54,7 +54,7 @@ class CallServer:
 
     def state(self) -> ServerState:
         """Return how this server is now, in this worker; the rate limits are those of the last answer that had any."""
-        limits = read_rate_limits(self.relay.last_headers)
+        limits = read_rate_limits({name.lower(): value for name, value in self.relay.last_headers})
         if limits:
             self._limits, self._limits_at = limits, self.relay.answered_at
         slots = self.relay.slots

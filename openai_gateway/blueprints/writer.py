@@ -119,6 +119,8 @@ def _http_date() -> str:
 def adopt(start_response: Any, environ: dict[str, Any]) -> RelayWriter | None:
     """Return the writer behind gunicorn's `start_response`, made a RelayWriter; None under any other server or TLS."""
     response = getattr(start_response, "__self__", None)
+    if type(response) is RelayWriter:
+        return response
     if type(response) is not Response or isinstance(environ.get("gunicorn.socket"), ssl.SSLSocket):
         return None
     response.__class__ = RelayWriter

@@ -5,9 +5,11 @@ Who wants records is `relay`'s to know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
+
+import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
@@ -21,16 +23,28 @@ from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, 
 
 @dataclass(slots=True)
 class Progress:
-    """The state of one call; `slot` is None while it waits for one, `headers` is empty until the answer's are in."""
+    """The state of one call; `slot` is None while it waits for one, `headers` is empty until the answer's are in.
+
+    `outcome` to `ended` are set when it is over; `tail` stays None if no answer of the upstream was relayed.
+    """
 
     call: Call
+    request_bytes: int = 0
     started: float = field(default_factory=monotonic)
     slot: Slot | None = None
     queue_wait_s: float = 0.0
     attempts: int = 0
     retries: tuple[str, ...] = ()
     status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Sequence[Header] = ()
+    outcome: str = ""
+    error: GatewayError | None = None
+    tail: Tail | None = None
+    ended: float = 0.0
+
+    def drop_body(self) -> None:
+        """Let go of the request's body, which a stream that may last for hours doesn't need."""
+        self.call = msgspec.structs.replace(self.call, body=None)
 
     def to_headers(self) -> list[Header]:
         """Return the gateway's own answer headers."""
@@ -40,17 +54,24 @@ class Progress:
             ("x-gateway-queue-ms", f"{self.queue_wait_s * 1000:.0f}"),
         ]
 
+    def answer_headers(self) -> dict[str, str]:
+        """Return the answer's headers, names in lower case."""
+        return {name.lower(): value for name, value in self.headers}
 
-def to_record(
-    server: ServerConfig, progress: Progress, outcome: str, error: GatewayError | None, tail: Tail | None
-) -> CallRecord:
-    """Return the record of a call that is over; `tail` None if no answer of the upstream was relayed."""
-    call = progress.call
-    duration_s = monotonic() - progress.started
+    def held_bytes(self) -> int:
+        """Return how much of bodies this keeps in memory, at most."""
+        return self.request_bytes + (self.tail.length if self.tail is not None else 0)
+
+
+def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
+    """Return the record of a call that is over."""
+    call, tail = progress.call, progress.tail
+    duration_s = progress.ended - progress.started
+    headers = progress.answer_headers()
     is_metered = call.is_metered and (progress.status or 0) < 400
-    report = _to_report(progress.headers, tail) if is_metered and tail is not None else NOTHING
+    report = _to_report(headers, tail) if is_metered and tail is not None else NOTHING
     return CallRecord(
-        time=time() - duration_s,
+        time=time() - (monotonic() - progress.started),
         server=server.name,
         api=call.api,
         method=call.method,
@@ -58,16 +79,16 @@ def to_record(
         rollout_id=call.rollout_id,
         request_id=call.request_id,
         client_request_id=call.headers.get("x-client-request-id"),
-        upstream_request_id=progress.headers.get("x-request-id"),
-        outcome=outcome,
+        upstream_request_id=headers.get("x-request-id"),
+        outcome=progress.outcome,
         status=progress.status,
-        error_code=error.code if error is not None else None,
+        error_code=progress.error.code if progress.error is not None else None,
         attempts=progress.attempts,
         retries=progress.retries,
         queue_wait_s=progress.queue_wait_s,
         first_byte_s=tail.began - progress.started if tail is not None and tail.began is not None else None,
         duration_s=duration_s,
-        request_bytes=len(call.body or b""),
+        request_bytes=progress.request_bytes,
         answer_bytes=tail.length if tail is not None else 0,
         is_metered=is_metered and tail is not None,
         model=report.model,

@@ -6,7 +6,7 @@ What each step does is in its own module; whether to try again is `wire.retries`
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from time import monotonic, time
 from typing import Final
 
@@ -18,17 +18,15 @@ from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Beginning, Sender
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.pacing import Pause, RetryRatio
-from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.progress import Progress
+from openai_gateway.upstream.recorder import Capture, Observer, Recorder
 from openai_gateway.upstream.slots import Slots
 from openai_gateway.upstream.tail import RecordingTail, Tail
 from openai_gateway.upstream.watch import CallWatch
-from openai_gateway.wire.call import Call, CallRecord
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.http1 import Header
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
-from openai_gateway.wire.sse import is_event_stream
 
-Observer = Callable[[CallRecord], None]
-# The record, the request's body, the answer's (None if it was too long), and whether that is a stream.
-Capture = Callable[[CallRecord, bytes, bytes | None, bool], None]
 MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -44,9 +42,8 @@ class Relay:
         self.sender = Sender(server, on_new_key=self.breaker.reset)
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
-        self._observers = tuple(observers)
-        self._capture = capture
-        self.last_headers: Mapping[str, str] = {}
+        self.recorder = Recorder(server, observers, capture)
+        self.last_headers: Sequence[Header] = ()
         self.answered_at = 0.0
 
     def send(self, call: Call, watch: CallWatch) -> Answer:
@@ -55,14 +52,16 @@ class Relay:
         Raises GatewayError if there is none, ClientGone if nobody waits for it. Then everything is given back, as
         it is by the answer's `close()` otherwise.
         """
-        progress = Progress(call)
+        progress = Progress(call, len(call.body or b""))
         try:
             progress.slot = self.slots.take()
             progress.queue_wait_s = monotonic() - progress.started
             beginning = self._attempt_until_done(call, watch, progress)
             progress.status = beginning.status
+            if beginning.raw is not None:
+                progress.drop_body()
             self.answered_at = time()
-            progress.headers = self.last_headers = {name.lower(): value for name, value in beginning.headers}
+            progress.headers = self.last_headers = beginning.headers
             return Answer(
                 beginning,
                 api=call.api,
@@ -158,14 +157,11 @@ class Relay:
     def _end(self, progress: Progress, outcome: str, error: GatewayError | None, tail: Tail | None) -> None:
         if progress.slot is not None:
             progress.slot.release()
-        if not self._observers:
-            return
-        record = to_record(self.server, progress, outcome, error, tail)
-        for observe in self._observers:
-            observe(record)
-        if self._capture is not None and progress.call.received is not None:
-            is_stream = is_event_stream(progress.headers.get("content-type", ""))
-            self._capture(record, progress.call.received, tail.kept() if tail is not None else b"", is_stream)
+        progress.outcome = outcome
+        progress.error = error
+        progress.tail = tail
+        progress.ended = monotonic()
+        self.recorder.add(progress)
 
 
 def _to_reason(error: BaseException) -> BaseException:

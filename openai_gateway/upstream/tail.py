@@ -1,6 +1,6 @@
 """What is kept of an answer that goes by: how much it was, when it began, and its last pieces, which report the usage.
 
-A stream is never buffered: four pieces are kept, by reference.
+A stream is never buffered: its last four pieces are kept, or the end of a large one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final
 
-_LARGE_BYTES: Final = 16 * 1024
+_SMALL_BYTES: Final = 4 * 1024
+_KEPT_BYTES: Final = 16 * 1024
 
 
 class Tail:
@@ -26,10 +27,10 @@ class Tail:
         if self.began is None:
             self.began = monotonic()
         self.length += len(piece)
-        if len(piece) > _LARGE_BYTES:
-            # One of these holds any report; four of them for each stream would be too much.
+        if len(piece) > _SMALL_BYTES:
+            # Its end holds the report; pieces that are kept whole make the next ones go through fresh, cold memory.
             self._second = self._third = self._fourth = b""
-            self._last = piece
+            self._last = piece[-_KEPT_BYTES:]
         else:
             self._last, self._second, self._third, self._fourth = piece, self._last, self._second, self._third
 

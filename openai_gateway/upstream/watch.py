@@ -54,10 +54,11 @@ class CallWatch:
             self._total_deadline = monotonic() + total_s
 
     def watch_client(self, fd: int) -> None:
-        """Watch the client's socket too; to be called once its body is read, for what comes after is a sign."""
+        """Watch the client's socket too; to be called once its body is read, for what comes after is a sign.
+
+        From the next tick on: most calls that are over before it need no watch, which costs four system calls.
+        """
         self._client_fd = fd
-        self._io = gevent.get_hub().loop.io(fd, _READ)
-        self._io.start(self._on_readable)
 
     def arm(self, seconds: float | None, to_error: Callable[[], GatewayError | ClientGone]) -> None:
         """End the call with `to_error()` unless it is armed anew or disarmed within `seconds`; None is no limit."""
@@ -79,6 +80,7 @@ class CallWatch:
         # Whoever made it may hold this watch: no cycle is left to the garbage collector.
         self._to_error = None
         self._probing = False
+        self._client_fd = None
         if self._io is not None:
             self._io.stop()
             self._io.close()
@@ -93,8 +95,12 @@ class CallWatch:
         elif self._total_deadline is not None and now >= self._total_deadline:
             self._total_deadline = None
             self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {self._total_s:g} s.")))
-        elif self._probing and self._client_fd is not None and has_left(self._client_fd):
-            self._leave()
+        elif self._client_fd is not None:
+            if self._io is None:
+                self._io = gevent.get_hub().loop.io(self._client_fd, _READ)
+                self._io.start(self._on_readable)
+            elif self._probing and has_left(self._client_fd):
+                self._leave()
 
     def cancel(self, reason: GatewayError) -> None:
         """End the call with `reason` now; to be called from the hub."""

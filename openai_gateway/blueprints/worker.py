@@ -1,0 +1,211 @@
+"""gunicorn's gevent worker with less around each plain POST: its head is read at one go, its environ made from it.
+
+Whatever isn't plain goes gunicorn's own way, byte for byte as if this weren't here; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import sys
+from typing import Any, Final
+
+import gevent
+from gunicorn.config import Config, PostRequest, PreRequest
+from gunicorn.http.body import Body, LengthReader
+from gunicorn.http.message import TOKEN_RE, Request
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import base_environ
+from gunicorn.workers.ggevent import GeventWorker
+
+from openai_gateway.blueprints.writer import RelayWriter
+
+# Within gunicorn's own default limits.
+_MAX_HEAD_BYTES: Final = 4000
+_MAX_HEADERS: Final = 100
+_MAX_LENGTH_DIGITS: Final = 18
+_MAX_NAMES: Final = 1024
+_VERSION: Final = (1, 1)
+# What a plain head is made of: printable ASCII, and the line ends.
+_PRINTABLE: Final = bytes(range(0x20, 0x7F))
+_START: Final = b"POST /"
+_END: Final = " HTTP/1.1"
+# What gunicorn treats in a way of its own.
+_SPECIAL: Final = frozenset({"EXPECT", "TRANSFER-ENCODING", "UPGRADE", "TRAILER"})
+_keys = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
+
+
+class PlainRequest(Request):  # type: ignore[misc]
+    """A request; `plain` is the part of its environ that its head gives, None if gunicorn's own parser read it."""
+
+    # As gunicorn's parser sets them for a request of this kind.
+    method = "POST"
+    version = _VERSION
+    scheme = "http"
+    fragment = ""
+    trailers: tuple[()] = ()
+    must_close = False
+    proxy_protocol_info: Any = None
+    _expected_100_continue = False
+    plain: dict[str, Any] | None = None
+
+    def __init__(self, cfg: Config, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
+        received = unreader.read()
+        read = read_plain(received)
+        if read is None:
+            unreader.unread(received)
+            super().__init__(cfg, unreader, peer_addr, req_number)
+            return
+        self.cfg = cfg
+        self.unreader = unreader
+        self.peer_addr = self.remote_addr = peer_addr
+        self.req_number = req_number
+        self.plain, length, start = read
+        self.uri = self.plain["RAW_URI"]
+        self.path = self.plain["PATH_INFO"]
+        self.query = self.plain["QUERY_STRING"]
+        end = start + length
+        if len(received) >= end:
+            self.body: Any = io.BytesIO(received[start:end])
+            if len(received) > end:
+                unreader.unread(received[end:])
+        else:
+            unreader.unread(received[start:])
+            self.body = Body(LengthReader(unreader, length))
+
+    def should_close(self) -> bool:
+        """Tell whether the connection must be closed after this request."""
+        if self.plain is None:
+            return bool(super().should_close())
+        return self.must_close
+
+
+def read_plain(received: bytes) -> tuple[dict[str, Any], int, int] | None:
+    """Return the environ of a plain request, its body's length, and where that starts; None if it isn't plain.
+
+    Plain is a complete head of printable ASCII, of a POST in HTTP/1.1 with a Content-Length, no header given twice
+    and none that means anything to a server. All parsers agree on such a head.
+    """
+    end = received.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
+    if end < 0 or not received.startswith(_START):
+        return None
+    head = received[:end]
+    lines = head.decode("latin-1").split("\r\n")
+    if len(lines) > _MAX_HEADERS or head.translate(None, _PRINTABLE) != b"\r\n" * (len(lines) - 1):
+        return None
+    target, version = lines[0][5:-9], lines[0][-9:]
+    path, _, query = target.partition("?")
+    if version != _END or " " in target or "#" in target or "%" in path or path.startswith("//"):
+        return None
+    environ = {"RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        key = _keys.get(name) or _learn(name)
+        if key is None or key in environ or not colon:
+            return None
+        environ[key] = value.strip(" ")
+    length = environ.get("CONTENT_LENGTH", "")
+    if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
+        return None
+    if environ.get("HTTP_CONNECTION", "keep-alive").lower() != "keep-alive":
+        return None
+    return environ, int(length), end + 4
+
+
+def _learn(name: str) -> str | None:
+    """Return the environ's key of a header; None if it isn't one of a plain head."""
+    lower = name.lower()
+    key = _keys.get(lower)
+    if key is None:
+        if not TOKEN_RE.fullmatch(name) or "_" in name or name.upper() in _SPECIAL:
+            return None
+        key = f"HTTP_{name.upper().replace('-', '_')}"
+    # Bounded: a client chooses its header names.
+    if len(_keys) < _MAX_NAMES:
+        _keys[name] = key
+    return key
+
+
+class PlainWorker(GeventWorker):  # type: ignore[misc]
+    """The worker that `adopt_worker` makes of gunicorn's."""
+
+    _environ: dict[str, Any]
+
+    def _try_h2c_upgrade(self, *_: Any) -> bool:
+        return False
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serve one request, as GeventWorker does; raises StopIteration if its connection is to be closed."""
+        if type(req) is not PlainRequest or req.plain is None:
+            super().handle_request(listener_name, req, sock, addr)
+            return
+        self.nr += 1
+        response = RelayWriter(req, sock, self.cfg)
+        if not self.alive:
+            response.force_close()
+        environ = {
+            **self._environ,
+            **req.plain,
+            "wsgi.input": req.body,
+            "gunicorn.socket": sock,
+            "REMOTE_ADDR": addr[0] if isinstance(addr, tuple) else addr,
+            "SERVER_NAME": listener_name[0] if isinstance(listener_name, tuple) else listener_name,
+            "SERVER_PORT": str(listener_name[1]) if isinstance(listener_name, tuple) else "",
+        }
+        try:
+            body = self.wsgi(environ, response.start_response)
+            try:
+                for piece in body:
+                    response.write(piece)
+                response.close()
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+        except OSError:
+            raise
+        except Exception:
+            if not response.headers_sent:
+                raise
+            self.log.exception("Error handling request")
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            raise StopIteration from None
+        except (gevent.GreenletExit, SystemExit):
+            raise StopIteration from None
+        if response.should_close():
+            raise StopIteration
+
+
+def adopt_worker(worker: Any) -> None:
+    """Make gunicorn's gevent worker a PlainWorker, unless a setting asks for something around each request."""
+    cfg = worker.cfg
+    if (
+        type(worker) is not GeventWorker
+        or cfg.is_ssl
+        or not cfg.keepalive
+        or cfg.max_requests
+        or cfg.proxy_protocol != "off"
+        or cfg.http2_cleartext != "off"
+        or cfg.protocol != "http"
+        or cfg.pre_request is not PreRequest.default
+        or cfg.post_request is not PostRequest.default
+        or worker.log.access_log_enabled
+        or "SCRIPT_NAME" in os.environ
+        or 0 < cfg.limit_request_line < _MAX_HEAD_BYTES
+        or cfg.limit_request_field_size < _MAX_HEAD_BYTES
+        or cfg.limit_request_fields < _MAX_HEADERS
+    ):
+        return
+    worker.__class__ = PlainWorker
+    worker._environ = {
+        **base_environ(cfg),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.url_scheme": "http",
+        "REQUEST_METHOD": "POST",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SCRIPT_NAME": "",
+    }
+    RequestParser.mesg_class = PlainRequest

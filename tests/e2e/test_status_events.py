@@ -85,10 +85,6 @@ def test_viewers_who_leave_at_once_free_their_places(gateway: Gunicorn) -> None:
 
     for _ in range(3 * MOST_VIEWERS):
         eventually(is_let_in)
-    viewers = [Viewer(gateway.url) for _ in range(MOST_VIEWERS // 2)]
-    assert {viewer.read()["title"] for viewer in viewers if viewer.answer.ok} == {"0 in flight"}
-    for viewer in viewers:
-        viewer.answer.close()
 
 
 def test_events_end_when_the_worker_drains_and_keep_it_from_nothing(gateway: Gunicorn) -> None:

@@ -75,7 +75,7 @@ class Board:
             "workers": [_show_worker(books) for books in sorted(workers, key=lambda books: books.pid)],
             "servers": [_show_server(name, state, total) for name, state in to_states(workers).items()],
             "last_10_s": to_span(second for second in total.seconds if now - 11 < second.t <= now - 1),
-            "last_minute": to_span(second for second in total.seconds if now - 61 < second.t <= now - 1),
+            "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
             "minutes": to_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
             "series": to_series(total.seconds, int(now)),
             "recent": [_show_call(record) for record in reversed(total.recent)],

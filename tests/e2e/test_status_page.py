@@ -172,7 +172,7 @@ def test_browser_that_gives_a_key_as_password_is_let_in_and_kept_up_to_date(
 def test_without_javascript_the_page_is_whole_and_loads_itself_anew(gateway: Gunicorn) -> None:
     for status in ("200", "200", "429"):
         _call(gateway, **({} if status == "200" else {"status": status}))
-    eventually(lambda: "3 in all" in requests.get(f"{gateway.url}/status", timeout=10).text)
+    eventually(lambda: "33.3% of calls" in requests.get(f"{gateway.url}/status", timeout=10).text)
     with run_chromium(has_javascript=False) as browser:
         browser.get(f"{gateway.url}/status")
         text = browser.find_element(By.TAG_NAME, "body").text

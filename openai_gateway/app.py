@@ -21,10 +21,11 @@ from openai_gateway.accounting.keeper import Keeper
 from openai_gateway.accounting.ledger import Ledger
 from openai_gateway.accounting.log import CallLog
 from openai_gateway.accounting.tracing import open_tracing
-from openai_gateway.blueprints import chat, models, operations, responses
+from openai_gateway.blueprints import chat, models, operations, responses, status
 from openai_gateway.blueprints.calls import CallServer, Endpoint
+from openai_gateway.blueprints.page.feed import Feed
 from openai_gateway.blueprints.reply import StartResponse, to_error_response
-from openai_gateway.blueprints.serving import BOARD, SERVER_NAME, SERVERS
+from openai_gateway.blueprints.serving import BOARD, FEED, SERVER_NAME, SERVERS
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl
 from openai_gateway.upstream.recorder import Observer
@@ -59,6 +60,7 @@ class GatewayApp(flask.Flask):
         models = {name: server.openai_model for name, server in config.servers.items()}
         keeper = Keeper(models, self._get_states)
         self.board = self.extensions[BOARD] = Board(keeper)
+        self.extensions[FEED] = Feed(self.board.snapshot)
         trace = open_tracing(models)
         shared = [keeper.observe] if trace is None else [keeper.observe, trace]
         ledgers = _open_ledgers(config)
@@ -124,7 +126,7 @@ def create_app(config: GatewayConfig) -> GatewayApp:
     app.url_map.merge_slashes = False
     app.url_map.converters["item_id"] = _ItemId
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    for blueprint in (responses.blueprint, chat.blueprint, models.blueprint, operations.blueprint):
+    for blueprint in (responses.blueprint, chat.blueprint, models.blueprint, operations.blueprint, status.blueprint):
         app.register_blueprint(blueprint)
     app.register_error_handler(GatewayError, to_error_response)
     app.register_error_handler(HTTPException, _from_werkzeug)

@@ -58,6 +58,14 @@ class Unauthorized(GatewayError):
     code = "invalid_api_key"
 
 
+class Forbidden(GatewayError):
+    """The client may not see this from where it is."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "loopback_only"
+
+
 class UnknownUrl(GatewayError):
     """The gateway doesn't serve this path."""
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from openai_gateway import __version__
-from openai_gateway.accounting.books import KEPT_SECONDS, Books, Consumption, Second, ServerState
-from openai_gateway.accounting.keeper import Keeper, to_milliseconds
+from openai_gateway.accounting.advice import to_advice
+from openai_gateway.accounting.books import KEPT_SECONDS, Books, Consumption, ServerState
+from openai_gateway.accounting.keeper import Keeper
 from openai_gateway.accounting.shelf import Shelf
+from openai_gateway.accounting.spans import to_series, to_span, to_spans
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
 
 _INTERVAL_S: Final = 0.5
-_PERCENTILES: Final = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
 
 class Board:
@@ -71,12 +72,15 @@ class Board:
         return {
             "time": now,
             "version": __version__,
-            "started": min(books.started for books in workers),
+            "started": total.started,
             "workers": [_show_worker(books) for books in sorted(workers, key=lambda books: books.pid)],
             "servers": [_show_server(name, state, total) for name, state in to_states(workers).items()],
-            "series": _show_series(total.seconds, int(now)),
+            "last_10_s": to_span(second for second in total.seconds if now - 11 < second.t <= now - 1),
+            "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
+            "minutes": to_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
+            "series": to_series(total.seconds, int(now)),
             "recent": [_show_call(record) for record in reversed(total.recent)],
-            "errors": [_show_call(record) for record in reversed(total.errors)],
+            "errors": [_show_error(record) for record in reversed(total.errors)],
         }
 
 
@@ -138,27 +142,8 @@ def _show_limit(limit: RateLimit) -> dict[str, float | None]:
     return {"limit": limit.limit, "remaining": limit.remaining, "reset_s": limit.reset_s}
 
 
-def _show_series(seconds: Iterable[Second], now: int) -> dict[str, list[Any]]:
-    by_time = {second.t: second for second in seconds}
-    shown = [by_time.get(t) or Second(t) for t in range(now - KEPT_SECONDS + 1, now + 1)]
-    series: dict[str, list[Any]] = {
-        name: [getattr(second, name) for second in shown]
-        for name in ("t", "calls", "errors", "input_tokens", "output_tokens", "cost_usd", "in_flight", "queued")
-    }
-    for name, share in _PERCENTILES:
-        series[name] = [to_percentile_ms(second.durations, share) for second in shown]
-    series["first_byte_p50_ms"] = [to_percentile_ms(second.first_bytes, 0.5) for second in shown]
-    return series
-
-
-def to_percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the latency that so large a share of the calls stay under, None without calls."""
-    left = sum(counts.values()) * share
-    for step in sorted(counts):
-        left -= counts[step]
-        if left <= 0:
-            return round(to_milliseconds(step), 1)
-    return None
+def _show_error(record: CallRecord) -> dict[str, Any]:
+    return {**_show_call(record), "advice": to_advice(record.status, record.error_code, record.outcome)}
 
 
 def _show_call(record: CallRecord) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Books(msgspec.Struct):
             self.accounts.setdefault(key, Account()).add(account)
         for key, consumption in other.consumption.items():
             self.consumption.setdefault(key, Consumption()).add(consumption)
-        self.seconds = _add_seconds([*self.seconds, *other.seconds])
+        self.seconds = _add_seconds(self.seconds, other.seconds)
         self.recent = _latest([*self.recent, *other.recent])
         self.errors = _latest([*self.errors, *other.errors])
         self.started = min(self.started, other.started)
@@ -144,13 +144,16 @@ class Books(msgspec.Struct):
 
 def add_counts(mine: dict[_Key, int], theirs: dict[_Key, int]) -> None:
     """Add counts to counts."""
+    if not mine:
+        mine.update(theirs)
+        return
     for key, count in theirs.items():
         mine[key] = mine.get(key, 0) + count
 
 
-def _add_seconds(seconds: Iterable[Second]) -> list[Second]:
-    by_time: dict[int, Second] = {}
-    for second in seconds:
+def _add_seconds(mine: Iterable[Second], theirs: Iterable[Second]) -> list[Second]:
+    by_time = {second.t: second for second in mine}
+    for second in theirs:
         by_time.setdefault(second.t, Second(second.t)).add(second)
     return [by_time[t] for t in sorted(by_time)][-KEPT_SECONDS:]
 

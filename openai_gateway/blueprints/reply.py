@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from http.client import responses as REASONS
-from typing import Any
+from typing import Any, Protocol
 
 import flask
 
 from openai_gateway.blueprints.writer import adopt
 from openai_gateway.errors import GatewayError, MethodNotAllowed
 from openai_gateway.upstream.answer import Answer
+from openai_gateway.upstream.pump import Sink
 from openai_gateway.wire.headers import to_client
 from openai_gateway.wire.sse import is_event_stream
 
@@ -57,12 +58,22 @@ class RelayedResponse(flask.Response):
         self._relayed.close()
 
 
+class Pumpable(Protocol):
+    """What can write itself into a client's connection, and has to be closed."""
+
+    def pump_into(self, sink: Sink) -> None:
+        """Write all of it."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
 class PumpedBody:
     """A body that, when first asked for bytes, has the answer pump itself to the client and then is at its end."""
 
     __slots__ = ("_answer", "_writer")
 
-    def __init__(self, answer: Answer, writer: Any) -> None:
+    def __init__(self, answer: Pumpable, writer: Sink) -> None:
         self._answer = answer
         self._writer = writer
 

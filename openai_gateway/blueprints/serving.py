@@ -13,6 +13,7 @@ from openai_gateway.blueprints.calls import CallServer, Endpoint
 
 SERVERS: Final = "openai_gateway"
 BOARD: Final = "openai_gateway.board"
+FEED: Final = "openai_gateway.feed"
 SERVER_NAME: Final = "openai_gateway.server"
 
 

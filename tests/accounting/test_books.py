@@ -13,11 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openai_gateway.accounting import shelf as shelf_module
-from openai_gateway.accounting.board import Board, to_percentile_ms, to_states
-from openai_gateway.accounting.books import BOUNDS_S, KEPT_CALLS, KEPT_SECONDS, Books, Histogram, ServerState
+from openai_gateway.accounting.board import Board, to_states
+from openai_gateway.accounting.books import BOUNDS_S, KEPT_CALLS, KEPT_SECONDS, Books, Histogram, Second, ServerState
 from openai_gateway.accounting.keeper import Keeper, to_milliseconds, to_step
 from openai_gateway.accounting.metrics import render
 from openai_gateway.accounting.shelf import Shelf, open_shelf, remove_dead, to_folder_name
+from openai_gateway.accounting.spans import STEP_S, to_percentile_ms, to_spans
 from openai_gateway.wire.rate_limits import RateLimit
 from tests.support.records import to_record
 
@@ -58,12 +59,41 @@ def test_percentile() -> None:
     assert to_percentile_ms({}, 0.5) is None
 
 
+def test_spans_add_up_and_begin_at_round_times() -> None:
+    early = Second(1018, calls=98, errors=1, cost_usd=0.5, in_flight=9, durations={to_step(0.1): 98})
+    late = Second(1019, calls=2, input_tokens=7, in_flight=4, durations={to_step(2.0): 2})
+    seconds = [Second(900, calls=1), early, late, Second(1020, calls=5), Second(1030, calls=9)]
+    spans = to_spans(seconds, 1023, length_s=60, step_s=10)
+    assert [span["t"] for span in spans] == [970, 980, 990, 1000, 1010, 1020]
+    assert [span["calls"] for span in spans] == [0, 0, 0, 0, 100, 5]
+    full = spans[4]
+    assert (full["errors"], full["cost_usd"], full["input_tokens"], full["in_flight"]) == (1, 0.5, 7, 9)
+    assert full["p50_ms"] == pytest.approx(100, rel=0.1)
+    assert full["p99_ms"] == pytest.approx(2000, rel=0.1)
+    assert (spans[0]["p50_ms"], full["first_byte_p50_ms"]) == (None, None)
+
+
+def test_seconds_of_several_workers_add_up_and_stay_their_own() -> None:
+    mine, theirs = Books(1, 5.0), Books(2, 4.0)
+    mine.seconds = [Second(10, calls=1, durations={3: 1}), Second(11, calls=2)]
+    theirs.seconds = [Second(10, calls=4, durations={3: 2, 4: 1}), Second(12, calls=8)]
+    total = Books(0, 9.0)
+    for books in (mine, theirs):
+        total.add(books)
+    assert [(second.t, second.calls) for second in total.seconds] == [(10, 5), (11, 2), (12, 8)]
+    assert (total.seconds[0].durations, total.started) == ({3: 3, 4: 1}, 4.0)
+    assert (mine.seconds[0].durations, theirs.seconds[0].durations) == ({3: 1}, {3: 2, 4: 1})
+
+
 def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Keeper) -> None:
     keeper.observe(to_record())
     keeper.observe(
         to_record(usage=None, cost_usd=None, status=429, error_code=None, is_metered=False, retries=("429",))
     )
     keeper.observe(to_record(outcome="client_gone", status=None, usage=None, cost_usd=None, first_byte_s=None))
+    keeper.look()
+    for second in keeper.books.seconds:
+        second.t -= STEP_S
     snapshot = Board(keeper).snapshot()
     server = snapshot["servers"][0]
     assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 0, 1, 1)
@@ -71,7 +101,7 @@ def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Keeper) -> None:
     assert (server["input_tokens"], server["cost_usd"], server["calls_without_usage"]) == (100, 0.25, 1)
     assert server["rate_limits"] == {"requests": {"limit": 100.0, "remaining": 99.0, "reset_s": 0.5}}
     series = snapshot["series"]
-    assert {len(values) for values in series.values()} == {KEPT_SECONDS}
+    assert {len(values) for values in series.values()} == {KEPT_SECONDS // STEP_S}
     assert sum(series["calls"]) == 3
     assert sum(series["errors"]) == 1
     assert max(series["in_flight"]) == 3

@@ -1,0 +1,74 @@
+"""What the calls that ended within spans of some seconds come to: sums, rates, percentiles; for tables and charts.
+
+The seconds themselves are the books'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from openai_gateway.accounting.books import KEPT_SECONDS, Second, add_counts
+from openai_gateway.accounting.keeper import to_milliseconds
+
+STEP_S: Final = 5
+_SHARES: Final = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+
+
+def to_span(seconds: Iterable[Second]) -> dict[str, Any]:
+    """Return the sums over some seconds, the peaks of what was in flight and queued, and latencies; None: no calls."""
+    calls = errors = input_tokens = output_tokens = in_flight = queued = 0
+    cost_usd = 0.0
+    durations: dict[int, int] = {}
+    first_bytes: dict[int, int] = {}
+    for second in seconds:
+        calls += second.calls
+        errors += second.errors
+        input_tokens += second.input_tokens
+        output_tokens += second.output_tokens
+        cost_usd += second.cost_usd
+        in_flight = max(in_flight, second.in_flight)
+        queued = max(queued, second.queued)
+        add_counts(durations, second.durations)
+        add_counts(first_bytes, second.first_bytes)
+    return {
+        "calls": calls,
+        "errors": errors,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "cost_usd": cost_usd,
+        "in_flight": in_flight,
+        "queued": queued,
+        **{name: to_percentile_ms(durations, share) for name, share in _SHARES.items()},
+        "first_byte_p50_ms": to_percentile_ms(first_bytes, 0.5),
+        "first_byte_p95_ms": to_percentile_ms(first_bytes, 0.95),
+    }
+
+
+def to_spans(seconds: Iterable[Second], now: int, *, length_s: int, step_s: int) -> list[dict[str, Any]]:
+    """Return the spans of `step_s` that make up the `length_s` before `now` (both Unix seconds), the oldest first.
+
+    `t` is where a span begins. They begin at multiples of `step_s`, so that the last one may just have begun.
+    """
+    begin = now - now % step_s - length_s + step_s
+    spans: list[list[Second]] = [[] for _ in range(length_s // step_s)]
+    for second in seconds:
+        if begin <= second.t < begin + length_s:
+            spans[(second.t - begin) // step_s].append(second)
+    return [{"t": begin + index * step_s, **to_span(span)} for index, span in enumerate(spans)]
+
+
+def to_series(seconds: Sequence[Second], now: int) -> dict[str, list[Any]]:
+    """Return the last five minutes in spans of STEP_S that are over, as one list for each figure."""
+    spans = to_spans(seconds, now - STEP_S, length_s=KEPT_SECONDS, step_s=STEP_S)
+    return {name: [span[name] for span in spans] for name in spans[0]}
+
+
+def to_percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
+    """Return the latency that so large a share of the calls stay under, None without calls."""
+    left = sum(counts.values()) * share
+    for step in sorted(counts):
+        left -= counts[step]
+        if left <= 0:
+            return round(to_milliseconds(step), 1)
+    return None

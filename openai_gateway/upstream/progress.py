@@ -17,6 +17,7 @@ from openai_gateway.upstream.slots import Slot
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, read_stream
 
@@ -82,7 +83,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         upstream_request_id=headers.get("x-request-id"),
         outcome=progress.outcome,
         status=progress.status,
-        error_code=progress.error.code if progress.error is not None else None,
+        error_code=progress.error.code if progress.error is not None else _to_error_code(progress, headers),
         attempts=progress.attempts,
         retries=progress.retries,
         queue_wait_s=progress.queue_wait_s,
@@ -99,6 +100,14 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         cost_usd=server.prices.cost_usd(report.model or server.openai_model, report.usage, report.service_tier),
         traceparent=call.headers.get("traceparent"),
     )
+
+
+def _to_error_code(progress: Progress, headers: Mapping[str, str]) -> str | None:
+    """Return the code in an error answer of the upstream."""
+    if progress.tail is None or (progress.status or 0) < 400:
+        return None
+    body, encoding = progress.tail.end(), headers.get("content-encoding", "identity")
+    return to_error_code(body if encoding == "identity" else decompress(body, encoding))
 
 
 def _to_report(headers: Mapping[str, str], tail: Tail) -> Report:

@@ -113,6 +113,7 @@ def test_page_follows_the_calls_of_both_workers_without_loading_anew(
     for words in ("check openai_api_key", "check openai_model", "lower max_concurrent_requests, or wait"):
         assert words in errors
     assert "send the call again" in errors
+    assert {"model_not_found", "rate_limit_exceeded"} <= set(errors.split())
     counts = "return [...document.querySelectorAll('#recent tbody tr, #errors tbody tr')].length"
     assert browser.execute_script(counts) == 14 + 4
     drawn = "return [...document.querySelectorAll('.line')].map((path) => path.getAttribute('d')).join(' ')"

@@ -36,10 +36,11 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     """What is known of a call when it is over; handed to every observer once. What isn't known is None, never zero.
 
     `time` is the Unix time of the call's arrival; `first_byte_s` (the answer's first body byte) and `duration_s` count
-    from there, waiting for a slot and all attempts included. `outcome` is `completed` (the upstream's answer went out
-    in full, whatever its status), `failed` (the gateway answered, or a stream broke), or `client_gone`. `status` is
-    what the client got, None if it left before; `error_code` is the gateway's own, or that of the upstream's error. `model` to `usage` are as the upstream reported them; `retries` has
-    the reason of each further attempt, a status or an error code.
+    from there, waiting for a slot and all attempts included. `outcome` is `completed` (the upstream's answer went
+    out in full, whatever its status), `failed` (the gateway answered, or a stream broke), or `client_gone`.
+    `status` is what the client got, None if it left before; `error_code` is the gateway's own, or that of the
+    upstream's error. `model` to `usage` are as the upstream reported them; `retries` has the reason of each further
+    attempt, a status or an error code.
     """
 
     time: float

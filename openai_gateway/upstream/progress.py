@@ -5,7 +5,7 @@ Who wants records is `relay`'s to know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 
@@ -55,20 +55,26 @@ class Progress:
             ("x-gateway-queue-ms", f"{self.queue_wait_s * 1000:.0f}"),
         ]
 
-    def answer_headers(self) -> dict[str, str]:
-        """Return the answer's headers, names in lower case."""
-        return {name.lower(): value for name, value in self.headers}
-
     def held_bytes(self) -> int:
         """Return how much of bodies this keeps in memory, at most."""
         return self.request_bytes + (self.tail.length if self.tail is not None else 0)
+
+
+def to_known_headers(headers: Iterable[Header]) -> dict[str, str]:
+    """Return those of an answer's headers that a record is made from, names in lower case."""
+    known = {}
+    for name, value in headers:
+        # Their lengths tell most others apart from them.
+        if len(name) in (12, 16):
+            known[name.lower()] = value
+    return known
 
 
 def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
     """Return the record of a call that is over."""
     call, tail = progress.call, progress.tail
     duration_s = progress.ended - progress.started
-    headers = progress.answer_headers()
+    headers = to_known_headers(progress.headers)
     is_metered = call.is_metered and (progress.status or 0) < 400
     report = _to_report(headers, tail) if is_metered and tail is not None else NOTHING
     return CallRecord(

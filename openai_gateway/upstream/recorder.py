@@ -12,7 +12,7 @@ from typing import Final
 import gevent
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.progress import Progress, to_known_headers, to_record
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.sse import is_event_stream
 
@@ -21,7 +21,8 @@ Observer = Callable[[CallRecord], None]
 Capture = Callable[[CallRecord, bytes, bytes | None, bool], None]
 _log = logging.getLogger("openai_gateway")
 _DELAY_S: Final = 0.05
-_MOST_CALLS: Final = 64
+# More would be cheaper still, but hold up the call that comes next.
+_MOST_CALLS: Final = 8
 _LARGE_BYTES: Final = 128 * 1024
 
 
@@ -33,6 +34,7 @@ class Recorder:
         self._observers = tuple(observers)
         self._capture = capture
         self._over: list[Progress] = []
+        self._is_timed = False
 
     def add(self, progress: Progress) -> None:
         """Take a call that is over; a large one is not kept waiting, for its bytes would be kept with it."""
@@ -41,8 +43,9 @@ class Recorder:
         self._over.append(progress)
         if len(self._over) >= _MOST_CALLS or progress.held_bytes() > _LARGE_BYTES:
             self.settle()
-        elif len(self._over) == 1:
-            gevent.spawn_later(_DELAY_S, self.settle)
+        elif not self._is_timed:
+            self._is_timed = True
+            gevent.spawn_later(_DELAY_S, self._settle_in_time)
 
     def settle(self) -> None:
         """Have every call that is over observed now."""
@@ -53,11 +56,15 @@ class Recorder:
             except Exception:
                 _log.exception("a call could not be recorded")
 
+    def _settle_in_time(self) -> None:
+        self._is_timed = False
+        self.settle()
+
     def _record(self, progress: Progress) -> None:
         record = to_record(self._server, progress)
         for observe in self._observers:
             observe(record)
         received, tail = progress.call.received, progress.tail
         if self._capture is not None and received is not None:
-            is_stream = is_event_stream(progress.answer_headers().get("content-type", ""))
+            is_stream = is_event_stream(to_known_headers(progress.headers).get("content-type", ""))
             self._capture(record, received, tail.kept() if tail is not None else b"", is_stream)

@@ -39,6 +39,9 @@ _SHORTCUTS: Final[dict[str, Endpoint]] = {
 }
 
 
+_SERVED: Final = "Served are /v1/responses, /v1/chat/completions and what is below them, and /v1/models."
+
+
 class _ItemId(BaseConverter):
     """An id in a path; anything that could lead the upstream elsewhere is no id, so the URL is unknown."""
 
@@ -138,9 +141,9 @@ def _from_werkzeug(error: HTTPException) -> flask.Response:
     request = flask.request
     if isinstance(error, WerkzeugMethodNotAllowed):
         allow = ", ".join(sorted(error.valid_methods or ()))
-        return to_error_response(MethodNotAllowed(f"{request.method} is not allowed here; {allow} is.", allow))
+        return to_error_response(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allow}.", allow))
     if isinstance(error, NotFound):
-        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {request.path[:200]}."))
+        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {request.path[:200]}. {_SERVED}"))
     return to_error_response(InvalidRequest(str(error.description)))
 
 

@@ -59,7 +59,7 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """The client may not see this from where it is."""
+    """The client may not do this from where it is."""
 
     status = 403
     type = "invalid_request_error"

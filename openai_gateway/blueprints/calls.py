@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ import flask
 import msgspec
 
 from openai_gateway.accounting.books import ServerState
-from openai_gateway.blueprints.intake import GatewayKeys, read_body, to_request_id
+from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
 from openai_gateway.upstream.relay import Relay
@@ -105,6 +106,7 @@ class CallServer:
     def _to_call(self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch) -> Call:
         """Return the call to make; a request that gives none is recorded. Raises GatewayError, ClientGone."""
         request_id = to_request_id()
+        started = monotonic()
         method = environ["REQUEST_METHOD"]
         path = environ["PATH_INFO"].removeprefix("/v1")
         query = environ.get("QUERY_STRING")
@@ -122,7 +124,7 @@ class CallServer:
         except (GatewayError, ClientGone) as error:
             watch.stop()
             refused = Call(endpoint.api, method, path, {}, None, rollout_id=rollout_id, request_id=request_id)
-            self.relay.refuse(refused, error)
+            self.relay.refuse(refused, error, started)
             raise
         return Call(
             api=endpoint.api,
@@ -143,6 +145,7 @@ class CallServer:
         try:
             return read_body(environ, self._server.max_body_bytes)
         except Cancelled as cancelled:
+            give_up_body(environ)
             raise cancelled.reason from None
         finally:
             watch.disarm()

@@ -5,18 +5,28 @@ What the body says is `wire.envelope`'s.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import itertools
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from gunicorn.http.errors import ParseException
 
 from openai_gateway.config import Secret
 from openai_gateway.config.key_file import KeyFile
-from openai_gateway.errors import ClientGone, InvalidRequest, RequestTooLarge, Unauthorized, UnsupportedMediaType
+from openai_gateway.errors import (
+    ClientGone,
+    Forbidden,
+    InvalidRequest,
+    RequestTooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
+# What a browser says of a request that a page of another origin makes, such as one that a user was lured to.
+_FOREIGN: Final = ("cross-site", "same-site")
 _process = ""
 _numbers = itertools.count(1)
 
@@ -46,6 +56,12 @@ class GatewayKeys:
     def authenticate(self, environ: dict[str, Any]) -> None:
         """Let the request in or raise Unauthorized; takes as long for a wrong key as for a right one."""
         if not self.are_required:
+            if environ.get("HTTP_SEC_FETCH_SITE") in _FOREIGN:
+                raise Forbidden(
+                    "A web page of another site may not use this gateway; gateway_api_keys would let those in that"
+                    " have a key.",
+                    code="cross_site_request",
+                )
             return
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         given = token.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
@@ -77,6 +93,13 @@ def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
     if len(body) < length:
         raise ClientGone("the client left while it sent its body")
     return body
+
+
+def give_up_body(environ: dict[str, Any]) -> None:
+    """Have gunicorn close the connection: where the next request would start on it is unknown."""
+    # What interrupts a read is no Exception, so that gunicorn's Body doesn't note it itself.
+    with contextlib.suppress(AttributeError):
+        environ["wsgi.input"].failed = True
 
 
 def _read_undeclared(environ: dict[str, Any], max_body_bytes: int) -> bytes:

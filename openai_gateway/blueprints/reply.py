@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import flask
 
 from openai_gateway.blueprints.writer import adopt
-from openai_gateway.errors import GatewayError, MethodNotAllowed
+from openai_gateway.errors import BodyTimeout, GatewayError, MethodNotAllowed
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.pump import Sink
 from openai_gateway.wire.headers import to_client
@@ -89,9 +89,21 @@ class PumpedBody:
         self._answer.close()
 
 
+class LastResponse(flask.Response):
+    """A response after which gunicorn closes the connection, and says so."""
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Start the response and return its body."""
+        writer: Any = getattr(start_response, "__self__", None)
+        if hasattr(writer, "force_close"):
+            writer.force_close()
+        return super().__call__(environ, start_response)
+
+
 def to_error_response(error: GatewayError) -> flask.Response:
     """Return an error in OpenAI's form, with `Retry-After` or `Allow` where it has one."""
-    response = flask.Response(json.dumps(error.to_body()), error.status, content_type="application/json")
+    kind = LastResponse if isinstance(error, BodyTimeout) else flask.Response
+    response = kind(json.dumps(error.to_body()), error.status, content_type="application/json")
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if error.should_retry is not None:

@@ -10,7 +10,7 @@ import io
 import os
 import socket
 import sys
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import gevent
 from gunicorn.config import Config, PostRequest, PreRequest
@@ -33,7 +33,9 @@ _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 _START: Final = b"POST /"
 _END: Final = " HTTP/1.1"
 # What gunicorn treats in a way of its own.
-_SPECIAL: Final = frozenset({"EXPECT", "TRANSFER-ENCODING", "UPGRADE", "TRAILER"})
+_SPECIAL: Final = frozenset(
+    {"EXPECT", "TRANSFER-ENCODING", "UPGRADE", "TRAILER", "X-FORWARDED-PROTOCOL", "X-FORWARDED-SSL"}
+)
 _keys = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 
@@ -128,10 +130,38 @@ def _learn(name: str) -> str | None:
     return key
 
 
+class _Idle(gevent.Timeout):
+    """gunicorn's bound on the wait for a connection's next request, which `close_idle` can cut short."""
+
+    waiting: ClassVar[set[_Idle]] = set()
+    greenlet: Any = None
+
+    def __enter__(self) -> _Idle:
+        self.greenlet = gevent.getcurrent()
+        self.waiting.add(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+        self.waiting.discard(self)
+        return super().__exit__(kind, value, traceback)
+
+
+def close_idle() -> None:
+    """Close the connections that wait for a request."""
+    for idle in list(_Idle.waiting):
+        if idle in _Idle.waiting:
+            idle.greenlet.throw(idle)
+
+
 class PlainWorker(GeventWorker):  # type: ignore[misc]
     """The worker that `adopt_worker` makes of gunicorn's."""
 
     _environ: dict[str, Any]
+
+    def timeout_ctx(self) -> _Idle:
+        """Return what bounds the wait for a request."""
+        return _Idle(self.cfg.keepalive, False)  # type: ignore[arg-type]
 
     def _try_h2c_upgrade(self, *_: Any) -> bool:
         return False
@@ -143,8 +173,6 @@ class PlainWorker(GeventWorker):  # type: ignore[misc]
             return
         self.nr += 1
         response = RelayWriter(req, sock, self.cfg)
-        if not self.alive:
-            response.force_close()
         environ = {
             **self._environ,
             **req.plain,

@@ -18,6 +18,7 @@ from gunicorn.util import http_date
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
 _date = (0, "")
+_is_draining = False
 
 
 class RelayWriter(Response):  # type: ignore[misc]
@@ -26,6 +27,10 @@ class RelayWriter(Response):  # type: ignore[misc]
     headers_sent: bool
     _head = b""
     _is_ended = False
+
+    def should_close(self) -> bool:
+        """Tell whether the connection ends after this answer; so does every one while the worker drains."""
+        return _is_draining or bool(super().should_close())
 
     def process_headers(self, headers: list[tuple[str, str]]) -> None:
         """Take the answer's headers, hop-by-hop ones being out already. Raises what gunicorn raises for bad ones."""
@@ -99,6 +104,12 @@ class RelayWriter(Response):  # type: ignore[misc]
             sent = self.sock.send(frame)
             if sent < len(frame):
                 self.sock.sendall(memoryview(frame)[sent:])
+
+
+def start_draining() -> None:
+    """Have every answer that begins from now on say that its connection ends with it."""
+    global _is_draining
+    _is_draining = True
 
 
 def _is_token(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +57,7 @@ def load_config(
             servers[name] = server
         ignored |= builder.ignored
         origins.update(builder.origins)
+    problems += _find_misplaced(merged, names)
     default = _choose_default(names, environ.get(SERVER_VARIABLE) or None, problems)
     if problems:
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
@@ -76,6 +77,15 @@ def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         name for name, models in entries.items() if isinstance(models, dict) and isinstance(models.get(_OURS[1]), dict)
     ]
     return ours, [name for name in entries if name not in ours]
+
+
+def _find_misplaced(merged: Merged, names: Sequence[str]) -> Iterator[Problem]:
+    """Complain of servers' keys at the top level, where they do nothing unless a server's entry refers to them."""
+    for key in merged.tree:
+        is_servers_own = key in schema.KEYS and key not in schema.SHARED_KEYS
+        if names and is_servers_own and f"${{{key}" not in str(merged.tree):
+            place = ".".join([names[0], *_OURS, key])
+            yield Problem(merged.place_of(key), key, f"does nothing at the top level; it belongs to a server: {place}")
 
 
 def _choose_default(names: Sequence[str], wanted: str | None, problems: list[Problem]) -> str:
@@ -234,6 +244,8 @@ class _Builder:
                 folder = os.path.dirname(path) if key == "usage_log" else path
                 if os.path.isdir(path) if key == "usage_log" else os.path.isfile(path):
                     self._complain(key, f"{path} is {'a folder' if key == 'usage_log' else 'a file'}")
+                elif key == "usage_log" and not os.path.isdir(folder):
+                    self._complain(key, f"there is no folder {folder}")
                 elif not _may_write(folder):
                     self._complain(key, f"{folder} can't be written to")
 

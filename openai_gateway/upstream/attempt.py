@@ -50,6 +50,7 @@ class Sender:
         self._session = RelaySession(server.openai_base_url, timeouts, server.ssl_ca_file)
         self.key = UpstreamKey(server, on_new_key)
         self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
+        self._configured_secrets = [value for value in self._configured.values() if len(value) >= 8]
         url = urlsplit(server.openai_base_url)
         self._host = url.netloc
         self._base = f"{url.scheme}://{url.netloc}{url.path}"
@@ -78,7 +79,7 @@ class Sender:
             raise to_upstream_error(error) from None
         finally:
             watch.disarm()
-        return beginning if beginning.status < 400 else self._mask(beginning)
+        return self._mask(beginning)
 
     def _read(self, raw: Any, watch: CallWatch) -> Beginning:
         """Read an answer that is no stream to its end; it is relayed only then, so that one that breaks can be retried.
@@ -99,15 +100,26 @@ class Sender:
         return Beginning(raw.status, raw.reason or "", headers, b"".join(pieces), raw)
 
     def _mask(self, beginning: Beginning) -> Beginning:
-        """Take our keys out of an error answer that echoes them: the one change of an answer's bytes."""
-        secrets = [self.key.reveal(), *(value for value in self._configured.values() if len(value) >= 8)]
-        body, headers = beginning.body, beginning.headers
-        for secret in secrets:
-            if secret and secret.encode() in body:
+        """Take our keys out of headers, and of an error's body, that echo them: the one change of what they say."""
+        body, headers, reason = beginning.body, beginning.headers, beginning.reason
+        for secret in self._secrets():
+            if beginning.status >= 400 and secret.encode() in body:
                 body = body.replace(secret.encode(), _MASK.encode())
-            if secret and any(secret in value for _, value in headers):
+            if any(secret in value for _, value in headers):
                 headers = [(name, value.replace(secret, _MASK)) for name, value in headers]
-        return Beginning(beginning.status, beginning.reason, headers, body, beginning.raw)
+            reason = reason.replace(secret, _MASK)
+        if body is beginning.body and headers is beginning.headers and reason is beginning.reason:
+            return beginning
+        return Beginning(beginning.status, reason, headers, body, beginning.raw)
+
+    def hide(self, text: str) -> str:
+        """Return a text without our keys."""
+        for secret in self._secrets():
+            text = text.replace(secret, _MASK)
+        return text
+
+    def _secrets(self) -> list[str]:
+        return [value for value in (self.key.reveal(), *self._configured_secrets) if value]
 
     def to_idle_timeout(self) -> GatewayError:
         """Return the error for an upstream that stopped sending."""

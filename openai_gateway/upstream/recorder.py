@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import gevent
+import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.upstream.progress import Progress, to_known_headers, to_record
@@ -24,15 +25,26 @@ _DELAY_S: Final = 0.05
 # More would be cheaper still, but hold up the call that comes next.
 _MOST_CALLS: Final = 8
 _LARGE_BYTES: Final = 128 * 1024
+_MAX_CODE_LENGTH: Final = 100
 
 
 class Recorder:
-    """Takes the calls of one server that are over; each is observed at most 50 ms later."""
+    """Takes the calls of one server that are over; each is observed at most 50 ms later.
 
-    def __init__(self, server: ServerConfig, observers: Sequence[Observer], capture: Capture | None) -> None:
+    `hide` takes keys out of what the upstream said.
+    """
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        observers: Sequence[Observer],
+        capture: Capture | None = None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
         self._server = server
         self._observers = tuple(observers)
         self._capture = capture
+        self._hide = hide
         self._over: list[Progress] = []
         self._is_timed = False
 
@@ -62,6 +74,10 @@ class Recorder:
 
     def _record(self, progress: Progress) -> None:
         record = to_record(self._server, progress)
+        if record.error_code is not None:
+            # The upstream's code was decoded after its bytes were looked through for keys.
+            code = self._hide(record.error_code)[:_MAX_CODE_LENGTH]
+            record = msgspec.structs.replace(record, error_code=code)
         for observe in self._observers:
             observe(record)
         received, tail = progress.call.received, progress.tail

@@ -42,7 +42,7 @@ class Relay:
         self.sender = Sender(server, on_new_key=self.breaker.reset)
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
-        self.recorder = Recorder(server, observers, capture)
+        self.recorder = Recorder(server, observers, capture, self.sender.hide)
         self.last_headers: Sequence[Header] = ()
         self.answered_at = 0.0
 
@@ -80,9 +80,12 @@ class Relay:
                 raise
             raise reason from None
 
-    def refuse(self, call: Call, error: GatewayError | ClientGone) -> None:
-        """Record a request that was never sent: it was malformed, or its client left while sending it."""
-        self._end_early(Progress(call), error)
+    def refuse(self, call: Call, error: GatewayError | ClientGone, started: float) -> None:
+        """Record a request that was never sent: it was malformed, or its client left while sending it.
+
+        `started` is when it came, on the monotonic clock.
+        """
+        self._end_early(Progress(call, started=started), error)
 
     def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> Beginning:
         self._ratio.count_call()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.config.schema import SHARED_KEYS
 from tests.config.folder import DOTTED, Folder, to_server
 
 
@@ -19,7 +18,7 @@ def test_usage_log_may_lie_in_a_folder_that_is_there(folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("settings", "key", "part"),
     [
-        pytest.param({"usage_log": "a-file/usage.jsonl"}, "usage_log", "a-file can't be written to", id="under a file"),
+        pytest.param({"usage_log": "a-file/usage.jsonl"}, "usage_log", "there is no folder", id="under a file"),
         pytest.param({"usage_log": "conf"}, "usage_log", "conf is a folder", id="a folder for the usage log"),
         pytest.param({"usage_log": 7}, "usage_log", "a non-empty string is wanted", id="a number for a path"),
         pytest.param({"usage_log_max_bytes": 0}, "usage_log_max_bytes", "at least 1", id="a size of nothing"),
@@ -111,8 +110,18 @@ def test_shared_key_is_taken_from_the_last_place_that_gives_it(folder: Folder) -
     assert config.origins[f"{DOTTED}.slow_call_s"] == "command line"
 
 
-def test_only_keys_of_accounting_are_shared(folder: Folder) -> None:
-    assert "price_file" in SHARED_KEYS
-    assert "openai_model" not in SHARED_KEYS
-    folder.write(folder.default, {"policy_model": to_server(), "max_retries": 9})
-    assert folder.server().max_retries == 2
+def test_servers_key_at_the_top_level_is_complained_of(folder: Folder) -> None:
+    folder.write(folder.default, {"policy_model": to_server(), "max_concurrent_requests": 8})
+    complaint = folder.complaint()
+    assert f"{folder.default}: max_concurrent_requests: does nothing at the top level" in complaint
+    assert f"{DOTTED}.max_concurrent_requests" in complaint
+
+
+def test_servers_key_at_the_top_level_may_be_referred_to(folder: Folder) -> None:
+    folder.write(folder.default, {"policy_model": to_server(openai_model="${openai_model}"), "openai_model": "m"})
+    assert folder.server().openai_model == "m"
+
+
+def test_usage_log_in_a_folder_that_is_not_there_is_complained_of(folder: Folder) -> None:
+    folder.write(folder.default, {"policy_model": to_server(usage_log="nowhere/usage.jsonl")})
+    assert f"there is no folder {folder.path / 'nowhere'}" in folder.complaint()

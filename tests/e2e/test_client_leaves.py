@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -233,6 +234,25 @@ def test_client_that_sends_its_body_too_slowly_gets_408(tmp_path: Path, upstream
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"request_timeout"' in answer
         client.leave(by_reset=False)
+
+
+def test_rest_of_a_body_that_came_too_slowly_is_no_request(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Chunks that arrive after the 408 must not be taken for requests of their own."""
+    upstream.script = answer_always
+    inner = b'POST /v1/responses HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"input": "x"}'
+    with run_gateway(tmp_path, upstream.url, {"client_timeout_s": 0.3}) as gateway:
+        client = Client(gateway.url)
+        head = b"POST /v1/responses HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sock.sendall(head + b"%x\r\n{" % (len(inner) + 1))
+        answer = client.sock.recv(65536)
+        with contextlib.suppress(OSError):
+            client.sock.sendall(inner + b"\r\n0\r\n\r\n")
+            while piece := client.sock.recv(65536):
+                answer += piece
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close" in answer
+    assert not upstream.requests
 
 
 def test_pipelining_client_is_served_in_order_and_does_not_spin_the_worker(

@@ -109,20 +109,35 @@ def test_start_warns_if_anybody_may_use_the_key(host: str, keys: list[str], warn
         assert ("anybody who reaches this address" in gateway.log()) is warns
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_web_page_of_another_site_spends_nothing(tmp_path: Path, site: str) -> None:
+    with run_upstream(answer_always) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        url = f"{gateway.url}/v1/responses"
+        answer = requests.post(url, data='{"input": "x"}', headers={"sec-fetch-site": site}, timeout=10)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site_request")
+        assert not upstream.requests
+        assert requests.post(url, data='{"input": "x"}', headers={"sec-fetch-site": "none"}, timeout=10).ok
+
+
 def _echo_the_key(talk: Conversation) -> None:
-    statuses = itertools.cycle(["401 No", "500 Oops", "400 Bad", "429 Slow"])
+    statuses = itertools.cycle(["401 No", "500 Oops", "400 Bad", "429 Slow", "200 OK", "302 Found"])
     while (request := talk.read_request()) is not None:
-        key = request.headers["authorization"].encode()
-        headers = f"content-type: application/json\r\nwww-authenticate: {key.decode()}\r\n"
-        talk.send(
-            to_answer(b'{"error": {"message": "wrong key ' + key + b'"}}', status=next(statuses), headers=headers)
-        )
+        key = request.headers["authorization"]
+        headers = f"content-type: application/json\r\nwww-authenticate: {key}\r\nx-request-id: {key}\r\n"
+        status = next(statuses)
+        # The code says the key in JSON's escapes: it shows only once it is decoded.
+        code = "".join(f"\\u{ord(letter):04x}" for letter in key)
+        error = f'{{"error": {{"message": "wrong key {key}", "code": "{code}"}}}}'
+        body = b"{}" if status[0] in "23" else error.encode()
+        talk.send(to_answer(body, status=f"{status} {key}", headers=headers))
 
 
 def test_planted_key_shows_in_no_output(tmp_path: Path) -> None:
     settings = {
         "openai_api_key": PLANTED,
         "max_retries": 0,
+        "access_log": True,
+        "usage_log": "usage.jsonl",
         "breaker_cooldown_s": None,
         "openai_default_headers": {"api-key": PLANTED + "-azure"},
     }
@@ -135,9 +150,11 @@ def test_planted_key_shows_in_no_output(tmp_path: Path) -> None:
                     headers = {"content-type": "application/json", "authorization": "Bearer client"}
                     answer = requests.request(method, gateway.url + path, data=body, headers=headers, timeout=10)
                     outputs += [answer.text, str(answer.headers)]
+            for path in ("/metrics", "/status"):
+                outputs.append(requests.get(gateway.url + path, timeout=10).text)
             for pid in [gateway.pid, *gateway.workers()]:
                 outputs.append(Path(f"/proc/{pid}/cmdline").read_text())
-        outputs.append(gateway.log())
+        outputs += [gateway.log(), (tmp_path / "usage.jsonl").read_text()]
     config = load_config({"OPENAI_GATEWAY_CONFIG_PATHS": str(tmp_path / "gateway.yaml")}, cwd=tmp_path)
     outputs += [repr(config), str(config), f"{config.servers['policy_model'].openai_api_key}"]
     with pytest.raises(TypeError):

@@ -224,6 +224,33 @@ def test_recycling_workers_loses_nothing(tmp_path: Path) -> None:
             assert gateway.log().count("Booting worker") > 3
 
 
+def test_idle_connections_hold_up_no_stop_and_get_no_unasked_answer(tmp_path: Path) -> None:
+    def answer_after_a_second(talk: Conversation) -> None:
+        while talk.read_request() is not None:
+            time.sleep(1)
+            talk.send(to_answer(b'{"ok": true}'))
+
+    request = b'POST /v1/responses HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n{"input": "x"}'
+    with run_upstream(answer_after_a_second) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path) as gateway, ExitStack() as stack:
+            address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+            idle, busy = (stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(2))
+            for connection in (idle, busy):
+                connection.sendall(request)
+            assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert busy.recv(65536).startswith(b"HTTP/1.1 200 ")
+            busy.sendall(request)
+            eventually(lambda: len(upstream.requests) == 3)
+            gateway.send_signal(signal.SIGTERM)
+            answer = busy.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"Connection: close\r\n" in answer
+            assert (busy.recv(65536), idle.recv(65536)) == (b"", b"")
+            # Not the 20 s that an idle connection may be kept for.
+            gateway.process.wait(10)
+
+
 def test_bad_config_ends_the_start_with_one_message_that_names_all_mistakes(tmp_path: Path) -> None:
     settings = {"max_retrys": 1, "connect_timeout_s": -1, "openai_base_url": "ftp://x", "openai_api_key": "sk-secret"}
     (tmp_path / "gateway.yaml").write_text(to_config("http://x", settings))

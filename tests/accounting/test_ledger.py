@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import logging
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -81,6 +84,64 @@ def test_full_disk_costs_the_line_and_the_next_one_is_whole(tmp_path: Path, monk
     monkeypatch.undo()
     ledger.observe(to_record(request_id="next"))
     assert msgspec.json.decode(path.read_bytes().splitlines()[-1], type=CallRecord).request_id == "next"
+
+
+@contextlib.contextmanager
+def _most_file_bytes(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_every_other_line_of_every_worker_whole(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    first, second = Ledger(str(path)), Ledger(str(path))
+    first.observe(to_record(request_id="1"))
+    second.observe(to_record(request_id="2"))
+    with _most_file_bytes(path.stat().st_size + 10):
+        first.observe(to_record(request_id="lost"))
+    second.observe(to_record(request_id="3"))
+    first.observe(to_record(request_id="4"))
+    assert [record.request_id for record in _records(path)] == ["1", "2", "3", "4"]
+
+
+def test_line_left_open_is_ended_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "u.jsonl"
+    ledger = Ledger(str(path))
+    ledger.observe(to_record(request_id="1"))
+
+    def fail(fd: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with _most_file_bytes(path.stat().st_size + 10):
+        ledger.observe(to_record(request_id="lost"))
+    ledger.observe(to_record(request_id="2"))
+    lines = path.read_bytes().splitlines()
+    assert len(lines[1]) == 10
+    assert [msgspec.json.decode(line, type=CallRecord).request_id for line in (lines[0], lines[2])] == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_log_that_is_no_regular_file_costs_a_warning(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "u.jsonl"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    ledger = Ledger(str(path))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        ledger.observe(to_record())
+    assert len(caplog.records) == 1
+    assert "no regular file" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 LINES = [

@@ -31,8 +31,8 @@ def command(files: tuple[Path, ...], by: str, style: str) -> None:
     """Sum up usage logs (the files that `usage_log` names; .gz ones too).
 
     Tokens and cost are those of the calls that reported their tokens and have a price; the others are counted as
-    unknown, never as zero (an empty field in CSV, null in JSON, where it is so of all
-    calls). A line that a crash left torn is skipped and told of.
+    unknown, never as zero (where it is so of all calls: an empty field in CSV, null in JSON). A line that a crash
+    left torn is skipped and told of.
 
     \b
     Examples:

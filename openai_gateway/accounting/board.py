@@ -5,6 +5,7 @@ Prometheus' text is `metrics`'.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from openai_gateway.accounting.spans import to_series, to_span, to_spans
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
 
+_log = logging.getLogger("openai_gateway")
 _INTERVAL_S: Final = 0.5
 
 
@@ -28,6 +30,8 @@ class Board:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._shelf: Shelf | None = None
+        self._published: Any = None
+        self._is_failing = False
 
     def share(self, shelf: Shelf) -> None:
         """Keep this worker's books on a shelf from now on, twice a second while they change."""
@@ -36,24 +40,25 @@ class Board:
         threading.Thread(target=self._publish_on, name="books", daemon=True).start()
 
     def publish(self) -> None:
-        """Put the books on the shelf now."""
-        self._keeper.look()
-        if self._shelf is not None:
-            try:
-                self._shelf.write(self._keeper.books)
-            except OSError:
-                # The folder is gone or the disk full: the others can't see us, which must not end us.
-                return
-
-    def _publish_on(self) -> None:
-        before: Any = None
-        while True:
-            time.sleep(_INTERVAL_S)
+        """Put the books on the shelf if they have changed; a failure is logged once until it is over."""
+        try:
             states = self._keeper.look()
             now = (self._keeper.entries, [(state.in_flight, state.queued) for state in states.values()])
-            if now != before:
-                self.publish()
-                before = now
+            if self._shelf is not None and now != self._published:
+                self._shelf.write(self._keeper.books)
+                self._published = now
+        # Whatever it is: the rounds to come must not end with this one.
+        except Exception as error:
+            if not self._is_failing:
+                self._is_failing = True
+                _log.warning("other workers' /metrics and /status miss this one's latest calls: %r", error)
+        else:
+            self._is_failing = False
+
+    def _publish_on(self) -> None:
+        while True:
+            time.sleep(_INTERVAL_S)
+            self.publish()
 
     def total(self) -> tuple[Books, list[Books]]:
         """Return the sums over all workers there are and were, and the books of each that lives."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import uuid
 from pathlib import Path
 from typing import Any, Final
@@ -35,13 +36,17 @@ class Captures:
     def record(self, record: CallRecord, request: bytes, answer: bytes | None, is_stream: bool) -> None:
         """Append one exchange; `answer` None was too long to be kept. A failure costs the line and a warning."""
         line = json.dumps(to_exchange(record, request, answer, is_stream=is_stream)).encode() + b"\n"
+        path = self._folder / f"{record.rollout_id}.capture.jsonl"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"{record.rollout_id}.capture.jsonl").open("ab", buffering=0) as file:
+            with path.open("ab", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.write(line)
+                size = os.fstat(file.fileno()).st_size
+                if file.write(line) != len(line):
+                    file.truncate(size)
+                    raise OSError("the disk is full")
         except OSError as error:
-            _log.error("a call of rollout %s was not captured: %s", record.rollout_id, error.strerror or error)
+            _log.error("a call was not captured in %s: %s", path, error.strerror or error)
 
 
 def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> dict[str, Any]:

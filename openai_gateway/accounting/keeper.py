@@ -5,6 +5,7 @@ On the way of every call, so sums only; what they come to is worked out when som
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -102,7 +103,9 @@ class Keeper:
         if in_flight or queued:
             second = self.second()
             second.in_flight, second.queued = max(second.in_flight, in_flight), max(second.queued, queued)
-        self.books.resident_bytes = _resident_bytes()
+        # With no descriptor left, the last figure stays.
+        with contextlib.suppress(OSError):
+            self.books.resident_bytes = _resident_bytes()
         return states
 
     def _account(self, record: CallRecord) -> Account:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 import time
 from typing import Final
 
@@ -17,6 +18,8 @@ from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
 _encoder = msgspec.json.Encoder()
+# A FIFO that nobody reads must not hold up the worker; regular files don't care.
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 _CHECK_S: Final = 1.0
 _WARN_S: Final = 60.0
 
@@ -39,13 +42,10 @@ class Ledger:
         """Append a record; a disk that is full costs the line and a warning, never the call."""
         line = _encoder.encode(record) + b"\n"
         try:
-            fd = self._open()
-            written = os.write(fd, line)
-            if written < len(line):
-                # Whoever reads must be able to tell the torn line from the next one.
-                os.write(fd, b"\n")
-                raise OSError("the disk is full")
+            _append(self._open(), line)
         except OSError as error:
+            # A line may be left open; whoever opens the file anew ends it first.
+            self._close()
             self._warn(error)
 
     def _open(self) -> int:
@@ -61,11 +61,16 @@ class Ledger:
             self._rotate(self._fd)
             if self._is_current(self._fd):
                 return
+        self._close()
+        self._fd = os.open(self._path, _FLAGS, 0o640)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError("it is no regular file")
+        _end_torn_line(self._fd)
+
+    def _close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        _end_torn_line(self._fd)
 
     def _is_current(self, fd: int) -> bool:
         try:
@@ -92,6 +97,17 @@ class Ledger:
         if now >= self._warn_at:
             self._warn_at = now + _WARN_S
             _log.error("calls are missing in the usage log %s: %s", self._path, error.strerror or error)
+
+
+def _append(fd: int, line: bytes) -> None:
+    written = os.write(fd, line)
+    if written == len(line):
+        return
+    # The piece is taken back while it is the last, lest another worker's line goes on in it.
+    end = os.lseek(fd, 0, os.SEEK_CUR)
+    if os.fstat(fd).st_size == end:
+        os.ftruncate(fd, end - written)
+    raise OSError("the disk is full")
 
 
 def _end_torn_line(fd: int) -> None:

@@ -16,6 +16,7 @@ from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
 _FIELDS: Final = "call_fields"
+_MOST_CHARACTERS: Final = 200
 _PLAIN: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -92,7 +93,9 @@ class PlainFormatter(logging.Formatter):
 
 def _quote(value: Any) -> str:
     text = str(value)
-    return json.dumps(text) if any(sign in text for sign in ' "=') else text
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS] + "..."
+    return text if text.isprintable() and not any(sign in text for sign in ' "=') else json.dumps(text)
 
 
 def configure_logging(level: str, style: str) -> None:

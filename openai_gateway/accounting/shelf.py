@@ -98,7 +98,7 @@ def open_shelf(master_pid: int) -> Shelf | None:
             raise PermissionError("it belongs to somebody else")
         shelf = Shelf(folder, master_pid)
         shelf.tidy()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         _log.warning("/metrics and /status tell of one worker only: %s can't be used (%s)", folder, error)
         return None
     return shelf

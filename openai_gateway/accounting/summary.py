@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,12 +25,15 @@ KEYS: Final[dict[str, Callable[[CallRecord], str]]] = {
     "status": lambda record: str(record.status) if record.status is not None else record.outcome,
 }
 _decoder = msgspec.json.Decoder(CallRecord)
+# The last two are gmtime's, of a time beyond all years.
+_BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, OSError)
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(slots=True)
 class Sum:
-    """What some calls add up to. `unknown_usage` calls were answered but did not report their tokens, `unknown_cost`
-    ones did but have no price: tokens and cost are those of the others.
+    """What some calls add up to. Tokens and cost are those of the calls that told of them, None if none did;
+    `unknown_usage` calls did not report their tokens, `unknown_cost` ones neither or have no price.
     """
 
     calls: int = 0
@@ -38,12 +41,12 @@ class Sum:
     failed: int = 0
     client_gone: int = 0
     retries: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
     unknown_usage: int = 0
-    cost_usd: float = 0.0
+    cost_usd: float | None = None
     unknown_cost: int = 0
     duration_s: float = 0.0
 
@@ -57,13 +60,15 @@ class Sum:
         self.duration_s += record.duration_s
         usage = record.usage
         if usage is None:
-            self.unknown_usage += record.is_metered
+            is_unknown = record.is_metered or _was_left(record)
+            self.unknown_usage += is_unknown
+            self.unknown_cost += is_unknown
             return
-        self.input_tokens += usage.input_tokens
-        self.cached_tokens += usage.cached_tokens or 0
-        self.output_tokens += usage.output_tokens
-        self.reasoning_tokens += usage.reasoning_tokens or 0
-        self.cost_usd += record.cost_usd or 0.0
+        self.input_tokens = _plus(self.input_tokens, usage.input_tokens)
+        self.cached_tokens = _plus(self.cached_tokens, usage.cached_tokens)
+        self.output_tokens = _plus(self.output_tokens, usage.output_tokens)
+        self.reasoning_tokens = _plus(self.reasoning_tokens, usage.reasoning_tokens)
+        self.cost_usd = _plus(self.cost_usd, record.cost_usd)
         self.unknown_cost += record.cost_usd is None
 
 
@@ -85,9 +90,20 @@ def sum_up(lines: Iterable[bytes], by: str) -> Summary:
             continue
         try:
             record = _decoder.decode(line)
-        except msgspec.MsgspecError:
+            key = to_key(record)
+        except _BROKEN:
             summary.torn_lines += 1
             continue
-        summary.by_key.setdefault(to_key(record), Sum()).add(record)
+        summary.by_key.setdefault(key, Sum()).add(record)
         summary.total.add(record)
     return summary
+
+
+def _was_left(record: CallRecord) -> bool:
+    """Tell whether the client left while the upstream was at work, which may be charged for all the same."""
+    is_at_work = record.method == "POST" and record.attempts > 0 and (record.status or 0) < 400
+    return record.outcome == "client_gone" and is_at_work
+
+
+def _plus(total: _Number | None, value: _Number | None) -> _Number | None:
+    return total if value is None else value if total is None else total + value

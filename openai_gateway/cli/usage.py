@@ -11,13 +11,14 @@ import gzip
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import click
 
-from openai_gateway.accounting.summary import KEYS, Sum, Summary, sum_up
+from openai_gateway.accounting.summary import KEYS, UNKNOWN, Sum, Summary, sum_up
 
 _COLUMNS: Final = [field.name for field in dataclasses.fields(Sum)]
 
@@ -30,7 +31,8 @@ def command(files: tuple[Path, ...], by: str, style: str) -> None:
     """Sum up usage logs (the files that `usage_log` names; .gz ones too).
 
     Tokens and cost are those of the calls that reported their tokens and have a price; the others are counted as
-    unknown, never as zero. A line that a crash left torn is skipped and told of.
+    unknown, never as zero (where it is so of all calls: an empty field in CSV, null in JSON). A line that a crash
+    left torn is skipped and told of.
 
     \b
     Examples:
@@ -42,6 +44,10 @@ def command(files: tuple[Path, ...], by: str, style: str) -> None:
         summary = sum_up(itertools.chain.from_iterable(map(_read, files)), by)
     except OSError as error:
         raise click.ClickException(f"can't read {error.filename or 'a file'}: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise click.ClickException(f"can't read a .gz file: {error}") from None
+    if not summary.total.calls:
+        raise click.ClickException(f"no calls: none of the {summary.torn_lines} lines is a usage log's")
     if summary.torn_lines:
         click.echo(f"skipped {summary.torn_lines} lines that are no records", err=True)
     if style == "json":
@@ -78,7 +84,7 @@ def _to_table(summary: Summary, by: str) -> str:
     lines.insert(-1, lines[1])
     unknown = summary.total
     if unknown.unknown_usage:
-        lines.append(f"{unknown.unknown_usage:,} answered calls did not report their tokens: not in these sums.")
+        lines.append(f"{unknown.unknown_usage:,} calls did not report their tokens: not in these sums.")
     if unknown.unknown_cost:
         lines.append(f"{unknown.unknown_cost:,} calls have no known price: not in the cost.")
     return "\n".join(lines)
@@ -93,7 +99,7 @@ def _to_line(row: list[str], widths: list[int]) -> str:
 
 
 def _to_row(key: str, found: Sum) -> list[str]:
-    counts = (
+    counts: tuple[int | None, ...] = (
         found.calls,
         found.completed,
         found.failed,
@@ -104,5 +110,10 @@ def _to_row(key: str, found: Sum) -> list[str]:
         found.output_tokens,
         found.reasoning_tokens,
     )
-    is_priced = found.cost_usd or not (found.unknown_cost or found.unknown_usage)
-    return [key, *(f"{count:,}" for count in counts), f"{found.cost_usd:,.4f}" if is_priced else "unknown"]
+    cost = UNKNOWN if found.cost_usd is None else f"{found.cost_usd:,.4f}"
+    return [_to_printable(key), *(UNKNOWN if count is None else f"{count:,}" for count in counts), cost]
+
+
+def _to_printable(text: str) -> str:
+    """Escape what a terminal would act on; the upstream makes up the names."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -18,6 +18,8 @@ _MAX_USAGE_BYTES: Final = 4096
 _MAX_CANDIDATES: Final = 3
 _ANY_WINDOW: Final = zlib.MAX_WBITS | 32
 _MAX_DECOMPRESSED_BYTES: Final = 8 * 1024 * 1024
+# What every JSON reader takes whole; sums of it keep to 64 bits.
+_MOST_TOKENS: Final = 2**53
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -152,13 +154,23 @@ def _to_finish_reason(answer: _Answer) -> str | None:
 def _to_usage(found: _Usage | None) -> Usage | None:
     if found is None:
         return None
-    given = found.input_tokens if found.input_tokens is not None else found.prompt_tokens
-    made = found.output_tokens if found.output_tokens is not None else found.completion_tokens
+    given = _to_count(found.input_tokens if found.input_tokens is not None else found.prompt_tokens)
+    made = _to_count(found.output_tokens if found.output_tokens is not None else found.completion_tokens)
     if given is None or made is None:
         return None
     of_input = found.input_tokens_details or found.prompt_tokens_details or _Details()
     of_output = found.output_tokens_details or found.completion_tokens_details or _Details()
-    return Usage(given, made, of_input.cached_tokens, of_input.cache_write_tokens, of_output.reasoning_tokens)
+    return Usage(
+        given,
+        made,
+        _to_count(of_input.cached_tokens),
+        _to_count(of_input.cache_write_tokens),
+        _to_count(of_output.reasoning_tokens),
+    )
+
+
+def _to_count(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
 
 
 def _find_usage(text: bytes) -> Usage | None:

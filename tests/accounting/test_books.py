@@ -14,7 +14,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from openai_gateway.accounting import shelf as shelf_module
 from openai_gateway.accounting.board import Board, to_states
-from openai_gateway.accounting.books import BOUNDS_S, KEPT_CALLS, KEPT_SECONDS, Books, Histogram, Second, ServerState
+from openai_gateway.accounting.books import (
+    BOUNDS_S,
+    KEPT_CALLS,
+    KEPT_SECONDS,
+    Books,
+    Consumption,
+    Histogram,
+    Second,
+    ServerState,
+)
 from openai_gateway.accounting.keeper import Keeper, to_milliseconds, to_step
 from openai_gateway.accounting.metrics import render
 from openai_gateway.accounting.shelf import Shelf, open_shelf, remove_dead, to_folder_name
@@ -200,3 +209,38 @@ def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest
     (tmp_path / to_folder_name(os.getpid())).symlink_to(elsewhere)
     assert open_shelf(os.getpid()) is None
     assert list(elsewhere.iterdir()) == []
+
+
+def test_round_that_fails_is_logged_once_and_the_next_ones_go_on(
+    keeper: Keeper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = Board(keeper)
+    shelf = Shelf(tmp_path, os.getpid())
+    own = tmp_path / str(os.getpid())
+    board.share(shelf)
+    own.unlink()
+    keeper.observe(to_record())
+    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    board.publish()
+    board.publish()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert not own.exists()
+    keeper.books.consumption.clear()
+    board.publish()
+    assert own.exists()
+    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    keeper.observe(to_record())
+    board.publish()
+    assert len(caplog.records) == 2
+
+
+def test_resident_bytes_stay_when_they_cant_be_read(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(24, "Too many open files")
+
+    keeper.look()
+    before = keeper.books.resident_bytes
+    assert before > 0
+    monkeypatch.setattr("openai_gateway.accounting.keeper._resident_bytes", fail)
+    assert keeper.look() == {"policy_model": STATE}
+    assert keeper.books.resident_bytes == before

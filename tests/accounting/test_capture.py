@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from typing import Any
 
 import pytest
@@ -103,4 +104,20 @@ def test_too_long_answer_and_odd_request_are_told(tmp_path: Any) -> None:
 def test_folder_that_cant_be_written_costs_a_warning(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     Captures(str(tmp_path / "file")).record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
+    assert f"not captured in {tmp_path / 'file' / 'a.capture.jsonl'}" in caplog.text
+
+
+def test_full_disk_costs_the_line_and_no_other(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    captures, path = Captures(str(tmp_path)), tmp_path / "a.capture.jsonl"
+    captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+    try:
+        captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
     assert "not captured" in caplog.text
+    captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2

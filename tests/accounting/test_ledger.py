@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import logging
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,7 @@ from click.testing import CliRunner
 from openai_gateway.accounting.ledger import Ledger
 from openai_gateway.cli.main import main
 from openai_gateway.wire.call import CallRecord
+from openai_gateway.wire.usage import Usage
 from tests.support.records import to_record
 
 
@@ -83,6 +87,64 @@ def test_full_disk_costs_the_line_and_the_next_one_is_whole(tmp_path: Path, monk
     assert msgspec.json.decode(path.read_bytes().splitlines()[-1], type=CallRecord).request_id == "next"
 
 
+@contextlib.contextmanager
+def _most_file_bytes(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_every_other_line_of_every_worker_whole(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    first, second = Ledger(str(path)), Ledger(str(path))
+    first.observe(to_record(request_id="1"))
+    second.observe(to_record(request_id="2"))
+    with _most_file_bytes(path.stat().st_size + 10):
+        first.observe(to_record(request_id="lost"))
+    second.observe(to_record(request_id="3"))
+    first.observe(to_record(request_id="4"))
+    assert [record.request_id for record in _records(path)] == ["1", "2", "3", "4"]
+
+
+def test_line_left_open_is_ended_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "u.jsonl"
+    ledger = Ledger(str(path))
+    ledger.observe(to_record(request_id="1"))
+
+    def fail(fd: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with _most_file_bytes(path.stat().st_size + 10):
+        ledger.observe(to_record(request_id="lost"))
+    ledger.observe(to_record(request_id="2"))
+    lines = path.read_bytes().splitlines()
+    assert len(lines[1]) == 10
+    assert [msgspec.json.decode(line, type=CallRecord).request_id for line in (lines[0], lines[2])] == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_log_that_is_no_regular_file_costs_a_warning(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "u.jsonl"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    ledger = Ledger(str(path))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        ledger.observe(to_record())
+    assert len(caplog.records) == 1
+    assert "no regular file" in caplog.text
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 LINES = [
     to_record(model="a", rollout_id="1-0"),
     to_record(model="a", rollout_id="1-1", retries=("429", "500"), time=1_700_003_600.0),
@@ -122,7 +184,7 @@ def test_sums_by(log: Path, by: str, keys: dict[str, int]) -> None:
     assert {key: value["calls"] for key, value in found["sums"].items()} == keys
     total = found["total"]
     assert (total["calls"], total["completed"], total["failed"], total["client_gone"]) == (5, 3, 1, 1)
-    assert (total["input_tokens"], total["unknown_usage"], total["unknown_cost"]) == (300, 1, 1)
+    assert (total["input_tokens"], total["unknown_usage"], total["unknown_cost"]) == (300, 1, 2)
     assert total["cost_usd"] == pytest.approx(0.5)
     assert found["torn_lines"] == 1
 
@@ -149,3 +211,71 @@ def test_missing_file_is_one_line_with_code_2() -> None:
     ended = CliRunner().invoke(main, ["usage", "nowhere.jsonl"])
     assert ended.exit_code == 2
     assert "nowhere.jsonl" in ended.output
+
+
+UNKNOWN_LINES = [
+    to_record(model="none", usage=None, cost_usd=None),
+    to_record(model="none", usage=None, cost_usd=None, outcome="failed"),
+    to_record(model="none", usage=None, cost_usd=None, outcome="client_gone", status=None, is_metered=False),
+    to_record(
+        model="none", usage=None, cost_usd=None, outcome="client_gone", status=None, is_metered=False, attempts=0
+    ),
+    to_record(model="unpriced", cost_usd=None, usage=Usage(0, 7)),
+    to_record(model="free", cost_usd=0.0),
+]
+
+
+def _write(path: Path, records: list[CallRecord]) -> str:
+    path.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+    return str(path)
+
+
+def test_what_no_call_told_is_null_and_empty_and_unknown_never_zero(tmp_path: Path) -> None:
+    log = _write(tmp_path / "u.jsonl", UNKNOWN_LINES)
+    sums = json.loads(_run(log, "--format", "json"))["sums"]
+    none, unpriced, free = sums["none"], sums["unpriced"], sums["free"]
+    tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    assert [none[name] for name in tokens] == [None] * 4
+    assert (none["cost_usd"], none["unknown_usage"], none["unknown_cost"]) == (None, 3, 3)
+    assert [unpriced[name] for name in tokens] == [0, None, 7, None]
+    assert (unpriced["cost_usd"], unpriced["unknown_usage"], unpriced["unknown_cost"]) == (None, 0, 1)
+    assert (free["cost_usd"], free["unknown_cost"]) == (0.0, 0)
+    rows = {row["model"]: row for row in csv.DictReader(io.StringIO(_run(log, "--format", "csv")))}
+    assert (rows["none"]["input_tokens"], rows["none"]["cost_usd"]) == ("", "")
+    assert (rows["unpriced"]["input_tokens"], rows["free"]["cost_usd"]) == ("0", "0.0")
+    table = {line.split()[0]: line.split() for line in _run(log).splitlines() if line.strip()}
+    assert table["none"][-5:] == ["unknown"] * 5
+    assert table["free"][-1] == "0.0000"
+
+
+def test_lines_that_break_a_reader_are_torn_ones(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    _write(path, [to_record(), to_record(time=1e300)])
+    with path.open("ab") as file:
+        file.write(b"[" * 100_000 + b"]" * 100_000 + b"\n" + b'{"time": 1, "x": ' + b"[" * 100_000 + b'\n{"\xff": 1}\n')
+    output = _run(str(path), "--by", "hour", "--format", "json")
+    found = json.loads(output[output.index("{\n") :])
+    assert (found["total"]["calls"], found["torn_lines"]) == (1, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"PK\x03\x04\n[]\n{}\n"])
+def test_file_without_any_record_is_one_line_with_code_1(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "u.jsonl").write_bytes(content)
+    ended = CliRunner().invoke(main, ["usage", str(tmp_path / "u.jsonl")])
+    assert ended.exit_code == 1
+    assert len(ended.output.splitlines()) == 1
+    assert "no calls" in ended.output
+
+
+def test_cut_gz_file_is_one_line_with_code_1(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl.gz"
+    path.write_bytes(gzip.compress(msgspec.json.encode(to_record()) + b"\n")[:-12])
+    ended = CliRunner().invoke(main, ["usage", str(path)])
+    assert ended.exit_code == 1
+    assert len(ended.output.splitlines()) == 1
+
+
+def test_table_escapes_what_a_terminal_would_act_on(tmp_path: Path) -> None:
+    table = _run(_write(tmp_path / "u.jsonl", [to_record(model="\x1b[2Jm\nx é")]))
+    assert "\\x1b[2Jm\\nx é" in table
+    assert "\x1b" not in table

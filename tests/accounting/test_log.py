@@ -62,6 +62,20 @@ def test_plain_line_quotes_what_could_be_taken_for_more(line: logging.LogRecord)
     assert "status=500" in text
 
 
+@pytest.mark.parametrize("sent", ["a\nERROR forged", "a\rb", "\x1b[2J", "\u2028x", "\x85", "\u202eabc"])
+def test_plain_line_cant_be_forged(sent: str, caplog: pytest.LogCaptureFixture) -> None:
+    CallLog(_server()).observe(to_record(status=500, client_request_id=sent))
+    text = PlainFormatter("%(message)s").format(caplog.records[0])
+    assert text.isprintable()
+    assert f"client_request_id={json.dumps(sent)}" in text
+
+
+def test_plain_line_cuts_long_values(caplog: pytest.LogCaptureFixture) -> None:
+    CallLog(_server()).observe(to_record(status=500, path="/" + "x" * 5000))
+    text = PlainFormatter("%(message)s").format(caplog.records[0])
+    assert f"path=/{'x' * 199}... " in text
+
+
 def test_traceback_is_one_json_line() -> None:
     try:
         raise ValueError("broken")

@@ -112,3 +112,12 @@ DELTA = {"model": "m-1", "choices": [{"index": 0, "delta": {"content": '"usage":
 )
 def test_stream_reports_by_its_last_events(tail: bytes, expected: Report) -> None:
     assert read_stream(tail) == expected
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**53 + 1, 2**64, 10**30])
+def test_absurd_token_numbers_are_unknown(tokens: int) -> None:
+    usage = {**CHAT_USAGE, "prompt_tokens": tokens}
+    assert read_answer(json.dumps(_chat(usage=usage)).encode()).usage is None
+    usage = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": tokens}}
+    found = read_answer(json.dumps(_chat(usage=usage)).encode()).usage
+    assert found is None or (found.input_tokens, found.cached_tokens) == (10, None)

@@ -34,7 +34,8 @@ class Past:
 
     def __init__(self) -> None:
         self.marks = Marks()
-        self.checksums = Checksums()
+        self.answered = Checksums()
+        self.failed = Checksums()
         self.sums = Sums()
         self.failures: Counter[str] = Counter()
 
@@ -44,14 +45,24 @@ class Past:
             if self.marks.finish(entry.task_index, entry.rollout_index):
                 report = read_answer(bytes(entry.response))
                 self.sums.add(report, estimator.to_cost_usd(report), entry.duration_s)
-            self.checksums.put(entry.task_index, entry.checksum)
+            self.answered.put(entry.task_index, entry.checksum)
         for entry in read_entries(to_failures_path(output)):
             self.failures[entry.failure_class or ""] += 1
             # What every call would have met is not held against this one.
             if entry.failure_class not in GENERAL:
-                self.marks.fail(entry.task_index, entry.rollout_index)
-            self.checksums.put(entry.task_index, entry.checksum)
+                self._fail(entry.task_index, entry.rollout_index, entry.checksum)
         return self
+
+    def mark(self, row: Row, rollout_index: int) -> int:
+        """Return DONE, or how often a call has failed; what failed before the row was mended does not count."""
+        mark = self.marks.get(row.task_index, rollout_index)
+        return mark if mark == DONE or self.failed.get(row.task_index) == row.checksum else 0
+
+    def _fail(self, task_index: int, rollout_index: int, checksum: int) -> None:
+        if self.failed.get(task_index) not in (0, checksum):
+            self.marks.forget_failures(task_index)
+        self.failed.put(task_index, checksum)
+        self.marks.fail(task_index, rollout_index)
 
 
 class PlannedCall(msgspec.Struct, frozen=True):
@@ -100,7 +111,7 @@ class Plan:
         """Yield the calls to do, the repeats of a row after one another. Raises BadInput, OSError."""
         for row in self._rows():
             for rollout_index in self._rollouts(row):
-                mark = self._past.marks.get(row.task_index, rollout_index)
+                mark = self._past.mark(row, rollout_index)
                 if mark <= MOST_RETRIES:
                     yield PlannedCall(row, rollout_index)
 
@@ -128,7 +139,7 @@ class Plan:
     def _count(self, row: Row, survey: Survey, estimator: Estimator) -> None:
         to_do = 0
         for rollout_index in self._rollouts(row):
-            mark = self._past.marks.get(row.task_index, rollout_index)
+            mark = self._past.mark(row, rollout_index)
             survey.done += mark == DONE
             survey.given_up += MOST_RETRIES < mark < DONE
             survey.failed += 0 < mark <= MOST_RETRIES
@@ -147,7 +158,7 @@ class Plan:
         for rollout_index in self._rollouts(row):
             if not seen.finish(row.task_index, rollout_index):
                 raise BadRow(f"has the task index {row.task_index} of an earlier row; take _ng_task_index out")
-        known = self._past.checksums.get(row.task_index)
+        known = self._past.answered.get(row.task_index)
         if known and known != row.checksum:
             raise BadRow("asks something else than the row that the output has an answer to; give another --output")
 

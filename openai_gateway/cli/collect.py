@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from openai_gateway.cli.gym_arguments import take_gym_options
+from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options
 from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
 from openai_gateway.cli.progress import ProgressView, to_estimate, to_reason, to_summary
 from openai_gateway.cli.servers import NotReady
@@ -25,7 +25,7 @@ from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal, JournalError, to_failures_path, to_metrics_path
-from openai_gateway.collect.plan import BadInput, Past, Plan, Survey
+from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past, Plan, Survey
 from openai_gateway.collect.progress import INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
 from openai_gateway.collect.run import Run
@@ -33,11 +33,9 @@ from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTab
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
 _DEFAULT_CONCURRENCY: Final = 64
-_MOST_CONCURRENT: Final = 4000
 _LARGE_BYTES: Final = 100 * 1024 * 1024
 _INTERRUPTED_CODE: Final = 130
 _path = click.Path(dir_okay=False, path_type=Path)
-_count = click.IntRange(min=1)
 
 
 class _Refused(click.ClickException):
@@ -88,13 +86,13 @@ def _greet(gateway: Gateway) -> str | None:
 @click.command()
 @click.option("--input", "source", type=_path, help="File of prompts, a JSON object a line.")
 @click.option("--output", type=_path, help="File that each answer is appended to, as a line.")
-@click.option("--num-repeats", type=_count, help="Answers for each row (default: 1).")
+@click.option("--num-repeats", type=click.IntRange(1, MOST_REPEATS), help="Answers for each row (default: 1).")
 @click.option(
     "--concurrency",
-    type=click.IntRange(1, _MOST_CONCURRENT),
+    type=click.IntRange(1, MOST_CONCURRENT),
     help=f"Calls at a time (default: the config's max_concurrent_requests, else {_DEFAULT_CONCURRENCY}).",
 )
-@click.option("--limit", type=_count, help="Take the first so many rows only.")
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), help="Take the first so many rows only.")
 @click.option("--resume/--no-resume", default=None, help="Go on with an output that is there (default: refuse to).")
 @click.option("--dry-run", is_flag=True, help="Check the input, estimate tokens and cost, and end.")
 @click.option(

@@ -22,6 +22,10 @@ from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.usage import read_answer
 
 MOST_RETRIES: Final = 3
+MOST_REPEATS: Final = 100_000
+MOST_ROWS: Final = 100_000_000
+# Each takes a byte or two of memory.
+MOST_CALLS: Final = 100_000_000
 _MOST_PROBLEMS: Final = 5
 
 
@@ -117,6 +121,12 @@ class Plan:
 
     def survey(self, estimator: Estimator) -> Survey:
         """Check every row and return what the calls come to. Raises BadInput, OSError."""
+        most_rows = MOST_CALLS // self._num_repeats
+        if sum(1 for _ in itertools.islice(self._lines(), most_rows + 1)) > most_rows:
+            raise BadInput(
+                f"has more than {most_rows:,} rows, which with {self._num_repeats:,} repeats are more than "
+                f"{MOST_CALLS:,} calls; lower --num-repeats, or give a --limit"
+            )
         survey = Survey()
         problems: list[str] = []
         seen = Marks()

@@ -11,7 +11,7 @@ import pytest
 
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Budget, Estimator
 from openai_gateway.collect.marks import DONE, Checksums, Marks
-from openai_gateway.collect.plan import MOST_RETRIES, BadInput, Past, Plan
+from openai_gateway.collect.plan import MOST_REPEATS, MOST_RETRIES, BadInput, Past, Plan
 from openai_gateway.config.prices import Price, PriceTable
 from openai_gateway.wire.usage import Report, Usage
 
@@ -101,6 +101,13 @@ def test_all_bad_rows_are_told_up_to_a_few(tmp_path: Path) -> None:
     source.write_text('{"messages": []}\nx\n\n{}\n' + "y\n" * 50)
     with pytest.raises(BadInput, match=r"line 2 .*; line 4 .*; line 5 .*; \.\.\.$"):
         Plan(source, 1, None, Past()).survey(_estimator())
+
+
+def test_more_calls_than_memory_holds_are_refused_before_they_are_counted(tmp_path: Path) -> None:
+    source = _write(tmp_path / "p.jsonl", _rows(1001))
+    with pytest.raises(BadInput, match=r"more than 1,000 rows, .* 100,000,000 calls; lower --num-repeats"):
+        Plan(source, MOST_REPEATS, None, Past()).survey(_estimator())
+    assert Plan(source, MOST_REPEATS, 2, Past()).survey(_estimator()).calls == 2 * MOST_REPEATS
 
 
 def test_two_rows_with_one_task_index_are_told(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from openai_gateway.cli.servers import NotReady
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
-from openai_gateway.collect.journal import Journal, JournalError, to_failures_path, to_metrics_path
+from openai_gateway.collect.files import BadFiles, check_files
+from openai_gateway.collect.journal import Journal, JournalError, to_metrics_path
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past, Plan, Survey
 from openai_gateway.collect.progress import INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
@@ -140,10 +141,10 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
         click.echo(f"Checking {given['source']} ...", err=True)
     try:
         _raise_open_files()
-        _check_files(given["source"], given["output"])
+        check_files(given["source"], given["output"])
         target = _to_target(given, overrides)
         code = _estimate(given, target) if given["dry_run"] else _collect(given, target)
-    except JournalError as error:
+    except (BadFiles, JournalError) as error:
         raise _Refused(str(error)) from None
     except BadInput as error:
         raise _Refused(f"{given['source']}: {error}") from None
@@ -156,14 +157,6 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
         click.echo("Stopped.", err=True)
         code = _INTERRUPTED_CODE
     raise SystemExit(code)
-
-
-def _check_files(source: Path, output: Path) -> None:
-    if not source.is_file():
-        raise _Refused(f"there is no file {source}")
-    for written in (output, to_failures_path(output)):
-        if written.exists() and written.samefile(source):
-            raise _Refused(f"--input is {written}, which is written to; give another --output")
 
 
 def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:

@@ -175,7 +175,6 @@ class Journal:
         self._may_resume = may_resume
 
     def __enter__(self) -> Journal:
-        self._output.parent.mkdir(parents=True, exist_ok=True)
         self.answers = AppendFile(self._output)
         try:
             self.failures = AppendFile(to_failures_path(self._output))

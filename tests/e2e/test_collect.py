@@ -211,7 +211,7 @@ def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: 
             "--base-url",
             f"{running_gateway.url}/v1",
             "+input_jsonl_fpath=p.jsonl",
-            "+output_jsonl_fpath=new/o.jsonl",
+            "+output_jsonl_fpath=o.jsonl",
             "+num_repeats=2",
             "+limit=3",
             "+num_samples_in_parallel=2",
@@ -224,7 +224,7 @@ def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: 
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    found = _read(tmp_path / "new" / "o.jsonl")
+    found = _read(tmp_path / "o.jsonl")
     assert len(found) == 6
     for row in found:
         response, task = row.pop("response"), row.pop("_ng_task_index")

@@ -144,6 +144,8 @@ class Plan:
         if problems:
             more = ["..."] if len(problems) > _MOST_PROBLEMS else []
             raise BadInput("; ".join([*problems[:_MOST_PROBLEMS], *more]))
+        if not survey.rows:
+            raise BadInput("holds no rows")
         return survey
 
     def _count(self, row: Row, survey: Survey, estimator: Estimator) -> None:

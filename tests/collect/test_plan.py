@@ -110,6 +110,13 @@ def test_more_calls_than_memory_holds_are_refused_before_they_are_counted(tmp_pa
     assert Plan(source, MOST_REPEATS, 2, Past()).survey(_estimator()).calls == 2 * MOST_REPEATS
 
 
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_input_without_rows_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(BadInput, match="holds no rows"):
+        Plan(tmp_path / "p.jsonl", 1, None, Past()).survey(_estimator())
+
+
 def test_two_rows_with_one_task_index_are_told(tmp_path: Path) -> None:
     source = _write(tmp_path / "p.jsonl", [{"messages": [1]}, {"messages": [2], "_ng_task_index": 0}])
     with pytest.raises(BadInput, match="line 2 has the task index 0"):

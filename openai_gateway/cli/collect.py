@@ -19,7 +19,7 @@ import click
 
 from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options
 from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
-from openai_gateway.cli.progress import ProgressView, to_estimate, to_reason, to_summary
+from openai_gateway.cli.progress import ProgressView, to_estimate, to_reason, to_summary, to_too_dear
 from openai_gateway.cli.servers import NotReady
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
@@ -27,7 +27,7 @@ from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.files import BadFiles, check_files
 from openai_gateway.collect.journal import Journal, JournalError, to_metrics_path
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past, Plan, Survey
-from openai_gateway.collect.progress import INTERRUPTED, Progress
+from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
 from openai_gateway.collect.run import Run
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
@@ -202,6 +202,7 @@ def _estimate(given: Mapping[str, Any], target: _Target) -> int:
     past = Past().read(given["output"], target.estimator) if may_resume else Past()
     survey = _to_plan(given, past).survey(target.estimator)
     click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]))
+    _may_begin(target.estimator, survey, Budget(given["max_cost"], past.sums.cost_usd), past)
     return 0
 
 
@@ -220,10 +221,21 @@ def _collect(given: Mapping[str, Any], target: _Target) -> int:
         click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]), err=True)
         budget = Budget(given["max_cost"], past.sums.cost_usd)
         run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
-        if survey.to_do:
+        if not _may_begin(target.estimator, survey, budget, past):
+            run.progress.stopping = COST
+        elif survey.to_do:
             with target.open() as gateway:
                 _run(given, target.cap, gateway, survey, run, plan)
         return _finish(given, survey, run)
+
+
+def _may_begin(estimator: Estimator, survey: Survey, budget: Budget, past: Past) -> bool:
+    """Tell whether the first call's cost is allowed; one that alone is too dear is refused."""
+    if survey.first is None or budget.may_take(estimator.cost_usd(survey.first) or 0.0):
+        return True
+    if not past.sums.cost_usd:
+        raise _Refused(to_too_dear(survey.first, estimator))
+    return False
 
 
 def _to_plan(given: Mapping[str, Any], past: Past) -> Plan:

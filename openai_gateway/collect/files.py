@@ -19,7 +19,7 @@ def check_files(source: Path, output: Path) -> None:
     if not source.exists():
         raise BadFiles(f"there is no file {source}")
     if not source.is_file():
-        raise BadFiles(f"--input must be a regular file, as it is read twice, and {source} is none")
+        raise BadFiles(f"--input must be a regular file, as it is read more than once, and {source} is none")
     if not output.parent.is_dir():
         raise BadFiles(f"there is no folder {output.parent} for --output; make it first")
     for written in (output, to_failures_path(output), to_metrics_path(output)):

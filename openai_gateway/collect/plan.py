@@ -87,10 +87,11 @@ class Survey(msgspec.Struct):
     Some of the latter `failed` before.
 
     Tokens and cost are of the calls to do, at most; `cost_usd` None is unknown. `unbounded` calls may answer with any
-    length; `rows` counts the input's.
+    length; `rows` counts the input's, and `first` is that of the first call to do.
     """
 
     rows: int = 0
+    first: Row | None = None
     calls: int = 0
     done: int = 0
     given_up: int = 0
@@ -162,6 +163,7 @@ class Plan:
         survey.output_tokens += to_do * estimator.output_tokens(row)
         survey.unbounded += 0 if estimator.is_bounded(row) else to_do
         if to_do:
+            survey.first = survey.first or row
             cost_usd = estimator.cost_usd(row)
             is_known = cost_usd is not None and survey.cost_usd is not None
             survey.cost_usd = (survey.cost_usd or 0.0) + to_do * (cost_usd or 0.0) if is_known else None

@@ -251,6 +251,27 @@ def test_max_cost_is_not_gone_beyond(tmp_path: Path, running_gateway: Gunicorn) 
     assert json.loads((tmp_path / "o_aggregate_metrics.json").read_text())["cost_usd"] == sums["cost_usd"]
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({}, "(2,048 output tokens assumed); raise --max-cost above that, or set max_output_tokens"),
+        ({"max_output_tokens": 900}, "(900 output tokens); raise --max-cost above that, or lower max_output_tokens"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_max_cost_below_one_call_is_told_before_a_gateway_starts(
+    tmp_path: Path, params: dict[str, Any], said: str, more: tuple[str, ...]
+) -> None:
+    config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
+    _write_rows(tmp_path, 3, **params)
+    ended = _run(tmp_path, "--config", str(config), "--max-cost", "0.00012", *more)
+    assert ended.returncode == 2
+    assert "stops before $0.00012" in ended.stdout + ended.stderr
+    assert "one call may cost up to $0.00" in ended.stderr
+    assert said in ended.stderr
+    assert "Starting" not in ended.stderr
+
+
 def test_max_cost_without_a_price_is_refused(tmp_path: Path, upstream: Gunicorn) -> None:
     _write_rows(tmp_path, 3)
     ended = _run(tmp_path, "--config", str(write_config(tmp_path, upstream.url)), "--max-cost", "1")

@@ -25,7 +25,7 @@ from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.files import BadFiles, check_files
-from openai_gateway.collect.journal import Journal, JournalError, to_metrics_path
+from openai_gateway.collect.journal import Journal, JournalError, to_failures_path, to_metrics_path
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past, Plan, Survey
 from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
@@ -278,7 +278,7 @@ def _finish(given: Mapping[str, Any], survey: Survey, run: Run) -> int:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(found, indent=2) + "\n")
     part.replace(path)
-    click.echo(to_summary(found))
+    click.echo(to_summary(found, to_failures_path(given["output"])))
     click.echo(f"files     {given['output']} and beside it {path.name}")
     reason = to_reason(run, given["max_cost"])
     if reason:

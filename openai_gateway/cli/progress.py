@@ -10,6 +10,7 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -132,7 +133,7 @@ def to_too_dear(row: Row, estimator: Estimator) -> str:
     )
 
 
-def to_summary(found: Mapping[str, Any]) -> str:
+def to_summary(found: Mapping[str, Any], failures: Path) -> str:
     """Return the sums over an output as lines of text; `found` is what goes into its metrics file."""
     calls, tokens, run = found["calls"], found["tokens"], found["this_run"]
     rows = [
@@ -144,6 +145,8 @@ def to_summary(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     if calls["given_up"]:
         rows[0] = ("calls", f"{rows[0][1]}; {calls['given_up']:,} given up after {1 + MOST_RETRIES} failures")
+        cure = f"mend their rows, or take their lines out of {failures}; --resume tries them again"
+        rows.insert(1, ("given up", cure))
     latency = found["latency_s"]
     if latency is not None:
         rows.append(("latency", ", ".join(f"{name} {value:,.2f} s" for name, value in latency.items())))

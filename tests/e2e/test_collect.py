@@ -177,6 +177,7 @@ def test_failed_call_is_tried_again_three_times(tmp_path: Path, running_gateway:
         assert ended.returncode == 1
         assert _lines(tmp_path / "o_failures.jsonl") == failures
     assert "1 given up after 4 failures" in ended.stdout
+    assert "take their lines out of o_failures.jsonl; --resume tries them again" in ended.stdout
     failed = _read(tmp_path / "o_failures.jsonl")[0]
     assert {name: failed[name] for name in ("mine", "_ng_task_index", "_ng_rollout_index", "_ng_failure_class")} == {
         "mine": 1,
@@ -187,6 +188,13 @@ def test_failed_call_is_tried_again_three_times(tmp_path: Path, running_gateway:
     assert (failed["_ng_failure"]["status"], failed["_ng_failure"]["attempts"]) == (400, 1)
     assert failed["_ng_failure"]["what_to_do"]
     assert [row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")] == [1]
+    # Both cures that are told work.
+    (tmp_path / "o_failures.jsonl").write_text("")
+    assert _run(tmp_path, *target).returncode == 1
+    assert _lines(tmp_path / "o_failures.jsonl") == 1
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps({**good, 'mine': 1})}\n{json.dumps(good)}\n")
+    assert _run(tmp_path, *target).returncode == 0
+    assert [row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")] == [1, 0]
 
 
 def test_run_in_which_all_calls_fail_stops(tmp_path: Path, running_gateway: Gunicorn) -> None:

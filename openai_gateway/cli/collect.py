@@ -17,27 +17,26 @@ from urllib.parse import urlsplit
 
 import click
 
-from openai_gateway.cli.gym_arguments import take_gym_options
+from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options
 from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
-from openai_gateway.cli.progress import ProgressView, to_estimate, to_reason, to_summary
+from openai_gateway.cli.progress import ProgressView, to_estimate, to_reason, to_summary, to_too_dear
 from openai_gateway.cli.servers import NotReady
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Budget, Estimator
 from openai_gateway.collect.failures import Failure
+from openai_gateway.collect.files import BadFiles, check_files
 from openai_gateway.collect.journal import Journal, JournalError, to_failures_path, to_metrics_path
-from openai_gateway.collect.plan import BadInput, Past, Plan, Survey
-from openai_gateway.collect.progress import INTERRUPTED, Progress
+from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past, Plan, Survey
+from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
 from openai_gateway.collect.run import Run
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
 _DEFAULT_CONCURRENCY: Final = 64
-_MOST_CONCURRENT: Final = 4000
 _LARGE_BYTES: Final = 100 * 1024 * 1024
 _INTERRUPTED_CODE: Final = 130
 _path = click.Path(dir_okay=False, path_type=Path)
-_count = click.IntRange(min=1)
 
 
 class _Refused(click.ClickException):
@@ -88,13 +87,13 @@ def _greet(gateway: Gateway) -> str | None:
 @click.command()
 @click.option("--input", "source", type=_path, help="File of prompts, a JSON object a line.")
 @click.option("--output", type=_path, help="File that each answer is appended to, as a line.")
-@click.option("--num-repeats", type=_count, help="Answers for each row (default: 1).")
+@click.option("--num-repeats", type=click.IntRange(1, MOST_REPEATS), help="Answers for each row (default: 1).")
 @click.option(
     "--concurrency",
-    type=click.IntRange(1, _MOST_CONCURRENT),
+    type=click.IntRange(1, MOST_CONCURRENT),
     help=f"Calls at a time (default: the config's max_concurrent_requests, else {_DEFAULT_CONCURRENCY}).",
 )
-@click.option("--limit", type=_count, help="Take the first so many rows only.")
+@click.option("--limit", type=click.IntRange(1, MOST_ROWS), help="Take the first so many rows only.")
 @click.option("--resume/--no-resume", default=None, help="Go on with an output that is there (default: refuse to).")
 @click.option("--dry-run", is_flag=True, help="Check the input, estimate tokens and cost, and end.")
 @click.option(
@@ -142,10 +141,10 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
         click.echo(f"Checking {given['source']} ...", err=True)
     try:
         _raise_open_files()
-        _check_files(given["source"], given["output"])
+        check_files(given["source"], given["output"])
         target = _to_target(given, overrides)
         code = _estimate(given, target) if given["dry_run"] else _collect(given, target)
-    except JournalError as error:
+    except (BadFiles, JournalError) as error:
         raise _Refused(str(error)) from None
     except BadInput as error:
         raise _Refused(f"{given['source']}: {error}") from None
@@ -158,14 +157,6 @@ def command(arguments: tuple[str, ...], **given: Any) -> None:
         click.echo("Stopped.", err=True)
         code = _INTERRUPTED_CODE
     raise SystemExit(code)
-
-
-def _check_files(source: Path, output: Path) -> None:
-    if not source.is_file():
-        raise _Refused(f"there is no file {source}")
-    for written in (output, to_failures_path(output)):
-        if written.exists() and written.samefile(source):
-            raise _Refused(f"--input is {written}, which is written to; give another --output")
 
 
 def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:
@@ -211,6 +202,7 @@ def _estimate(given: Mapping[str, Any], target: _Target) -> int:
     past = Past().read(given["output"], target.estimator) if may_resume else Past()
     survey = _to_plan(given, past).survey(target.estimator)
     click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]))
+    _may_begin(target.estimator, survey, Budget(given["max_cost"], past.sums.cost_usd), past)
     return 0
 
 
@@ -229,10 +221,21 @@ def _collect(given: Mapping[str, Any], target: _Target) -> int:
         click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]), err=True)
         budget = Budget(given["max_cost"], past.sums.cost_usd)
         run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
-        if survey.to_do:
+        if not _may_begin(target.estimator, survey, budget, past):
+            run.progress.stopping = COST
+        elif survey.to_do:
             with target.open() as gateway:
                 _run(given, target.cap, gateway, survey, run, plan)
         return _finish(given, survey, run)
+
+
+def _may_begin(estimator: Estimator, survey: Survey, budget: Budget, past: Past) -> bool:
+    """Tell whether the first call's cost is allowed; one that alone is too dear is refused."""
+    if survey.first is None or budget.may_take(estimator.cost_usd(survey.first) or 0.0):
+        return True
+    if not past.sums.cost_usd:
+        raise _Refused(to_too_dear(survey.first, estimator))
+    return False
 
 
 def _to_plan(given: Mapping[str, Any], past: Past) -> Plan:
@@ -275,7 +278,7 @@ def _finish(given: Mapping[str, Any], survey: Survey, run: Run) -> int:
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(found, indent=2) + "\n")
     part.replace(path)
-    click.echo(to_summary(found))
+    click.echo(to_summary(found, to_failures_path(given["output"])))
     click.echo(f"files     {given['output']} and beside it {path.name}")
     reason = to_reason(run, given["max_cost"])
     if reason:

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import click
 
+from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS
 from openai_gateway.config.parse import NotYaml, parse
 
+MOST_CONCURRENT: Final = 4000
 # Gym's name of an option, and ours.
 _NAMES: Final = {
     "input_jsonl_fpath": "source",
@@ -21,7 +23,7 @@ _NAMES: Final = {
     "num_samples_in_parallel": "concurrency",
     "resume_from_cache": "resume",
 }
-_NUMBERS: Final = ("limit", "num_repeats", "concurrency")
+_NUMBERS: Final = {"limit": MOST_ROWS, "num_repeats": MOST_REPEATS, "concurrency": MOST_CONCURRENT}
 _NOT_OURS: Final = {
     "agent_name": "no agent is run here; leave it out",
     "responses_create_params": "parameters of all rows go into the config's extra_body_responses",
@@ -65,8 +67,8 @@ def _parse(key: str, text: str) -> Any:
 
 def _check(key: str, ours: str, value: Any) -> Any:
     if ours in _NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise click.UsageError(f"+{key} must be a whole number from 1, not {str(value)[:40]!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _NUMBERS[ours]:
+            raise click.UsageError(f"+{key} must be a whole number from 1 to {_NUMBERS[ours]}, not {str(value)[:40]!r}")
         return value
     if ours == "resume":
         if not isinstance(value, bool):

@@ -6,23 +6,26 @@ What is shown is `collect.run`'s and `collect.sums`'.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS
+from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Estimator
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
 from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
-from openai_gateway.collect.rows import BYTES_PER_TOKEN
+from openai_gateway.collect.rows import BYTES_PER_TOKEN, Row
 from openai_gateway.collect.run import Run
 
 TERMINAL_TICK_S: Final = 0.25
 PLAIN_TICK_S: Final = 10.0
 _BAR_WIDTH: Final = 24
 _LEAST_FOR_ETA: Final = 5
+_MOST_DIGITS: Final = 12
 
 
 class ProgressView:
@@ -115,11 +118,22 @@ def to_estimate(survey: Survey, model: str | None, limit_usd: float | None) -> s
     cost = "unknown, for want of a price" if survey.cost_usd is None else f"{most} {to_cost(survey.cost_usd)}"
     lines.append(f"cost {cost}{f', model {model}' if model else ''}")
     if limit_usd is not None:
-        lines[-1] += f"; stops before ${limit_usd:,.2f}"
+        lines[-1] += f"; stops before {to_cost(limit_usd)}"
     return "\n".join(lines)
 
 
-def to_summary(found: Mapping[str, Any]) -> str:
+def to_too_dear(row: Row, estimator: Estimator) -> str:
+    """Return why not even a row's call can be made, and what to do."""
+    tokens = f"{estimator.output_tokens(row):,} output tokens"
+    bound = "lower" if estimator.is_bounded(row) else "set"
+    return (
+        f"one call may cost up to {to_cost(estimator.cost_usd(row))} "
+        f"({tokens}{'' if estimator.is_bounded(row) else ' assumed'}); "
+        f"raise --max-cost above that, or {bound} max_output_tokens"
+    )
+
+
+def to_summary(found: Mapping[str, Any], failures: Path) -> str:
     """Return the sums over an output as lines of text; `found` is what goes into its metrics file."""
     calls, tokens, run = found["calls"], found["tokens"], found["this_run"]
     rows = [
@@ -131,6 +145,8 @@ def to_summary(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     if calls["given_up"]:
         rows[0] = ("calls", f"{rows[0][1]}; {calls['given_up']:,} given up after {1 + MOST_RETRIES} failures")
+        cure = f"mend their rows, or take their lines out of {failures}; --resume tries them again"
+        rows.insert(1, ("given up", cure))
     latency = found["latency_s"]
     if latency is not None:
         rows.append(("latency", ", ".join(f"{name} {value:,.2f} s" for name, value in latency.items())))
@@ -157,7 +173,7 @@ def to_reason(run: Run, limit_usd: float | None) -> str:
         )
     return {
         None: "",
-        COST: f"Stopped by --max-cost: another call might go beyond ${limit_usd or 0:,.2f}; raise it, then --resume.",
+        COST: f"Stopped by --max-cost: another call might go beyond {to_cost(limit_usd)}; raise it, then --resume.",
         ALL_FAIL: f"Stopped: the last {run.failed_in_a_row} calls all failed; see above why, then --resume.",
         INTERRUPTED: "Stopped; --resume goes on from here.",
         BROKEN: f"Stopped: {run.error}; mend that, then --resume.",
@@ -168,7 +184,10 @@ def to_cost(cost_usd: float | None, unknown: str = "unknown") -> str:
     """Return dollars; more digits for small sums."""
     if cost_usd is None:
         return unknown
-    return f"${cost_usd:,.4f}" if cost_usd < 1 else f"${cost_usd:,.2f}"
+    if cost_usd >= 1:
+        return f"${cost_usd:,.2f}"
+    digits = 4 if not cost_usd else min(max(4, 1 - math.floor(math.log10(cost_usd))), _MOST_DIGITS)
+    return f"${cost_usd:.{digits}f}"
 
 
 def to_duration(seconds: float) -> str:

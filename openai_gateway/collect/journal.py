@@ -112,11 +112,15 @@ class AppendFile:
         torn = os.pread(self._fd, self.size - start, start)
         if not torn:
             return 0
-        if _is_entry(torn):
+        # A power failure may leave zeros where what was written last had no time to reach the disk.
+        kept = torn.rstrip(b"\0")
+        if _is_entry(kept):
+            os.ftruncate(self._fd, start + len(kept))
+            self.size = start + len(kept)
             self.append(b"\n")
-            return 0
+            return len(torn) - len(kept)
         # Nothing is cut from a file that somebody else may have written.
-        if not torn.startswith(b"{") or _is_json(torn) or (start and not _is_entry(self._read_first_line())):
+        if (kept and not kept.startswith(b"{")) or _is_json(kept) or (start and not _is_entry(self._read_first_line())):
             raise JournalError(f"{self.path} was not written by collect; give another --output")
         os.ftruncate(self._fd, start)
         self.size = start
@@ -175,7 +179,6 @@ class Journal:
         self._may_resume = may_resume
 
     def __enter__(self) -> Journal:
-        self._output.parent.mkdir(parents=True, exist_ok=True)
         self.answers = AppendFile(self._output)
         try:
             self.failures = AppendFile(to_failures_path(self._output))

@@ -36,6 +36,12 @@ class Marks:
         if was < _MOST_FAILURES:
             self._set(task_index, rollout_index, was + 1)
 
+    def forget_failures(self, task_index: int) -> None:
+        """Take back the failures of a task's calls."""
+        for (_, number), page in self._pages.items():
+            if number == task_index // _PAGE and page[task_index % _PAGE] != DONE:
+                page[task_index % _PAGE] = 0
+
     def _set(self, task_index: int, rollout_index: int, value: int) -> None:
         key = (rollout_index, task_index // _PAGE)
         page = self._pages.get(key)
@@ -45,7 +51,7 @@ class Marks:
 
 
 class Checksums:
-    """The checksum of each task that has an answer, so that answers are never taken for those of another input."""
+    """A checksum for each task of what it asked, so that what came of it is never taken for that of another input."""
 
     def __init__(self) -> None:
         self._pages: dict[int, array[int]] = {}

@@ -22,6 +22,10 @@ from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.usage import read_answer
 
 MOST_RETRIES: Final = 3
+MOST_REPEATS: Final = 100_000
+MOST_ROWS: Final = 100_000_000
+# Each takes a byte or two of memory.
+MOST_CALLS: Final = 100_000_000
 _MOST_PROBLEMS: Final = 5
 
 
@@ -34,7 +38,8 @@ class Past:
 
     def __init__(self) -> None:
         self.marks = Marks()
-        self.checksums = Checksums()
+        self.answered = Checksums()
+        self.failed = Checksums()
         self.sums = Sums()
         self.failures: Counter[str] = Counter()
 
@@ -44,14 +49,24 @@ class Past:
             if self.marks.finish(entry.task_index, entry.rollout_index):
                 report = read_answer(bytes(entry.response))
                 self.sums.add(report, estimator.to_cost_usd(report), entry.duration_s)
-            self.checksums.put(entry.task_index, entry.checksum)
+            self.answered.put(entry.task_index, entry.checksum)
         for entry in read_entries(to_failures_path(output)):
             self.failures[entry.failure_class or ""] += 1
             # What every call would have met is not held against this one.
             if entry.failure_class not in GENERAL:
-                self.marks.fail(entry.task_index, entry.rollout_index)
-            self.checksums.put(entry.task_index, entry.checksum)
+                self._fail(entry.task_index, entry.rollout_index, entry.checksum)
         return self
+
+    def mark(self, row: Row, rollout_index: int) -> int:
+        """Return DONE, or how often a call has failed; what failed before the row was mended does not count."""
+        mark = self.marks.get(row.task_index, rollout_index)
+        return mark if mark == DONE or self.failed.get(row.task_index) == row.checksum else 0
+
+    def _fail(self, task_index: int, rollout_index: int, checksum: int) -> None:
+        if self.failed.get(task_index) not in (0, checksum):
+            self.marks.forget_failures(task_index)
+        self.failed.put(task_index, checksum)
+        self.marks.fail(task_index, rollout_index)
 
 
 class PlannedCall(msgspec.Struct, frozen=True):
@@ -72,10 +87,11 @@ class Survey(msgspec.Struct):
     Some of the latter `failed` before.
 
     Tokens and cost are of the calls to do, at most; `cost_usd` None is unknown. `unbounded` calls may answer with any
-    length; `rows` counts the input's.
+    length; `rows` counts the input's, and `first` is that of the first call to do.
     """
 
     rows: int = 0
+    first: Row | None = None
     calls: int = 0
     done: int = 0
     given_up: int = 0
@@ -100,12 +116,18 @@ class Plan:
         """Yield the calls to do, the repeats of a row after one another. Raises BadInput, OSError."""
         for row in self._rows():
             for rollout_index in self._rollouts(row):
-                mark = self._past.marks.get(row.task_index, rollout_index)
+                mark = self._past.mark(row, rollout_index)
                 if mark <= MOST_RETRIES:
                     yield PlannedCall(row, rollout_index)
 
     def survey(self, estimator: Estimator) -> Survey:
         """Check every row and return what the calls come to. Raises BadInput, OSError."""
+        most_rows = MOST_CALLS // self._num_repeats
+        if sum(1 for _ in itertools.islice(self._lines(), most_rows + 1)) > most_rows:
+            raise BadInput(
+                f"has more than {most_rows:,} rows, which with {self._num_repeats:,} repeats are more than "
+                f"{MOST_CALLS:,} calls; lower --num-repeats, or give a --limit"
+            )
         survey = Survey()
         problems: list[str] = []
         seen = Marks()
@@ -123,12 +145,14 @@ class Plan:
         if problems:
             more = ["..."] if len(problems) > _MOST_PROBLEMS else []
             raise BadInput("; ".join([*problems[:_MOST_PROBLEMS], *more]))
+        if not survey.rows:
+            raise BadInput("holds no rows")
         return survey
 
     def _count(self, row: Row, survey: Survey, estimator: Estimator) -> None:
         to_do = 0
         for rollout_index in self._rollouts(row):
-            mark = self._past.marks.get(row.task_index, rollout_index)
+            mark = self._past.mark(row, rollout_index)
             survey.done += mark == DONE
             survey.given_up += MOST_RETRIES < mark < DONE
             survey.failed += 0 < mark <= MOST_RETRIES
@@ -139,6 +163,7 @@ class Plan:
         survey.output_tokens += to_do * estimator.output_tokens(row)
         survey.unbounded += 0 if estimator.is_bounded(row) else to_do
         if to_do:
+            survey.first = survey.first or row
             cost_usd = estimator.cost_usd(row)
             is_known = cost_usd is not None and survey.cost_usd is not None
             survey.cost_usd = (survey.cost_usd or 0.0) + to_do * (cost_usd or 0.0) if is_known else None
@@ -147,7 +172,7 @@ class Plan:
         for rollout_index in self._rollouts(row):
             if not seen.finish(row.task_index, rollout_index):
                 raise BadRow(f"has the task index {row.task_index} of an earlier row; take _ng_task_index out")
-        known = self._past.checksums.get(row.task_index)
+        known = self._past.answered.get(row.task_index)
         if known and known != row.checksum:
             raise BadRow("asks something else than the row that the output has an answer to; give another --output")
 

@@ -33,6 +33,8 @@ def test_gyms_options_are_ours_and_the_rest_are_overrides() -> None:
         ("+++limit=1", "what is"),
         ("+limit=0", "whole number from 1"),
         ("+num_repeats=true", "whole number from 1"),
+        ("+num_repeats=100001", "from 1 to 100000"),
+        ("+limit=99999999999999999999", "from 1 to"),
         ("+num_repeats={agent: 2}", "whole number from 1"),
         ("+limit=[", "not valid YAML"),
         ("+resume_from_cache=3", "true or false"),

@@ -48,10 +48,22 @@ def test_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == _line(0) + _line(1)
 
 
+@pytest.mark.parametrize("torn", [b"", _line(1)[:20], _line(1)[:-1]], ids=["none", "a part", "all but its end"])
+def test_zeros_that_a_power_failure_left_are_cut_off(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "o.jsonl"
+    kept = _line(1) if torn == _line(1)[:-1] else b""
+    for whole in (b"", _line(0)):
+        path.write_bytes(whole + torn + bytes(4096))
+        with Journal(path, may_resume=True) as journal:
+            assert journal.cut_bytes == 4096 + (0 if kept else len(torn))
+            journal.answers.append(_line(2))
+        assert path.read_bytes() == whole + kept + _line(2)
+
+
 @pytest.mark.parametrize(
     "content",
-    [b'{"prompt": 1}', b'{"prompt": 1}\n{"prom', b"important notes", b'{"prompt": 1}\nnotes'],
-    ids=["a JSON file", "torn JSON lines of another kind", "a text", "a text at the end"],
+    [b'{"prompt": 1}', b'{"prompt": 1}\n{"prom', b"important notes", b"notes" + bytes(9), b'{"prompt": 1}\nnotes'],
+    ids=["a JSON file", "torn JSON lines of another kind", "a text", "a text and zeros", "a text at the end"],
 )
 def test_file_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes"

@@ -11,7 +11,7 @@ import pytest
 
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Budget, Estimator
 from openai_gateway.collect.marks import DONE, Checksums, Marks
-from openai_gateway.collect.plan import MOST_RETRIES, BadInput, Past, Plan
+from openai_gateway.collect.plan import MOST_REPEATS, MOST_RETRIES, BadInput, Past, Plan
 from openai_gateway.config.prices import Price, PriceTable
 from openai_gateway.wire.usage import Report, Usage
 
@@ -73,13 +73,27 @@ def test_more_repeats_and_more_rows_may_be_asked_for_later(tmp_path: Path) -> No
     assert _calls(plan) == [(0, 1), (1, 1), (2, 0), (2, 1)]
 
 
-@pytest.mark.parametrize("which", ["o.jsonl", "o_failures.jsonl"])
-def test_output_of_another_input_is_refused(tmp_path: Path, which: str) -> None:
-    _write(tmp_path / which, [_entry(1, 0, _ng_failure_class="timeout")])
+def test_output_of_another_input_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "o.jsonl", [_entry(1, 0)])
     past = Past().read(tmp_path / "o.jsonl", _estimator())
     source = _write(tmp_path / "p.jsonl", [{"messages": ["question 0"]}, {"messages": ["another"]}])
     with pytest.raises(BadInput, match="line 2 asks something else"):
         Plan(source, 1, None, past).survey(_estimator())
+
+
+def test_row_that_failed_and_was_mended_is_tried_anew(tmp_path: Path) -> None:
+    mended = [{"messages": ["question 0"]}, {"messages": ["mended"]}]
+    failed = [_entry(task, 0, _ng_failure_class="invalid_request") for task in (0, 1)] * (MOST_RETRIES + 1)
+    _write(tmp_path / "o_failures.jsonl", failed)
+    source = _write(tmp_path / "p.jsonl", mended)
+    plan = Plan(source, 1, None, Past().read(tmp_path / "o.jsonl", _estimator()))
+    assert _calls(plan) == [(1, 0)]
+    survey = plan.survey(_estimator())
+    assert (survey.given_up, survey.failed, survey.to_do) == (1, 0, 1)
+    again = {**_entry(1, 0, _ng_failure_class="timeout"), **mended[1]}
+    for more, to_do in ((MOST_RETRIES, [(1, 0)]), (MOST_RETRIES + 1, [])):
+        _write(tmp_path / "o_failures.jsonl", failed + [again] * more)
+        assert _calls(Plan(source, 1, None, Past().read(tmp_path / "o.jsonl", _estimator()))) == to_do
 
 
 def test_all_bad_rows_are_told_up_to_a_few(tmp_path: Path) -> None:
@@ -87,6 +101,20 @@ def test_all_bad_rows_are_told_up_to_a_few(tmp_path: Path) -> None:
     source.write_text('{"messages": []}\nx\n\n{}\n' + "y\n" * 50)
     with pytest.raises(BadInput, match=r"line 2 .*; line 4 .*; line 5 .*; \.\.\.$"):
         Plan(source, 1, None, Past()).survey(_estimator())
+
+
+def test_more_calls_than_memory_holds_are_refused_before_they_are_counted(tmp_path: Path) -> None:
+    source = _write(tmp_path / "p.jsonl", _rows(1001))
+    with pytest.raises(BadInput, match=r"more than 1,000 rows, .* 100,000,000 calls; lower --num-repeats"):
+        Plan(source, MOST_REPEATS, None, Past()).survey(_estimator())
+    assert Plan(source, MOST_REPEATS, 2, Past()).survey(_estimator()).calls == 2 * MOST_REPEATS
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_input_without_rows_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(BadInput, match="holds no rows"):
+        Plan(tmp_path / "p.jsonl", 1, None, Past()).survey(_estimator())
 
 
 def test_two_rows_with_one_task_index_are_told(tmp_path: Path) -> None:

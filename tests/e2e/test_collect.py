@@ -177,6 +177,7 @@ def test_failed_call_is_tried_again_three_times(tmp_path: Path, running_gateway:
         assert ended.returncode == 1
         assert _lines(tmp_path / "o_failures.jsonl") == failures
     assert "1 given up after 4 failures" in ended.stdout
+    assert "take their lines out of o_failures.jsonl; --resume tries them again" in ended.stdout
     failed = _read(tmp_path / "o_failures.jsonl")[0]
     assert {name: failed[name] for name in ("mine", "_ng_task_index", "_ng_rollout_index", "_ng_failure_class")} == {
         "mine": 1,
@@ -187,6 +188,13 @@ def test_failed_call_is_tried_again_three_times(tmp_path: Path, running_gateway:
     assert (failed["_ng_failure"]["status"], failed["_ng_failure"]["attempts"]) == (400, 1)
     assert failed["_ng_failure"]["what_to_do"]
     assert [row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")] == [1]
+    # Both cures that are told work.
+    (tmp_path / "o_failures.jsonl").write_text("")
+    assert _run(tmp_path, *target).returncode == 1
+    assert _lines(tmp_path / "o_failures.jsonl") == 1
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps({**good, 'mine': 1})}\n{json.dumps(good)}\n")
+    assert _run(tmp_path, *target).returncode == 0
+    assert [row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")] == [1, 0]
 
 
 def test_run_in_which_all_calls_fail_stops(tmp_path: Path, running_gateway: Gunicorn) -> None:
@@ -211,7 +219,7 @@ def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: 
             "--base-url",
             f"{running_gateway.url}/v1",
             "+input_jsonl_fpath=p.jsonl",
-            "+output_jsonl_fpath=new/o.jsonl",
+            "+output_jsonl_fpath=o.jsonl",
             "+num_repeats=2",
             "+limit=3",
             "+num_samples_in_parallel=2",
@@ -224,7 +232,7 @@ def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: 
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    found = _read(tmp_path / "new" / "o.jsonl")
+    found = _read(tmp_path / "o.jsonl")
     assert len(found) == 6
     for row in found:
         response, task = row.pop("response"), row.pop("_ng_task_index")
@@ -249,6 +257,27 @@ def test_max_cost_is_not_gone_beyond(tmp_path: Path, running_gateway: Gunicorn) 
     # What earlier runs cost counts.
     assert _run(tmp_path, *target, "--resume").returncode == 1
     assert json.loads((tmp_path / "o_aggregate_metrics.json").read_text())["cost_usd"] == sums["cost_usd"]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({}, "(2,048 output tokens assumed); raise --max-cost above that, or set max_output_tokens"),
+        ({"max_output_tokens": 900}, "(900 output tokens); raise --max-cost above that, or lower max_output_tokens"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_max_cost_below_one_call_is_told_before_a_gateway_starts(
+    tmp_path: Path, params: dict[str, Any], said: str, more: tuple[str, ...]
+) -> None:
+    config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
+    _write_rows(tmp_path, 3, **params)
+    ended = _run(tmp_path, "--config", str(config), "--max-cost", "0.00012", *more)
+    assert ended.returncode == 2
+    assert "stops before $0.00012" in ended.stdout + ended.stderr
+    assert "one call may cost up to $0.00" in ended.stderr
+    assert said in ended.stderr
+    assert "Starting" not in ended.stderr
 
 
 def test_max_cost_without_a_price_is_refused(tmp_path: Path, upstream: Gunicorn) -> None:

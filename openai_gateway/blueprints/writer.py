@@ -5,7 +5,6 @@ The one place that reaches into gunicorn; under any other server nothing is adop
 
 from __future__ import annotations
 
-import errno
 import ssl
 from time import time
 from typing import Any, Final
@@ -27,6 +26,7 @@ class RelayWriter(Response):  # type: ignore[misc]
     headers_sent: bool
     _head = b""
     _is_ended = False
+    _is_streaming = False
 
     def should_close(self) -> bool:
         """Tell whether the connection ends after this answer; so does every one while the worker drains."""
@@ -88,15 +88,22 @@ class RelayWriter(Response):  # type: ignore[misc]
         self._is_ended = self._is_ended or is_last
         return head + payload if head else payload
 
-    def send_now(self, frame: bytes) -> int:
-        """Send what the socket takes at once and return how much that was. Raises OSError."""
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        """Send of the payload's frame what the socket takes at once and return the rest. Raises OSError."""
+        if payload and self._is_streaming and not is_last:
+            self.sent += len(payload)
+            frame = b"%x\r\n%b\r\n" % (len(payload), payload)
+        else:
+            frame = self.to_frame(payload, is_last=is_last)
+            self._is_streaming = self.chunked and not self._omits_body
+            if not frame:
+                return frame
         try:
+            # 0.0: of gevent's own, as a time to wait.
             sent: int = self.sock.send(frame, 0, 0.0)
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                raise
-            return 0
-        return sent
+        except BlockingIOError:
+            return frame
+        return b"" if sent == len(frame) else memoryview(frame)[sent:]
 
     def send_all(self, frame: bytes | memoryview) -> None:
         """Send all of it, waiting for the client as needed. Raises OSError."""

@@ -69,45 +69,39 @@ class RawAnswer:
         self._keep_alive = head.keep_alive
         self._is_ours = True
 
-    def take_first(self) -> bytes:
-        """Return the body bytes that came together with the head, undecoded; `b""` from the second time on."""
-        first, self._first = self._first, b""
-        return first
-
     def read1(self, amount: int = -1) -> bytes:
         """Return body bytes as soon as there are some, `b""` at the end, whatever `amount` says.
 
         Raises UpstreamProtocolError if the body ends too early or is malformed.
         """
-        while not self.decoder.done:
-            piece = self._first
-            if piece:
-                self._first = b""
-            else:
-                received = self.receive()
-                if received is None:
-                    self.connection.wait_readable()
-                    continue
-                piece = received
-            payload = self.decode(piece)
-            if payload:
-                return payload
-            if not piece:
-                break
-        return b""
+        payload: bytes | None = self.take_first()
+        while not payload and not self.decoder.done:
+            if payload is None:
+                self.connection.wait_readable()
+            payload = self.receive()
+        return payload or b""
 
-    def receive(self) -> bytes | None:
-        """Return undecoded bytes, `b""` at the upstream's end, None if none are there. Raises UpstreamProtocolError."""
-        try:
-            return self.connection.receive()
-        except OSError as error:
-            raise UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).") from None
-
-    def decode(self, piece: bytes) -> bytes:
-        """Return the body bytes in `piece`, `b""` being the upstream's end; ends the exchange after the last.
+    def take_first(self) -> bytes:
+        """Return the body bytes that came together with the head; `b""` from the second time on.
 
         Raises UpstreamProtocolError.
         """
+        first, self._first = self._first, b""
+        return self._decode(first) if first and not self.decoder.done else b""
+
+    def receive(self) -> bytes | None:
+        """Return the body bytes that are there, which may be none of a chunk's; None if nothing has come.
+
+        Raises UpstreamProtocolError.
+        """
+        try:
+            piece = self.connection.receive()
+        except OSError as error:
+            raise UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).") from None
+        return None if piece is None else self._decode(piece)
+
+    def _decode(self, piece: bytes) -> bytes:
+        """Return the body bytes in `piece`, `b""` being the upstream's end; ends the exchange after the last."""
         decoder = self.decoder
         if not piece:
             if decoder.ends_with_connection:

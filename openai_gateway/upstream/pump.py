@@ -6,7 +6,6 @@ The serving greenlet is parked meanwhile; it is woken at the end, at an error, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Protocol
 
 import gevent
@@ -24,8 +23,8 @@ class Sink(Protocol):
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         """Return body bytes as they go over the wire, with whatever has to go before or after them."""
 
-    def send_now(self, frame: bytes) -> int:
-        """Send what the socket takes at once and return how much that was. Raises OSError."""
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        """Send of the payload's frame what the socket takes at once and return the rest. Raises OSError."""
 
     def send_all(self, frame: bytes | memoryview) -> None:
         """Send all of it, waiting for the client as needed. Raises OSError."""
@@ -36,6 +35,7 @@ class Pump:
 
     __slots__ = (
         "_client_s",
+        "_decoder",
         "_error",
         "_idle_s",
         "_raw",
@@ -58,6 +58,7 @@ class Pump:
         client_s: float | None,
     ) -> None:
         self._raw = raw
+        self._decoder = raw.decoder
         self._sink = sink
         self._tail = tail
         self._watch = watch
@@ -65,22 +66,18 @@ class Pump:
         self._to_idle_timeout = to_idle_timeout
         self._client_s = client_s
         self._waiter: Waiter[None] = Waiter(gevent.get_hub())
-        self._rest = memoryview(b"")
+        self._rest: bytes | memoryview = b""
         self._error: BaseException | None = None
 
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
-        raw = self._raw
-        first = raw.take_first()
-        if first:
-            self._relay(first)
         # The status goes out now, with the first bytes of the body only if they are here already.
-        self._send(self._sink.to_frame(b"", is_last=False))
-        while not raw.decoder.done or self._rest:
+        self._relay(self._raw.take_first())
+        while not self._decoder.done or self._rest:
             if self._error is not None:
                 raise self._error
             if self._rest:
-                rest, self._rest = self._rest, memoryview(b"")
+                rest, self._rest = self._rest, b""
                 self._watch.arm(self._client_s, ClientGone)
                 self._sink.send_all(rest)
                 self._watch.disarm()
@@ -102,27 +99,20 @@ class Pump:
 
     def _on_readable(self) -> None:
         try:
-            piece = self._raw.receive()
-            if piece is None:
+            payload = self._raw.receive()
+            if payload is None:
                 return
-            self._relay(piece)
-            if self._idle_s is not None:
-                self._watch.touch(monotonic() + self._idle_s)
-            if not (self._rest or self._raw.decoder.done):
+            self._watch.has_moved = True
+            if payload or self._decoder.done:
+                self._relay(payload)
+            if not (self._rest or self._decoder.done):
                 return
         except (Exception, Cancelled) as error:
             self._error = error
         self._raw.connection.off_readable()
         self._waiter.switch(None)
 
-    def _relay(self, piece: bytes) -> None:
-        raw = self._raw
-        payload = raw.decode(piece)
-        if payload or raw.decoder.done:
-            self._send(self._sink.to_frame(payload, is_last=raw.decoder.done))
-            if payload:
-                self._tail.add(payload)
-
-    def _send(self, frame: bytes) -> None:
-        if frame:
-            self._rest = memoryview(frame)[self._sink.send_now(frame) :]
+    def _relay(self, payload: bytes) -> None:
+        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
+        if payload:
+            self._tail.add(payload)

@@ -34,12 +34,26 @@ class CallWatch:
     A client that left ends the watch; after a deadline it goes on, for a further attempt.
     """
 
-    __slots__ = ("_client_fd", "_deadline", "_greenlet", "_io", "_probing", "_to_error", "_total_deadline", "_total_s")
+    __slots__ = (
+        "_client_fd",
+        "_deadline",
+        "_greenlet",
+        "_io",
+        "_patience_s",
+        "_probing",
+        "_to_error",
+        "_total_deadline",
+        "_total_s",
+        "has_moved",
+    )
 
     def __init__(self) -> None:
         self._greenlet = gevent.getcurrent()
         self._client_fd: int | None = None
         self._deadline: float | None = None
+        self._patience_s = 0.0
+        # Set by whoever moves bytes: the deadline then starts anew at the next tick, without a look at the clock.
+        self.has_moved = False
         self._to_error: Callable[[], GatewayError | ClientGone] | None = None
         self._total_s: float | None = None
         self._total_deadline: float | None = None
@@ -63,11 +77,11 @@ class CallWatch:
     def arm(self, seconds: float | None, to_error: Callable[[], GatewayError | ClientGone]) -> None:
         """End the call with `to_error()` unless it is armed anew or disarmed within `seconds`; None is no limit."""
         self._to_error = to_error
-        self._deadline = None if seconds is None else monotonic() + seconds
-
-    def touch(self, deadline: float | None) -> None:
-        """Move the deadline of the last `arm` to a time of the monotonic clock."""
-        self._deadline = deadline
+        if seconds is None:
+            self._deadline = None
+        else:
+            self._patience_s = seconds
+            self._deadline = monotonic() + seconds
 
     def disarm(self) -> None:
         """Take the deadline away."""
@@ -89,6 +103,10 @@ class CallWatch:
 
     def tick(self, now: float) -> None:
         """Look at the clock, and at a client whose pipelined bytes keep its socket readable."""
+        if self.has_moved:
+            self.has_moved = False
+            if self._deadline is not None:
+                self._deadline = now + self._patience_s
         if self._deadline is not None and now >= self._deadline and self._to_error is not None:
             self._deadline = None
             self._greenlet.throw(Cancelled(self._to_error()))

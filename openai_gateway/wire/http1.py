@@ -17,6 +17,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 _KNOWN_NAMES: set[str] = set()
 _MAX_KNOWN_NAMES: Final = 1024
+_KNOWN_SIZES: dict[bytes, int] = {}
+_MAX_KNOWN_SIZES: Final = 4096
+_MAX_KNOWN_SIZE_BYTES: Final = 8
 
 Header = tuple[str, str]
 
@@ -121,6 +124,11 @@ class ChunkedDecoder:
             piece = self._pending + piece
             self._pending = b""
         at, end = 0, len(piece)
+        if self._state == self._SIZE and (start := piece.find(b"\r\n", 0, _MAX_KNOWN_SIZE_BYTES) + 2) > 2:
+            # Most pieces are one whole chunk of a size that was seen before.
+            size = _KNOWN_SIZES.get(piece[: start - 2])
+            if size is not None and start + size + 2 == end and piece.endswith(b"\r\n"):
+                return piece[start:-2]
         out: list[bytes] = []
         while at < end and not self.done:
             if self._state == self._BODY:
@@ -156,11 +164,21 @@ class ChunkedDecoder:
         if self._state == self._TRAILER:
             self.done = not line
             return
-        digits = line.partition(b";")[0].rstrip(b" \t")
-        if not _HEX.fullmatch(digits):
-            raise MalformedAnswer("a chunk size is not a hexadecimal number")
-        self._left = int(digits, 16)
+        size = _KNOWN_SIZES.get(line)
+        self._left = size if size is not None else _to_size(line)
         self._state = self._BODY if self._left else self._TRAILER
+
+
+def _to_size(line: bytes) -> int:
+    """Return the size that a chunk's first line gives, remembering those of chunks with something in them."""
+    digits = line.partition(b";")[0].rstrip(b" \t")
+    if not _HEX.fullmatch(digits):
+        raise MalformedAnswer("a chunk size is not a hexadecimal number")
+    size = int(digits, 16)
+    # Bounded: an upstream chooses its sizes.
+    if size and digits == line and len(line) <= _MAX_KNOWN_SIZE_BYTES - 2 and len(_KNOWN_SIZES) < _MAX_KNOWN_SIZES:
+        _KNOWN_SIZES[line] = size
+    return size
 
 
 class LengthDecoder:

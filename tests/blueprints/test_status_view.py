@@ -262,8 +262,8 @@ class _StuckSink:
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         return payload
 
-    def send_now(self, frame: bytes) -> int:
-        return 0
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        return payload
 
     def send_all(self, frame: bytes | memoryview) -> None:
         gevent.sleep(60)

@@ -306,9 +306,10 @@ class _Sink:
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         return payload + (b"|" if is_last else b"")
 
-    def send_now(self, frame: bytes) -> int:
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        frame = self.to_frame(payload, is_last=is_last)
         self.got += frame[:7]
-        return min(7, len(frame))
+        return memoryview(frame)[7:]
 
     def send_all(self, frame: bytes | memoryview) -> None:
         gevent.sleep(0.001)
@@ -359,7 +360,7 @@ class _GoneSink(_Sink):
         super().__init__()
         self._error = error
 
-    def send_now(self, frame: bytes) -> int:
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
         raise self._error
 
     def send_all(self, frame: bytes | memoryview) -> None:

@@ -134,6 +134,32 @@ def test_malformed_chunks_are_refused(raw: bytes) -> None:
         ChunkedDecoder().feed(raw)
 
 
+@pytest.mark.parametrize(
+    ("piece", "payload", "rest"),
+    [
+        pytest.param(b"2\r\ncd\r\n", b"cd", b"2\r\nef\r\n0\r\n\r\n", id="whole"),
+        pytest.param(b"2\r\ncd\r", b"cd", b"\n2\r\nef\r\n0\r\n\r\n", id="torn after its bytes"),
+        pytest.param(b"2\r\nc", b"c", b"d\r\n2\r\nef\r\n0\r\n\r\n", id="torn within them"),
+        pytest.param(b"2\r\n\r\n\r\n", b"\r\n", b"2\r\nef\r\n0\r\n\r\n", id="of line ends"),
+        pytest.param(b"2\r\ncd\r\n2\r\nef\r\n", b"cdef", b"0\r\n\r\n", id="two"),
+    ],
+)
+def test_chunk_of_a_size_seen_before(piece: bytes, payload: bytes, rest: bytes) -> None:
+    decoder = ChunkedDecoder()
+    assert decoder.feed(b"2\r\nab\r\n") == b"ab"
+    assert decoder.feed(piece) == payload
+    decoder.feed(rest)
+    assert (decoder.done, decoder.surplus) == (True, b"")
+
+
+@pytest.mark.parametrize("piece", [b"2\r\ncdX\n", b"2\r\ncde\r\n", b"2 x\r\ncd\r\n"])
+def test_malformed_chunk_of_a_size_seen_before_is_refused(piece: bytes) -> None:
+    decoder = ChunkedDecoder()
+    decoder.feed(b"2\r\nab\r\n")
+    with pytest.raises(MalformedAnswer):
+        decoder.feed(piece)
+
+
 def test_length_decoder_keeps_what_is_too_much() -> None:
     decoder = LengthDecoder(4)
     assert (decoder.feed(b"ab"), decoder.done) == (b"ab", False)

@@ -10,7 +10,8 @@ import io
 import os
 import socket
 import sys
-from typing import Any, ClassVar, Final
+from time import monotonic
+from typing import Any, Final
 
 import gevent
 from gunicorn.config import Config, PostRequest, PreRequest
@@ -21,6 +22,7 @@ from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.ggevent import GeventWorker
 
 from openai_gateway.blueprints.writer import RelayWriter
+from openai_gateway.upstream.watch import Ticker
 
 # Within gunicorn's own default limits.
 _MAX_HEAD_BYTES: Final = 4000
@@ -130,28 +132,37 @@ def _learn(name: str) -> str | None:
     return key
 
 
-class _Idle(gevent.Timeout):
-    """gunicorn's bound on the wait for a connection's next request, which `close_idle` can cut short."""
+class _Idle(BaseException):
+    """The wait for a connection's next request: bounded, as gunicorn's `timeout_ctx`, and cut short by `close_idle`."""
 
-    waiting: ClassVar[set[_Idle]] = set()
-    greenlet: Any = None
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = monotonic() + seconds
 
-    def __enter__(self) -> _Idle:
-        self.greenlet = gevent.getcurrent()
-        self.waiting.add(self)
-        super().__enter__()
-        return self
+    def __enter__(self) -> None:
+        self._greenlet = gevent.getcurrent()
+        _idle.add(self)
 
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
-        self.waiting.discard(self)
-        return super().__exit__(kind, value, traceback)
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> bool:
+        _idle.discard(self)
+        return value is self
+
+    def tick(self, now: float) -> None:
+        """End the wait if its time is up."""
+        if now >= self._ends_at:
+            self.end()
+
+    def end(self) -> None:
+        """End the wait without a request, on which gunicorn closes the connection."""
+        self._greenlet.throw(self)
+
+
+_idle: Ticker[_Idle] = Ticker()
 
 
 def close_idle() -> None:
     """Close the connections that wait for a request."""
-    for idle in list(_Idle.waiting):
-        if idle in _Idle.waiting:
-            idle.greenlet.throw(idle)
+    for idle in _idle:
+        idle.end()
 
 
 class PlainWorker(GeventWorker):  # type: ignore[misc]
@@ -161,7 +172,7 @@ class PlainWorker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> _Idle:
         """Return what bounds the wait for a request."""
-        return _Idle(self.cfg.keepalive, False)  # type: ignore[arg-type]
+        return _Idle(self.cfg.keepalive)
 
     def _try_h2c_upgrade(self, *_: Any) -> bool:
         return False

@@ -24,6 +24,7 @@ class RelayWriter(Response):  # type: ignore[misc]
     """Writes what gunicorn's Response writes, in fewer sends; gunicorn's own bookkeeping stays as it is."""
 
     headers_sent: bool
+    response_length: int | None
     _head = b""
     _is_ended = False
     _is_streaming = False
@@ -34,14 +35,23 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def process_headers(self, headers: list[tuple[str, str]]) -> None:
         """Take the answer's headers, hop-by-hop ones being out already. Raises what gunicorn raises for bad ones."""
+        names = [name for name, _ in headers]
+        if not _TOKENS.issuperset(names):
+            for name in names:
+                if not _is_token(name):
+                    raise InvalidResponseHeaderName(repr(name))
+        if not "".join([value for _, value in headers]).isprintable():
+            for name, value in headers:
+                if not HEADER_VALUE_RE.fullmatch(value):
+                    raise InvalidResponseHeader(repr(name))
         for name, value in headers:
-            if name not in _TOKENS and not _is_token(name):
-                raise InvalidResponseHeaderName(repr(name))
-            if not value.isprintable() and not HEADER_VALUE_RE.fullmatch(value):
-                raise InvalidResponseHeader(repr(name))
             if len(name) == 14 and name.lower() == "content-length":
                 self.response_length = int(value)
         self.headers += headers
+
+    def is_chunked(self) -> bool:
+        """Tell whether the body goes out in chunks."""
+        return self.response_length is None and bool(super().is_chunked())
 
     def default_headers(self) -> list[str]:
         """Return status line and the server's own headers, the date being made once a second."""

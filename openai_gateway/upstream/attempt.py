@@ -101,16 +101,15 @@ class Sender:
 
     def _mask(self, beginning: Beginning) -> Beginning:
         """Take our keys out of headers, and of an error's body, that echo them: the one change of what they say."""
-        body, headers, reason = beginning.body, beginning.headers, beginning.reason
-        for secret in self._secrets():
-            if beginning.status >= 400 and secret.encode() in body:
-                body = body.replace(secret.encode(), _MASK.encode())
-            if any(secret in value for _, value in headers):
-                headers = [(name, value.replace(secret, _MASK)) for name, value in headers]
-            reason = reason.replace(secret, _MASK)
-        if body is beginning.body and headers is beginning.headers and reason is beginning.reason:
+        said = "\n".join([beginning.reason, *[value for _, value in beginning.headers]])
+        if beginning.status < 400 and self.hide(said) == said:
             return beginning
-        return Beginning(beginning.status, reason, headers, body, beginning.raw)
+        body = beginning.body
+        if beginning.status >= 400:
+            for secret in self._secrets():
+                body = body.replace(secret.encode(), _MASK.encode())
+        headers = [(name, self.hide(value)) for name, value in beginning.headers]
+        return Beginning(beginning.status, self.hide(beginning.reason), headers, body, beginning.raw)
 
     def hide(self, text: str) -> str:
         """Return a text without our keys."""

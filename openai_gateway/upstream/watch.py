@@ -1,14 +1,14 @@
 """Watches one call: is its client still there, is its time up; if not, throws Cancelled into its greenlet.
 
-One ticking timer serves the deadlines of all calls, so that a deadline costs a call no timer of its own.
+One ticking timer serves all deadlines of a kind, so that a deadline costs a call no timer of its own.
 """
 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
 from gevent.monkey import get_original
@@ -59,7 +59,7 @@ class CallWatch:
         self._total_deadline: float | None = None
         self._probing = False
         self._io: Any = None
-        _ticker.add(self)
+        _watches.add(self)
 
     def bound(self, total_s: float | None) -> None:
         """End the whole call `total_s` from now; None is no limit."""
@@ -99,7 +99,7 @@ class CallWatch:
             self._io.stop()
             self._io.close()
             self._io = None
-        _ticker.discard(self)
+        _watches.discard(self)
 
     def tick(self, now: float) -> None:
         """Look at the clock, and at a client whose pipelined bytes keep its socket readable."""
@@ -140,46 +140,60 @@ class CallWatch:
         self._greenlet.throw(Cancelled(ClientGone()))
 
 
-class _Ticker:
-    """Ticks every watch while there is one."""
+class Ticked(Protocol):
+    """What has to look at the clock now and then."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due at `now`, on the monotonic clock; called from the hub."""
+
+
+TickedT = TypeVar("TickedT", bound=Ticked)
+
+
+class Ticker(Generic[TickedT]):
+    """Ticks everything that was added and not discarded, ten times a second; without any it costs nothing."""
 
     def __init__(self) -> None:
-        self._watches: set[CallWatch] = set()
+        self._ticked: set[TickedT] = set()
         self._timer: Any = None
+        self.discard = self._ticked.discard
 
-    def add(self, watch: CallWatch) -> None:
-        self._watches.add(watch)
+    def add(self, ticked: TickedT) -> None:
+        """Tick this from now on."""
+        self._ticked.add(ticked)
         if self._timer is None:
             self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
             self._timer.start(self._tick)
 
-    def discard(self, watch: CallWatch) -> None:
-        self._watches.discard(watch)
-
-    def cancel_all(self, to_reason: Callable[[], GatewayError]) -> None:
-        for watch in list(self._watches):
-            if watch in self._watches:
-                watch.cancel(to_reason())
+    def __iter__(self) -> Iterator[TickedT]:
+        """Give each that is still there when its turn comes: what one causes may discard others."""
+        for ticked in list(self._ticked):
+            if ticked in self._ticked:
+                yield ticked
 
     def _tick(self) -> None:
         now = monotonic()
-        for watch in list(self._watches):
-            if watch in self._watches:
-                watch.tick(now)
-        if not self._watches and self._timer is not None:
+        for ticked in self:
+            ticked.tick(now)
+        if not self._ticked:
             self._timer.stop()
             self._timer.close()
             self._timer = None
 
 
-_ticker = _Ticker()
+_watches: Ticker[CallWatch] = Ticker()
+
+
+def _cancel_all(to_reason: Callable[[], GatewayError]) -> None:
+    for watch in _watches:
+        watch.cancel(to_reason())
 
 
 def cancel_all_in(seconds: float, to_reason: Callable[[], GatewayError]) -> None:
     """End every call that is still under way so many seconds from now with `to_reason()`."""
     timer = gevent.get_hub().loop.timer(seconds, ref=False)
     _pending_timers.append(timer)
-    timer.start(_ticker.cancel_all, to_reason)
+    timer.start(_cancel_all, to_reason)
 
 
 _pending_timers: list[Any] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8, utf_8_decode
 from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Final, NoReturn
 
 import msgspec
@@ -20,33 +21,33 @@ Values = dict[str, msgspec.Raw]
 _values_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _UTF8_WINDOW_BYTES: Final = 32 * 1024
-_STARTS: Final = {
-    "string": (b'"',),
-    "array": (b"[",),
-    "object": (b"{",),
-    "boolean": (b"t", b"f"),
-    "null": (b"n",),
+_STARTS: Final = {"string": '"', "array": "[", "object": "{", "boolean": "tf", "null": "n"}
+_NAMES_OF_STARTS: Final = {
+    '"': "a string",
+    "[": "an array",
+    "{": "an object",
+    "t": "a boolean",
+    "f": "a boolean",
+    "n": "null",
 }
-_NAMES_OF_STARTS: Final = {b'"': "a string", b"[": "an array", b"{": "an object", b"t": "a boolean", b"f": "a boolean"}
 
 
 class RawField(fields.Field):  # type: ignore[type-arg]
-    """A raw JSON value of one of the named types; only its first byte is looked at."""
+    """A JSON value of one of the named types, told by the first character, which stands for it."""
 
     def __init__(self, *types: str, required: bool = False) -> None:
         super().__init__(required=required)
-        self._starts = frozenset(start for name in types for start in _STARTS[name])
+        self._starts = "".join(_STARTS[name] for name in types)
         self._wanted = " or ".join(types)
 
     def deserialize(self, value: Any, attr: str | None = None, data: Any = None, **kwargs: Any) -> Any:
-        """Return the value as it came; overridden whole, for there is nothing to convert or validate further."""
+        """Return the value as it is; overridden whole, for there is nothing to convert or validate further."""
         if value is missing:
             if self.required:
                 raise self.make_error("required")
             return value
-        start = bytes(value)[:1]
-        if start not in self._starts:
-            found = _NAMES_OF_STARTS.get(start, "null" if start == b"n" else "a number")
+        if value not in self._starts:
+            found = _NAMES_OF_STARTS.get(value, "a number")
             raise ValidationError(f"expected {self._wanted}, but got {found}")
         return value
 
@@ -62,6 +63,11 @@ class ModelEnvelope(Schema):
     one_required_of: ClassVar[tuple[str, ...]] = ()
 
     model = RawField("string", "null")
+
+    @cached_property
+    def looked_at(self) -> tuple[str, ...]:
+        """The keys on whose values the verdict depends."""
+        return tuple({**self.load_fields, **dict.fromkeys(self.one_required_of)})
 
 
 class ResponsesEnvelope(ModelEnvelope):
@@ -102,12 +108,30 @@ def parse(body: bytes, schema: ModelEnvelope) -> Values:
         raise InvalidRequest("The request body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         values = _parse_lone_surrogates(body, error)
-    errors = schema.validate(values)
-    if errors:
-        _raise_first(errors, values)
-    if schema.one_required_of and all(_is_absent(values.get(name)) for name in schema.one_required_of):
-        raise _missing(schema.one_required_of[0], f" (or one of {', '.join(schema.one_required_of[1:])})")
+    fault = _find_fault(schema, tuple([_start(values.get(name)) for name in schema.looked_at]))
+    if fault is not None:
+        message, code, name = fault
+        raise InvalidRequest(message, code=code, param=name)
     return values
+
+
+@lru_cache(maxsize=1024)
+def _find_fault(schema: ModelEnvelope, starts: tuple[int, ...]) -> tuple[str, str, str] | None:
+    """Return message, code and param of the first fault of a body, None if it has none.
+
+    `starts` are the first bytes of the values that the schema looks at, 0 for one that isn't there. As nothing else
+    counts, bodies of one shape are judged once.
+    """
+    shape = {name: chr(start) for name, start in zip(schema.looked_at, starts, strict=True) if start}
+    for name, messages in schema.validate(shape).items():
+        if name in shape:
+            return f"Invalid type for '{name}': {messages[0]}.", "invalid_type", name
+        return f"Missing required parameter: '{name}'.", "missing_required_parameter", name
+    if schema.one_required_of and all(shape.get(name, "n") == "n" for name in schema.one_required_of):
+        first, *others = schema.one_required_of
+        message = f"Missing required parameter: '{first}' (or one of {', '.join(others)})."
+        return message, "missing_required_parameter", first
+    return None
 
 
 def rewrite(values: Values, model: msgspec.Raw, defaults: Mapping[str, msgspec.Raw]) -> bytes:
@@ -132,7 +156,7 @@ def to_raw(values: Mapping[str, Any]) -> dict[str, msgspec.Raw]:
 
 def is_true(value: msgspec.Raw | None) -> bool:
     """Tell whether a raw value is `true`."""
-    return value is not None and bytes(value) == b"true"
+    return _start(value) == ord("t")
 
 
 class _Item(msgspec.Struct):
@@ -142,7 +166,7 @@ class _Item(msgspec.Struct):
 def drop_reasoning_items(values: Values) -> None:
     """Take items of type `reasoning` out of a Responses `input` array; the others keep their bytes."""
     given = values.get("input")
-    if given is None or bytes(given)[:1] != b"[":
+    if given is None or _start(given) != ord("["):
         return
     items = _items_decoder.decode(given)
     kept = [item for item in items if not _is_reasoning(item)]
@@ -157,8 +181,9 @@ def _is_reasoning(item: msgspec.Raw) -> bool:
         return False
 
 
-def _is_absent(value: msgspec.Raw | None) -> bool:
-    return value is None or bytes(value) == b"null"
+def _start(value: msgspec.Raw | None) -> int:
+    """Return the first byte of a value, which tells its type; 0 if there is none."""
+    return 0 if value is None else memoryview(value)[0]
 
 
 def _check_utf8(body: bytes) -> None:
@@ -171,18 +196,6 @@ def _check_utf8(body: bytes) -> None:
         raise InvalidRequest(f"The request body is not UTF-8 (byte {at + error.start}).") from None
     if body.startswith(BOM_UTF8):
         raise InvalidRequest("The request body starts with a byte order mark; JSON must not (RFC 8259 8.1).")
-
-
-def _raise_first(errors: Mapping[str, list[str]], values: Values) -> NoReturn:
-    name, messages = next(iter(errors.items()))
-    if name not in values:
-        raise _missing(name)
-    raise InvalidRequest(f"Invalid type for '{name}': {messages[0]}.", code="invalid_type", param=name)
-
-
-def _missing(name: str, alternatives: str = "") -> InvalidRequest:
-    message = f"Missing required parameter: '{name}'{alternatives}."
-    return InvalidRequest(message, code="missing_required_parameter", param=name)
 
 
 def _parse_lone_surrogates(body: bytes, error: Exception) -> Values:

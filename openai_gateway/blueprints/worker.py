@@ -169,10 +169,11 @@ class PlainWorker(GeventWorker):  # type: ignore[misc]
     """The worker that `adopt_worker` makes of gunicorn's."""
 
     _environ: dict[str, Any]
+    _keepalive_s: float
 
     def timeout_ctx(self) -> _Idle:
         """Return what bounds the wait for a request."""
-        return _Idle(self.cfg.keepalive)
+        return _Idle(self._keepalive_s)
 
     def _try_h2c_upgrade(self, *_: Any) -> bool:
         return False
@@ -238,6 +239,7 @@ def adopt_worker(worker: Any) -> None:
     ):
         return
     worker.__class__ = PlainWorker
+    worker._keepalive_s = cfg.keepalive
     worker._environ = {
         **base_environ(cfg),
         "wsgi.errors": sys.stderr,

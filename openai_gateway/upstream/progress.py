@@ -6,7 +6,6 @@ Who wants records is `relay`'s to know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from time import monotonic, time
 
 import msgspec
@@ -22,8 +21,7 @@ from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, read_stream
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct):
     """The state of one call; `slot` is None while it waits for one, `headers` is empty until the answer's are in.
 
     `outcome` to `ended` are set when it is over; `tail` stays None if no answer of the upstream was relayed.
@@ -31,7 +29,7 @@ class Progress:
 
     call: Call
     request_bytes: int = 0
-    started: float = field(default_factory=monotonic)
+    started: float = msgspec.field(default_factory=monotonic)
     slot: Slot | None = None
     queue_wait_s: float = 0.0
     attempts: int = 0

@@ -188,10 +188,10 @@ def _start(value: msgspec.Raw | None) -> int:
 
 def _check_utf8(body: bytes) -> None:
     # In windows that fit the CPU's cache: the text itself is not needed, and may be four times as long.
-    at, view = 0, memoryview(body)
+    at = 0
     try:
-        while at < len(view):
-            at += utf_8_decode(view[at : at + _UTF8_WINDOW_BYTES], "strict", at + _UTF8_WINDOW_BYTES >= len(view))[1]
+        while at < len(body):
+            at += utf_8_decode(body[at : at + _UTF8_WINDOW_BYTES], "strict", at + _UTF8_WINDOW_BYTES >= len(body))[1]
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The request body is not UTF-8 (byte {at + error.start}).") from None
     if body.startswith(BOM_UTF8):

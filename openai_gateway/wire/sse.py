@@ -6,10 +6,12 @@ Bytes are never re-framed; event names are never looked at (their set grows).
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from openai_gateway.errors import GatewayError
 
 
+@lru_cache(maxsize=64)
 def is_event_stream(content_type: str) -> bool:
     """Tell whether an answer is a stream of events, by its content type."""
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"

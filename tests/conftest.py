@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.processes import Gunicorn, run_gateway, run_simulator
+from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstream
 
 
 @pytest.fixture(scope="module")
@@ -25,4 +26,11 @@ def gateway(
     # With an access log, gunicorn's worker is left as it is.
     arguments = ["--access-logfile", "/dev/null"] if request.param == "flask" else []
     with run_gateway(folder, simulator.url, settings, *arguments, environ=environ) as running:
+        yield running
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedUpstream]:
+    """An upstream that answers until a test gives it another script."""
+    with run_upstream(answer_always) as running:
         yield running

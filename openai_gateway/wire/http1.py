@@ -124,12 +124,15 @@ class ChunkedDecoder:
             piece = self._pending + piece
             self._pending = b""
         at, end = 0, len(piece)
-        if self._state == self._SIZE and (start := piece.find(b"\r\n", 0, _MAX_KNOWN_SIZE_BYTES) + 2) > 2:
-            # Most pieces are one whole chunk of a size that was seen before.
-            size = _KNOWN_SIZES.get(piece[: start - 2])
-            if size is not None and start + size + 2 == end and piece.endswith(b"\r\n"):
-                return piece[start:-2]
         out: list[bytes] = []
+        if self._state == self._SIZE:
+            # Most pieces are whole chunks of sizes that were seen before.
+            while (start := piece.find(b"\r\n", at, at + _MAX_KNOWN_SIZE_BYTES) + 2) > 1:
+                stop = start + _KNOWN_SIZES.get(piece[at : start - 2], end)
+                if piece[stop : stop + 2] != b"\r\n":
+                    break
+                out.append(piece[start:stop])
+                at = stop + 2
         while at < end and not self.done:
             if self._state == self._BODY:
                 taken = piece[at : at + self._left]

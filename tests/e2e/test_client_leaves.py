@@ -53,12 +53,6 @@ class Client:
         return time.monotonic()
 
 
-@pytest.fixture
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream(answer_always) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def url_of_upstream() -> Iterator[ScriptedUpstream]:
     with run_upstream(answer_always) as running:

@@ -31,20 +31,12 @@ from tests.support.upstreams import (
     STREAM_HEAD,
     Conversation,
     ScriptedUpstream,
-    answer_always,
-    run_upstream,
     to_answer,
     to_chunk,
     to_event,
 )
 
 TIMEOUTS = Timeouts(5.0, 5.0, 5.0)
-
-
-@pytest.fixture
-def upstream() -> Iterator[ScriptedUpstream]:
-    with run_upstream(answer_always) as running:
-        yield running
 
 
 @pytest.fixture

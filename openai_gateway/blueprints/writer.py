@@ -109,8 +109,8 @@ class RelayWriter(Response):  # type: ignore[misc]
             if not frame:
                 return frame
         try:
-            # 0.0: of gevent's own, as a time to wait.
-            sent: int = self.sock.send(frame, 0, 0.0)
+            # Of the socket within gevent's, which only adds the waiting.
+            sent: int = self.sock._sock.send(frame)
         except BlockingIOError:
             return frame
         return b"" if sent == len(frame) else memoryview(frame)[sent:]

@@ -54,7 +54,7 @@ class RawHeaders:
 class RawAnswer:
     """An answer whose head is in; the body is read with `read1`, in the part of urllib3's interface that we need."""
 
-    __slots__ = ("_first", "_is_ours", "_keep_alive", "_pool", "connection", "decoder", "headers", "reason", "status")
+    __slots__ = ("_is_ours", "_keep_alive", "_pool", "connection", "decoder", "first", "headers", "reason", "status")
 
     def __init__(
         self, head: Head, first: bytes, connection: Connection, pool: ConnectionPool, decoder: Decoder
@@ -65,7 +65,8 @@ class RawAnswer:
         self.connection = connection
         self.decoder = decoder
         self._pool = pool
-        self._first = first
+        # The body bytes that came together with the head.
+        self.first = first
         self._keep_alive = head.keep_alive
         self._is_ours = True
 
@@ -74,48 +75,42 @@ class RawAnswer:
 
         Raises UpstreamProtocolError if the body ends too early or is malformed.
         """
-        payload: bytes | None = self.take_first()
+        payload: bytes | None = b""
         while not payload and not self.decoder.done:
+            payload = self.receive()
             if payload is None:
                 self.connection.wait_readable()
-            payload = self.receive()
         return payload or b""
-
-    def take_first(self) -> bytes:
-        """Return the body bytes that came together with the head; `b""` from the second time on.
-
-        Raises UpstreamProtocolError.
-        """
-        first, self._first = self._first, b""
-        return self._decode(first) if first and not self.decoder.done else b""
 
     def receive(self) -> bytes | None:
         """Return the body bytes that are there, which may be none of a chunk's; None if nothing has come.
 
         Raises UpstreamProtocolError.
         """
+        decoder = self.decoder
         try:
-            piece = self.connection.receive()
+            piece: bytes | None = self.first
+            if piece:
+                self.first = b""
+            else:
+                piece = self.connection.receive()
+            if not piece:
+                return None if piece is None else self._end()
+            payload = decoder.feed(piece)
         except OSError as error:
             raise UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).") from None
-        return None if piece is None else self._decode(piece)
-
-    def _decode(self, piece: bytes) -> bytes:
-        """Return the body bytes in `piece`, `b""` being the upstream's end; ends the exchange after the last."""
-        decoder = self.decoder
-        if not piece:
-            if decoder.ends_with_connection:
-                decoder.done = True
-                self.close()
-                return b""
-            raise UpstreamProtocolError("The upstream broke off its answer.")
-        try:
-            payload = decoder.feed(piece)
         except MalformedAnswer as problem:
             raise UpstreamProtocolError(f"The upstream's answer is malformed: {problem}.") from None
         if decoder.done:
             self.finish()
         return payload
+
+    def _end(self) -> bytes:
+        if not self.decoder.ends_with_connection:
+            raise UpstreamProtocolError("The upstream broke off its answer.")
+        self.decoder.done = True
+        self.close()
+        return b""
 
     read = read1
 

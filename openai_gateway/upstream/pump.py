@@ -72,7 +72,10 @@ class Pump:
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
         # The status goes out now, with the first bytes of the body only if they are here already.
-        self._relay(self._raw.take_first())
+        payload = (self._raw.receive() if self._raw.first else None) or b""
+        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
+        if payload:
+            self._tail.add(payload)
         while not self._decoder.done or self._rest:
             if self._error is not None:
                 raise self._error
@@ -103,16 +106,14 @@ class Pump:
             if payload is None:
                 return
             self._watch.has_moved = True
-            if payload or self._decoder.done:
-                self._relay(payload)
-            if not (self._rest or self._decoder.done):
+            is_last = self._decoder.done
+            if payload or is_last:
+                self._rest = self._sink.offer(payload, is_last=is_last)
+                if payload:
+                    self._tail.add(payload)
+            if not (self._rest or is_last):
                 return
         except (Exception, Cancelled) as error:
             self._error = error
         self._raw.connection.off_readable()
         self._waiter.switch(None)
-
-    def _relay(self, payload: bytes) -> None:
-        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
-        if payload:
-            self._tail.add(payload)

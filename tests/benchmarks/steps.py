@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +20,17 @@ from openai_gateway.blueprints.worker import read_plain
 from openai_gateway.blueprints.writer import RelayWriter
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.values import Secret
-from openai_gateway.upstream.exchange import _to_head
+from openai_gateway.errors import GatewayError
+from openai_gateway.upstream.exchange import RawAnswer, _to_head
+from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import Tail
+from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import headers
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
-from openai_gateway.wire.http1 import ChunkedDecoder, parse_head, to_decoder
+from openai_gateway.wire.http1 import ChunkedDecoder, Head, parse_head, to_decoder
 
 WORDS = "Please explain what this does, step by step, and be brief. "
 MESSAGES = [{"role": "system", "content": WORDS * 3}, {"role": "user", "content": WORDS * 20 + "caf\u00e9"}]
@@ -102,6 +107,19 @@ def write_head() -> bytes:
     return writer.to_frame(b"{}", is_last=True)
 
 
+def event_pump() -> Callable[[], None]:
+    """Return what the hub calls for each event of a stream, over sockets that do nothing."""
+    from_upstream: Any = SimpleNamespace(receive=lambda: CHUNK, off_readable=lambda: None)
+    to_client = SimpleNamespace(_sock=SimpleNamespace(send=len))
+    head = Head(200, "OK", [("transfer-encoding", "chunked")], is_http_1_0=False)
+    raw = RawAnswer(head, CHUNK, from_upstream, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
+    writer = RelayWriter(request, to_client, SimpleNamespace(protocol="http", is_ssl=False))
+    writer.start_response("200 OK", [])
+    pump = Pump(raw, writer, Tail(), CallWatch(), 600.0, lambda: GatewayError("idle"), 60.0)
+    return pump._on_readable
+
+
 def main() -> None:
     runner = pyperf.Runner()
     runner.bench_func("read a plain head", read_plain, PLAIN_HEAD + BODY)
@@ -115,6 +133,7 @@ def main() -> None:
     runner.bench_func("answer's head parsed, filtered and written", write_head)
     runner.bench_func("record of a call", record)
     runner.bench_func("one event decoded from its chunk", lambda: ChunkedDecoder().feed(CHUNK))
+    runner.bench_func("one event from receiving to sending", event_pump())
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import signal
 import sys
 from typing import Any, Final
 
-import gevent
-
 from openai_gateway import reloading
 from openai_gateway.accounting.log import configure_logging
 from openai_gateway.accounting.shelf import open_shelf
@@ -25,7 +23,7 @@ from openai_gateway.blueprints.worker import adopt_worker, close_idle
 from openai_gateway.blueprints.writer import start_draining
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
-from openai_gateway.upstream.watch import cancel_all_in
+from openai_gateway.upstream.watch import call_in_hub, cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
 _log = logging.getLogger("openai_gateway")
@@ -75,7 +73,7 @@ def _attend_to_worker(made: GatewayApp) -> None:
         made.is_draining = True
         start_draining()
         # A request that is on its way comes through before.
-        gevent.spawn_later(_IDLE_S, close_idle)
+        call_in_hub(_IDLE_S, close_idle)
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
         handle_exit(number, frame)
 

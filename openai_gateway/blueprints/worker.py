@@ -152,7 +152,7 @@ class _Idle(BaseException):
             self.end()
 
     def end(self) -> None:
-        """End the wait without a request, on which gunicorn closes the connection."""
+        """End the wait without a request, on which gunicorn closes the connection; to be called from the hub."""
         self._greenlet.throw(self)
 
 
@@ -160,7 +160,7 @@ _idle: Ticker[_Idle] = Ticker()
 
 
 def close_idle() -> None:
-    """Close the connections that wait for a request."""
+    """Close the connections that wait for a request; to be called from the hub."""
     for idle in _idle:
         idle.end()
 

@@ -74,12 +74,16 @@ class _Target:
             yield gateway
 
 
-def _greet(gateway: Gateway) -> str | None:
-    """Return the gateway's model, None if it has not exactly one."""
+def _greet(gateway: Gateway, server: str | None = None) -> str | None:
+    """Return the gateway's model, None if it has not exactly one; `server` has to be there if it is given."""
     found = gateway.greet()
     if isinstance(found, Failure):
         raise click.ClickException(f"{found.message}; {found.what_to_do}")
     if not gateway.knows_rollouts:
+        if server is not None:
+            raise click.ClickException(
+                f"the gateway has no server {server!r}, or none is there; see --server, --base-url"
+            )
         click.echo("note: no openai_gateway answers there; calls go out without rollout ids", err=True)
     return found[0] if len(found) == 1 else None
 
@@ -175,7 +179,7 @@ def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:
     if not _is_base_url(url):
         raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
     gateway = Gateway(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
-    return _Target(gateway, None, Estimator(_read_prices(given["price_file"]), _greet(gateway), {}))
+    return _Target(gateway, None, Estimator(_read_prices(given["price_file"]), _greet(gateway, given["server"]), {}))
 
 
 def _is_base_url(url: str) -> bool:
@@ -202,6 +206,8 @@ def _estimate(given: Mapping[str, Any], target: _Target) -> int:
     past = Past().read(given["output"], target.estimator) if may_resume else Past()
     survey = _to_plan(given, past).survey(target.estimator)
     click.echo(to_estimate(survey, target.estimator.model, given["max_cost"]))
+    if not may_resume and given["output"].is_file() and given["output"].stat().st_size:
+        click.echo(f"note: {given['output']} holds an earlier run; go on with it by --resume, or give another --output")
     _may_begin(target.estimator, survey, Budget(given["max_cost"], past.sums.cost_usd), past)
     return 0
 
@@ -210,7 +216,7 @@ def _collect(given: Mapping[str, Any], target: _Target) -> int:
     if given["max_cost"] is not None and not target.estimator.has_price:
         raise _Refused(
             f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
-            "add it to a table of prices and name that with --price-file"
+            f"name a table that has it with --price-file, in the form of the shipped {DEFAULT_PRICE_FILE}"
         )
     with Journal(given["output"], may_resume=bool(given["resume"])) as journal:
         if journal.cut_bytes:

@@ -118,5 +118,6 @@ def main() -> None:
     See what it cost:
       openai-gateway usage usage.jsonl
 
-    Every command has --help with examples. Exit codes: 0 success, 1 the job failed, 2 called or configured wrongly.
+    Every command has --help with examples. Exit codes: 0 success, 1 the job failed, 2 called or configured wrongly,
+    130 stopped by Ctrl-C (collect).
     """

@@ -33,6 +33,8 @@ _TIME: Final = "raise the gateway's first_byte_timeout_s, or ask for shorter ans
 GENERAL: Final = frozenset(
     {"key_refused", "quota_used_up", "model_not_found", "unknown_url", "gateway_unreachable", "gateway_draining"}
 )
+# No fault of the call's, whatever it asks.
+NOT_HELD_AGAINST: Final = GENERAL | {"upstream_unreachable", "upstream_unavailable", "rate_limited", "gateway_full"}
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     @property
     def is_general(self) -> bool:
-        """Tell whether other calls would fail in the same way; such a failure is no fault of the call's."""
+        """Tell whether other calls would fail in the same way."""
         return self.failure_class in GENERAL
 
 
@@ -106,8 +108,12 @@ def _classify(status: int, code: str | None) -> tuple[str, str]:
         return "forbidden", "see what the message says: the key may lack a right, or the content is refused"
     if status in (408, 504):
         return "timeout", _TIME
+    if code == "upstream_unreachable":
+        return code, _LATER
+    if status in (502, 503, 529):
+        return "upstream_unavailable", _LATER
     if status >= 500:
-        return ("upstream_unreachable" if code == "upstream_unreachable" else "upstream_error"), _LATER
+        return "upstream_error", _LATER
     return "invalid_request", _ROW
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.estimate import Estimator
-from openai_gateway.collect.failures import GENERAL
+from openai_gateway.collect.failures import NOT_HELD_AGAINST
 from openai_gateway.collect.journal import read_entries, to_failures_path
 from openai_gateway.collect.marks import DONE, Checksums, Marks
 from openai_gateway.collect.rows import BadRow, Row, read_lines, to_row
@@ -52,8 +52,7 @@ class Past:
             self.answered.put(entry.task_index, entry.checksum)
         for entry in read_entries(to_failures_path(output)):
             self.failures[entry.failure_class or ""] += 1
-            # What every call would have met is not held against this one.
-            if entry.failure_class not in GENERAL:
+            if entry.failure_class not in NOT_HELD_AGAINST:
                 self._fail(entry.task_index, entry.rollout_index, entry.checksum)
         return self
 

@@ -80,10 +80,18 @@ def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _find_misplaced(merged: Merged, names: Sequence[str]) -> Iterator[Problem]:
-    """Complain of servers' keys at the top level, where they do nothing unless a server's entry refers to them."""
-    for key in merged.tree:
-        is_servers_own = key in schema.KEYS and key not in schema.SHARED_KEYS
-        if names and is_servers_own and f"${{{key}" not in str(merged.tree):
+    """Complain of servers' keys at the top level, where they do nothing unless a server's entry refers to them.
+
+    So do misspelt ones of those that may stand there; anything else there may be somebody else's.
+    """
+    text = str(merged.tree)
+    for key, value in merged.tree.items():
+        if not names or f"${{{key}" in text:
+            continue
+        meant = schema.nearest_shared(key)
+        if meant is not None and not isinstance(value, dict):
+            yield Problem(merged.place_of(key), key, f"is unknown and does nothing; did you mean {meant!r}?")
+        elif key in schema.KEYS and key not in schema.SHARED_KEYS:
             place = ".".join([names[0], *_OURS, key])
             yield Problem(merged.place_of(key), key, f"does nothing at the top level; it belongs to a server: {place}")
 

@@ -235,6 +235,12 @@ KEYS: Final[Mapping[str, Key]] = {
 SHARED_KEYS: Final = tuple(KEYS)[tuple(KEYS).index("price_file") :]
 
 
+def nearest_shared(name: str) -> str | None:
+    """Return the shared key that an unknown name must be misspelt for, None if it is some other name."""
+    matches = difflib.get_close_matches(name, SHARED_KEYS, n=1, cutoff=0.9) if name not in KEYS else []
+    return matches[0] if matches else None
+
+
 def nearest(name: str) -> str | None:
     """Return the known key that an unknown one most likely means."""
     matches = difflib.get_close_matches(name, [*KEYS, *GYM_KEYS], n=1, cutoff=0.6)

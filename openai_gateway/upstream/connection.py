@@ -106,7 +106,7 @@ class Connection:
 class TlsConnection(Connection):
     """A connection whose bytes go through TLS; same waiting, same calls."""
 
-    __slots__ = ("_early", "_ended", "_incoming", "_outgoing", "_sending", "_tls")
+    __slots__ = ("_callback", "_early", "_ended", "_incoming", "_outgoing", "_sending", "_tls")
 
     def __init__(self, sock: _socket.socket, context: ssl.SSLContext, hostname: str, session: Any) -> None:
         super().__init__(sock)
@@ -115,6 +115,7 @@ class TlsConnection(Connection):
         self._ended = False
         self._sending = False
         self._early: bytes | None = None
+        self._callback: Any = None
 
     @property
     def session(self) -> Any:
@@ -141,6 +142,7 @@ class TlsConnection(Connection):
         while True:
             plain = self._read_all()
             if plain:
+                self._announce()
                 return plain
             if self._ended:
                 return b""
@@ -167,6 +169,25 @@ class TlsConnection(Connection):
         """See Connection; returns at once if there is something to `receive` already."""
         if self._early is None and not self._ended:
             super().wait_readable()
+
+    def on_readable(self, callback: Any) -> None:
+        """See Connection; an end that TLS told of comes too, though the socket has nothing more to read."""
+        self._callback = callback
+        super().on_readable(callback)
+        self._announce()
+
+    def off_readable(self) -> None:
+        """See Connection."""
+        self._callback = None
+        super().off_readable()
+
+    def _announce(self) -> None:
+        if self._callback is not None and (self._ended or self._early is not None):
+            gevent.get_hub().loop.run_callback(self._call_back)
+
+    def _call_back(self) -> None:
+        if self._callback is not None:
+            self._callback()
 
     def send(self, data: bytes) -> bool:
         """Encrypt and send all of `data`; see Connection."""

@@ -191,9 +191,14 @@ def _cancel_all(to_reason: Callable[[], GatewayError]) -> None:
 
 def cancel_all_in(seconds: float, to_reason: Callable[[], GatewayError]) -> None:
     """End every call that is still under way so many seconds from now with `to_reason()`."""
+    call_in_hub(seconds, _cancel_all, to_reason)
+
+
+def call_in_hub(seconds: float, act: Callable[..., None], *arguments: Any) -> None:
+    """Have the hub call `act` so many seconds from now: only there it can throw into one greenlet after another."""
     timer = gevent.get_hub().loop.timer(seconds, ref=False)
     _pending_timers.append(timer)
-    timer.start(_cancel_all, to_reason)
+    timer.start(act, *arguments)
 
 
 _pending_timers: list[Any] = []

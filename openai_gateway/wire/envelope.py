@@ -6,6 +6,7 @@ Only `model` is replaced and missing defaults are added; what a value means is t
 from __future__ import annotations
 
 import json
+import re
 from codecs import BOM_UTF8, utf_8_decode
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
@@ -20,6 +21,7 @@ Values = dict[str, msgspec.Raw]
 
 _values_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_SURROGATE: Final = re.compile(rb"\\u[dD]")
 _UTF8_WINDOW_BYTES: Final = 32 * 1024
 _STARTS: Final = {"string": '"', "array": "[", "object": "{", "boolean": "tf", "null": "n"}
 _NAMES_OF_STARTS: Final = {
@@ -165,19 +167,27 @@ class _Item(msgspec.Struct):
 
 def drop_reasoning_items(values: Values) -> None:
     """Take items of type `reasoning` out of a Responses `input` array; the others keep their bytes."""
-    given = values.get("input")
-    if given is None or _start(given) != ord("["):
+    if _start(values.get("input")) != ord("["):
         return
-    items = _items_decoder.decode(given)
-    kept = [item for item in items if not _is_reasoning(item)]
+    given = bytes(values["input"])
+    # A stand-in of the same length: msgspec refuses lone surrogates.
+    readable = _SURROGATE.sub(rb"\\u0", given)
+    items = _items_decoder.decode(readable)
+    kept, at = [], 1
+    for item in items:
+        at = readable.index(bytes(item), at)
+        end = at + len(bytes(item))
+        if not _is_reasoning(item):
+            kept.append(given[at:end])
+        at = end
     if len(kept) < len(items):
-        values["input"] = msgspec.Raw(b"[" + b",".join(bytes(item) for item in kept) + b"]")
+        values["input"] = msgspec.Raw(b"[" + b",".join(kept) + b"]")
 
 
 def _is_reasoning(item: msgspec.Raw) -> bool:
     try:
         return msgspec.json.decode(item, type=_Item).type == "reasoning"
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except msgspec.MsgspecError:
         return False
 
 

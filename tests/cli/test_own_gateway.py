@@ -24,12 +24,16 @@ def test_only_who_started_it_gets_in(tmp_path: Path, simulator: Gunicorn) -> Non
 @pytest.mark.parametrize(
     ("settings", "overrides", "set_for_this_run"),
     [
-        ({}, [], ["max_retries=100", "retry_budget_s=3600"]),
-        ({"max_retries": 5}, [], ["retry_budget_s=3600"]),
-        ({"max_retries": 2, "retry_budget_s": None}, [], []),
-        ({}, ["++policy_model.responses_api_models.openai_model.retry_budget_s=1"], ["max_retries=100"]),
+        ({}, [], ["max_retries=100", "retry_budget_s=3600", "retry_ratio=null"]),
+        ({"max_retries": 5}, [], ["retry_budget_s=3600", "retry_ratio=null"]),
+        ({"max_retries": 2, "retry_budget_s": None, "retry_ratio": 0.2}, [], []),
+        (
+            {},
+            ["++policy_model.responses_api_models.openai_model.retry_budget_s=1"],
+            ["max_retries=100", "retry_ratio=null"],
+        ),
     ],
-    ids=["nothing", "one", "both, one to its default", "one on the command line"],
+    ids=["nothing", "one", "all, some to their defaults", "one on the command line"],
 )
 def test_patience_is_set_where_the_config_says_nothing(
     tmp_path: Path, settings: dict[str, object], overrides: list[str], set_for_this_run: list[str]

@@ -54,6 +54,7 @@ def test_done_calls_are_left_out_and_failed_ones_tried_again_three_times(tmp_pat
     failed += [_entry(1, 1, _ng_failure_class="upstream_error")] * MOST_RETRIES
     # These say nothing about their calls.
     failed += [_entry(2, 0, _ng_failure_class="key_refused")] * 10
+    failed += [_entry(2, 0, _ng_failure_class="upstream_unreachable")] * 10
     # Failed before it was done.
     failed += [_entry(0, 0, _ng_failure_class="timeout")] * 10
     _write(tmp_path / "o_failures.jsonl", failed)

@@ -38,6 +38,8 @@ def _error(code: str | None) -> bytes:
         (413, "request_too_large", "invalid_request", False),
         (504, "upstream_timeout", "timeout", False),
         (502, "upstream_unreachable", "upstream_unreachable", False),
+        (503, None, "upstream_unavailable", False),
+        (502, "bad_gateway", "upstream_unavailable", False),
         (500, None, "upstream_error", False),
     ],
 )

@@ -117,6 +117,25 @@ def test_servers_key_at_the_top_level_is_complained_of(folder: Folder) -> None:
     assert f"{DOTTED}.max_concurrent_requests" in complaint
 
 
+@pytest.mark.parametrize(("given", "meant"), [("acces_log", "access_log"), ("usage_logs", "usage_log")])
+def test_misspelt_shared_key_is_complained_of(folder: Folder, given: str, meant: str) -> None:
+    folder.write(folder.default, {"policy_model": to_server()})
+    folder.write("env.yaml", {given: True})
+    assert f"{given}: is unknown and does nothing; did you mean '{meant}'?" in folder.complaint()
+
+
+def test_other_names_at_the_top_level_are_somebody_elses(folder: Folder) -> None:
+    names = {
+        "openai_api_key_2": "sk-x",
+        "logs": 1,
+        "price_files": {"a": 1},
+        "limit": 3,
+        "usage_logger": "${usage_logs}",
+    }
+    folder.write(folder.default, {"policy_model": to_server(), **names, "usage_logs": "x"})
+    folder.load()
+
+
 def test_servers_key_at_the_top_level_may_be_referred_to(folder: Folder) -> None:
     folder.write(folder.default, {"policy_model": to_server(openai_model="${openai_model}"), "openai_model": "m"})
     assert folder.server().openai_model == "m"

@@ -235,18 +235,18 @@ def test_idle_connections_hold_up_no_stop_and_get_no_unasked_answer(tmp_path: Pa
         (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
         with _run_with_conf(tmp_path) as gateway, ExitStack() as stack:
             address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-            idle, busy = (stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(2))
-            for connection in (idle, busy):
+            busy, *idle = (stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(6))
+            for connection in (busy, *idle):
                 connection.sendall(request)
-            assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
-            assert busy.recv(65536).startswith(b"HTTP/1.1 200 ")
+            for connection in (busy, *idle):
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             busy.sendall(request)
-            eventually(lambda: len(upstream.requests) == 3)
+            eventually(lambda: len(upstream.requests) == 7)
             gateway.send_signal(signal.SIGTERM)
             answer = busy.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert b"Connection: close\r\n" in answer
-            assert (busy.recv(65536), idle.recv(65536)) == (b"", b"")
+            assert [connection.recv(65536) for connection in (busy, *idle)] == [b""] * 6
             # Not the 20 s that an idle connection may be kept for.
             gateway.process.wait(10)
 

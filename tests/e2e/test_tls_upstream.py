@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -115,3 +116,30 @@ def test_connection_cut_without_tls_goodbye_breaks_the_stream_with_an_error_even
     answer = requests.post(gateway.url + PATHS["chat"], json=body, timeout=10)
     assert b'"code": "upstream_protocol_error"' in answer.content
     eventually(lambda: gateway.inspect()["in_flight"] == 0)
+
+
+@pytest.mark.parametrize("is_apart", [False, True], ids=["with the last event", "after it"])
+def test_tls_goodbye_ends_a_stream_though_the_connection_stays_open(
+    is_apart: bool, secure: tuple[Gunicorn, ScriptedUpstream]
+) -> None:
+    gateway, upstream = secure
+    event = to_event("chat", "x")
+
+    def say_goodbye(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        time.sleep(0.1)
+        talk.send(event)
+        if is_apart:
+            time.sleep(0.1)
+        assert isinstance(talk.sock, ssl.SSLSocket)
+        talk.sock.settimeout(3)
+        with contextlib.suppress(OSError):
+            talk.sock.unwrap()
+        time.sleep(3)
+
+    upstream.script = say_goodbye
+    began = time.monotonic()
+    answer = requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat", stream=True), timeout=10)
+    assert answer.content == event
+    assert time.monotonic() - began < 2

@@ -134,6 +134,21 @@ def test_reasoning_items_are_left_out_and_the_others_keep_their_bytes() -> None:
         assert values == before
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (rb'[{"type":"message","content":"\ud800"} , {"type":"reasoning","x":"\uDFFF"},[[1]]]',
+         rb'[{"type":"message","content":"\ud800"},[[1]]]'),
+        (rb'[ "\\ud800", 1,1 ,{"type":"reasoning"},11,{"type":"\ud800"}]', rb'["\\ud800",1,1,11,{"type":"\ud800"}]'),
+        (rb'[{"type":"message","content":"\ud800"} ]', rb'[{"type":"message","content":"\ud800"} ]'),
+    ],
+)  # fmt: skip
+def test_lone_surrogates_are_no_hindrance_to_dropping_reasoning_items(given: bytes, kept: bytes) -> None:
+    values = parse(b'{"input":%b}' % given, SCHEMAS["responses"])
+    drop_reasoning_items(values)
+    assert bytes(values["input"]) == kept
+
+
 def test_only_a_true_is_true() -> None:
     assert is_true(msgspec.Raw(b"true"))
     assert not any(map(is_true, [None, msgspec.Raw(b"false"), msgspec.Raw(b'"true"'), msgspec.Raw(b"1")]))

@@ -105,7 +105,7 @@ def to_failure(
     if isinstance(error, TimeoutError):
         return "no connection in time", _with_proxy(f"check the host, and that firewalls let {host}:{port} through")
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused", f"nothing listens at {host}:{port}: start the upstream, or mend {url_name}"
+        return "connection refused", f"nothing listens at {host}:{port}: start it, or mend {url_name}"
     if isinstance(error, http.client.HTTPException | BrokenAnswer | ConnectionError):
         what = str(error) if isinstance(error, BrokenAnswer) else "no complete HTTP answer"
         return f"{what} ({type(error).__name__})", "check http:// or https:// and the port; else look at its log"

@@ -16,6 +16,7 @@ from gunicorn.util import http_date
 
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
+_OK: Final = "200 OK"
 _date = (0, "")
 _is_draining = False
 
@@ -25,6 +26,7 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     headers_sent: bool
     response_length: int | None
+    status: str | None
     _head = b""
     _is_ended = False
     _is_streaming = False
@@ -32,6 +34,16 @@ class RelayWriter(Response):  # type: ignore[misc]
     def should_close(self) -> bool:
         """Tell whether the connection ends after this answer; so does every one while the worker drains."""
         return _is_draining or bool(super().should_close())
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        """Take status and headers. Raises what gunicorn raises for bad ones."""
+        if status != _OK or exc_info or self.status is not None or self.req.method == "HEAD":
+            return super().start_response(status, headers, exc_info)
+        # What gunicorn comes to for any other status, too, after a closer look at it.
+        self.status, self.status_code = status, 200
+        self.process_headers(headers)
+        self.chunked = self.is_chunked()
+        return self.write
 
     def process_headers(self, headers: list[tuple[str, str]]) -> None:
         """Take the answer's headers, hop-by-hop ones being out already. Raises what gunicorn raises for bad ones."""

@@ -81,9 +81,7 @@ def _greet(gateway: Gateway, server: str | None = None) -> str | None:
         raise click.ClickException(f"{found.message}; {found.what_to_do}")
     if not gateway.knows_rollouts:
         if server is not None:
-            raise click.ClickException(
-                f"the gateway has no server {server!r}, or none is there; see --server, --base-url"
-            )
+            raise click.ClickException(f"no gateway with a server {server!r} is there: see --base-url, --server")
         click.echo("note: no openai_gateway answers there; calls go out without rollout ids", err=True)
     return found[0] if len(found) == 1 else None
 

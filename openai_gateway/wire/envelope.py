@@ -173,13 +173,13 @@ def drop_reasoning_items(values: Values) -> None:
     # A stand-in of the same length: msgspec refuses lone surrogates.
     readable = _SURROGATE.sub(rb"\\u0", given)
     items = _items_decoder.decode(readable)
-    kept, at = [], 1
+    kept, end = [], 1
     for item in items:
-        at = readable.index(bytes(item), at)
-        end = at + len(bytes(item))
+        text = bytes(item)
+        start = readable.index(text, end)
+        end = start + len(text)
         if not _is_reasoning(item):
-            kept.append(given[at:end])
-        at = end
+            kept.append(given[start:end])
     if len(kept) < len(items):
         values["input"] = msgspec.Raw(b"[" + b",".join(kept) + b"]")
 

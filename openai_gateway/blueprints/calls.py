@@ -5,6 +5,7 @@ Endpoints differ in an `Endpoint` value; which URL is which is in `responses` an
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -55,7 +56,8 @@ class CallServer:
 
     def state(self) -> ServerState:
         """Return how this server is now, in this worker; the rate limits are those of the last answer that had any."""
-        limits = read_rate_limits({name.lower(): value for name, value in self.relay.last_headers})
+        headers = self.relay.last_head.headers if self.relay.last_head is not None else ()
+        limits = read_rate_limits({name.lower(): value for name, value in headers})
         if limits:
             self._limits, self._limits_at = limits, self.relay.answered_at
         slots = self.relay.slots
@@ -85,7 +87,7 @@ class CallServer:
             watch.stop()
         if beginning.raw is not None:
             beginning.raw.close()
-        return beginning.status
+        return beginning.head.status
 
     def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
@@ -140,6 +142,9 @@ class CallServer:
         )
 
     def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:
+        if type(environ["wsgi.input"]) is io.BytesIO:
+            # It came with the head: there is nothing to wait for.
+            return read_body(environ, self._server.max_body_bytes)
         client_s = self._server.client_timeout_s
         watch.arm(client_s, lambda: BodyTimeout(f"The request body did not arrive within {client_s:g} s."))
         try:

@@ -18,7 +18,6 @@ from openai_gateway.blueprints.writer import adopt
 from openai_gateway.errors import BodyTimeout, GatewayError, MethodNotAllowed
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.pump import Sink
-from openai_gateway.wire.headers import to_client
 from openai_gateway.wire.sse import is_event_stream
 
 StartResponse = Callable[..., Any]
@@ -34,15 +33,15 @@ class RelayedResponse(flask.Response):
     @property  # type: ignore[misc]
     def status_code(self) -> int:
         """The upstream's status."""
-        return self._relayed.status
+        return self._relayed.head.status
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Start the response and return its body; the server closes it."""
         answer = self._relayed
         try:
-            status = f"{answer.status} {answer.reason or REASONS.get(answer.status, 'Unknown')}"
-            headers = to_client(answer.headers)
-            headers += answer.added_headers
+            head = answer.head
+            status = f"{head.status} {head.reason or REASONS.get(head.status, 'Unknown')}"
+            headers = [*head.passing, *answer.added_headers]
             length = _to_content_length(answer)
             if length is not None:
                 headers.append(("content-length", length))
@@ -126,12 +125,9 @@ def _to_content_length(answer: Answer) -> str | None:
     """Return the length to declare: a stream of events has none, for it may have to end with one event more."""
     if answer.body:
         return str(len(answer.body))
-    length = "0" if answer.body is not None and answer.status not in (204, 304) else None
-    for name, value in answer.headers:
-        if len(name) in (12, 14):
-            lower = name.lower()
-            if lower == "content-type" and is_event_stream(value):
-                return None
-            if lower == "content-length":
-                length = value
-    return length
+    known = answer.head.known
+    if is_event_stream(known.get("content-type", "")):
+        return None
+    return known.get(
+        "content-length", "0" if answer.body is not None and answer.head.status not in (204, 304) else None
+    )

@@ -6,18 +6,19 @@ The one place that reaches into gunicorn; under any other server nothing is adop
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
+from functools import lru_cache
 from time import time
 from typing import Any, Final
 
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
 from gunicorn.http.message import TOKEN_RE
-from gunicorn.http.wsgi import HEADER_VALUE_RE, Response
+from gunicorn.http.wsgi import HEADER_VALUE_RE, SERVER, Response
 from gunicorn.util import http_date
 
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
 _OK: Final = "200 OK"
-_date = (0, "")
 _is_draining = False
 
 
@@ -66,15 +67,8 @@ class RelayWriter(Response):  # type: ignore[misc]
         return self.response_length is None and bool(super().is_chunked())
 
     def default_headers(self) -> list[str]:
-        """Return status line and the server's own headers, the date being made once a second."""
-        version = self.req.version
-        lines = [
-            f"HTTP/{version[0]}.{version[1]} {self.status}\r\nServer: {self.version}\r\nDate: {_http_date()}\r\n",
-            "Connection: close\r\n" if self.should_close() else "Connection: keep-alive\r\n",
-        ]
-        if self.chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
-        return lines
+        """Return status line and the server's own headers."""
+        return [_to_head_start(self.req.version, self.status, self.should_close(), self.chunked, int(time()))]
 
     def send_headers(self) -> None:
         """Hold the head back for the body's first bytes."""
@@ -86,6 +80,8 @@ class RelayWriter(Response):  # type: ignore[misc]
             self.headers_sent = True
 
     def _emit_body(self, data: bytes) -> None:
+        # gunicorn has counted it already.
+        self.sent -= len(data)
         self.send_all(self.to_frame(data, is_last=False))
 
     def close(self) -> None:
@@ -127,6 +123,15 @@ class RelayWriter(Response):  # type: ignore[misc]
             return frame
         return b"" if sent == len(frame) else memoryview(frame)[sent:]
 
+    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+        """Return what sends whole chunks as they are; None if the head isn't out or the body doesn't go in chunks."""
+        is_in_chunks = self.headers_sent and not self._head and self.chunked and not self._omits_body
+        return self.sock._sock.send if is_in_chunks else None
+
+    def count_sent(self, length: int) -> None:
+        """Count bytes of body that went out past this."""
+        self.sent += length
+
     def send_all(self, frame: bytes | memoryview) -> None:
         """Send all of it, waiting for the client as needed. Raises OSError."""
         if frame:
@@ -149,12 +154,12 @@ def _is_token(name: str) -> bool:
     return True
 
 
-def _http_date() -> str:
-    global _date
-    now = int(time())
-    if _date[0] != now:
-        _date = (now, http_date(now))
-    return _date[1]
+@lru_cache(maxsize=64)
+def _to_head_start(version: tuple[int, int], status: str, is_last: bool, is_chunked: bool, now: int) -> str:
+    """Return status line and the server's own headers; the same for all answers of a kind within a second."""
+    connection = "close" if is_last else "keep-alive"
+    start = f"HTTP/{version[0]}.{version[1]} {status}\r\nServer: {SERVER}\r\nDate: {http_date(now)}\r\n"
+    return f"{start}Connection: {connection}\r\n" + ("Transfer-Encoding: chunked\r\n" if is_chunked else "")
 
 
 def adopt(start_response: Any, environ: dict[str, Any]) -> RelayWriter | None:

@@ -17,7 +17,7 @@ from openai_gateway.upstream.pump import Pump, Sink
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.upstream.transport import to_upstream_error
 from openai_gateway.upstream.watch import CallWatch
-from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import is_event_stream, to_closing_event
 
 
@@ -40,9 +40,7 @@ class Answer:
         tail: Tail | None = None,
         added_headers: Sequence[Header] = (),
     ) -> None:
-        self.status = beginning.status
-        self.reason = beginning.reason
-        self.headers: list[Header] = beginning.headers
+        self.head = beginning.head
         self.body = beginning.body if beginning.raw is None else None
         self._raw = beginning.raw
         self._first = beginning.body
@@ -108,9 +106,11 @@ class Answer:
             self.mark_delivered()
 
     def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
-        self._watch.arm(self._client_s, ClientGone)
-        sink.send_all(sink.to_frame(piece, is_last=is_last))
-        self._watch.disarm()
+        rest = sink.offer(piece, is_last=is_last)
+        if rest:
+            self._watch.arm(self._client_s, ClientGone)
+            sink.send_all(rest)
+            self._watch.disarm()
 
     def mark_delivered(self) -> None:
         """Note that the last byte is out."""
@@ -145,8 +145,7 @@ class Answer:
             reason = Unavailable("The gateway is shutting down.")
         self.error = reason if isinstance(reason, GatewayError) else to_upstream_error(reason)
         self.outcome = "failed"
-        headers = {name.lower(): value for name, value in self.headers}
-        if not is_event_stream(headers.get("content-type", "")):
+        if not is_event_stream(self.head.known.get("content-type", "")):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
         return to_closing_event(self.error, api=self._api, tail=self.tail.end()[-4:])
 

@@ -5,7 +5,7 @@ Whether there is another attempt is `relay`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.upstream.transport import RelayRequest, RelaySession, to_upstream_error
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
@@ -29,16 +29,14 @@ _MASK: Final = "[key masked by openai_gateway]"
 class Beginning(msgspec.Struct, frozen=True):
     """An upstream's answer as far as it was read; `raw` gives the rest of the body, None if `body` is all of it."""
 
-    status: int
-    reason: str
-    headers: list[Header]
+    head: Head
     body: bytes
     raw: Any
 
     def to_outcome(self) -> Outcome:
         """Return what decides about another attempt."""
-        headers = {name.lower(): value for name, value in self.headers}
-        return Outcome(self.status, headers, to_error_code(self.body) if self.status == 429 else None)
+        headers = {name.lower(): value for name, value in self.head.headers}
+        return Outcome(self.head.status, headers, to_error_code(self.body) if self.head.status == 429 else None)
 
 
 class Sender:
@@ -86,30 +84,33 @@ class Sender:
 
         One that turns out longer than READ_AT_ONCE_BYTES is left to be relayed as it comes.
         """
-        headers = raw.headers.items()
+        head = raw.headers if isinstance(raw.headers, Head) else Head(raw.status, raw.reason or "", raw.headers.items())
         pieces: list[bytes] = []
         length = 0
-        is_short = raw.status >= 400 or _is_read_whole(headers)
-        while is_short and length <= READ_AT_ONCE_BYTES:
+        is_short = head.status >= 400 or _is_read_whole(head.known)
+        if is_short:
             watch.arm(self._idle_s, self.to_idle_timeout)
+        while is_short and length <= READ_AT_ONCE_BYTES:
             piece: bytes = raw.read1()
             if not piece:
-                return Beginning(raw.status, raw.reason or "", headers, b"".join(pieces), None)
+                return Beginning(head, b"".join(pieces), None)
+            watch.has_moved = True
             pieces.append(piece)
             length += len(piece)
-        return Beginning(raw.status, raw.reason or "", headers, b"".join(pieces), raw)
+        return Beginning(head, b"".join(pieces), raw)
 
     def _mask(self, beginning: Beginning) -> Beginning:
         """Take our keys out of headers, and of an error's body, that echo them: the one change of what they say."""
-        said = "\n".join([beginning.reason, *[value for _, value in beginning.headers]])
-        if beginning.status < 400 and self.hide(said) == said:
+        head = beginning.head
+        said = "\n".join([head.reason, *[value for _, value in head.headers]])
+        if head.status < 400 and self.hide(said) == said:
             return beginning
         body = beginning.body
-        if beginning.status >= 400:
+        if head.status >= 400:
             for secret in self._secrets():
                 body = body.replace(secret.encode(), _MASK.encode())
-        headers = [(name, self.hide(value)) for name, value in beginning.headers]
-        return Beginning(beginning.status, self.hide(beginning.reason), headers, body, beginning.raw)
+        headers = [(name, self.hide(value)) for name, value in head.headers]
+        return Beginning(Head(head.status, self.hide(head.reason), headers), body, beginning.raw)
 
     def hide(self, text: str) -> str:
         """Return a text without our keys."""
@@ -125,16 +126,9 @@ class Sender:
         return UpstreamTimeout(f"The upstream sent nothing for {self._idle_s:g} s.")
 
 
-def _is_read_whole(headers: list[Header]) -> bool:
+def _is_read_whole(known: Mapping[str, str]) -> bool:
     """Tell whether nobody reads an answer before its end: it is JSON, or of known length and no stream of events."""
-    is_whole = False
-    for name, value in headers:
-        if len(name) in (12, 14):
-            lower = name.lower()
-            if lower == "content-type":
-                if is_event_stream(value):
-                    return False
-                is_whole = is_whole or ("json" in value and "ndjson" not in value)
-            elif lower == "content-length":
-                is_whole = True
-    return is_whole
+    content_type = known.get("content-type", "")
+    if is_event_stream(content_type):
+        return False
+    return "content-length" in known or ("json" in content_type and "ndjson" not in content_type)

@@ -19,7 +19,8 @@ from openai_gateway.errors import (
 from openai_gateway.upstream.connection import Connection
 from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.watch import CallWatch
-from openai_gateway.wire.http1 import MAX_HEAD_BYTES, Decoder, Head, MalformedAnswer, parse_head, to_decoder
+from openai_gateway.wire.body import Decoder, to_decoder
+from openai_gateway.wire.head import MAX_HEAD_BYTES, Head, MalformedAnswer, parse_head
 
 _MAX_INFORMATIONAL: Final = 16
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
@@ -38,19 +39,6 @@ class _Broke(Exception):
     """The connection broke before the answer's first byte."""
 
 
-class RawHeaders:
-    """The answer's headers as they came; `items()` as urllib3's has it, repetitions kept."""
-
-    __slots__ = ("_pairs",)
-
-    def __init__(self, pairs: list[tuple[str, str]]) -> None:
-        self._pairs = pairs
-
-    def items(self) -> list[tuple[str, str]]:
-        """Return (name, value) pairs."""
-        return self._pairs
-
-
 class RawAnswer:
     """An answer whose head is in; the body is read with `read1`, in the part of urllib3's interface that we need."""
 
@@ -61,7 +49,7 @@ class RawAnswer:
     ) -> None:
         self.status = head.status
         self.reason = head.reason
-        self.headers = RawHeaders(head.headers)
+        self.headers = head
         self.connection = connection
         self.decoder = decoder
         self._pool = pool
@@ -87,18 +75,23 @@ class RawAnswer:
 
         Raises UpstreamProtocolError.
         """
+        first = self.first
+        if first:
+            self.first = b""
+            return self.decode(first)
+        try:
+            piece = self.connection.receive()
+        except OSError as error:
+            raise to_broken_off(error) from None
+        return None if piece is None else self.decode(piece)
+
+    def decode(self, piece: bytes) -> bytes:
+        """Return the body bytes in what the connection has received, or its end. Raises UpstreamProtocolError."""
+        if not piece:
+            return self._end()
         decoder = self.decoder
         try:
-            piece: bytes | None = self.first
-            if piece:
-                self.first = b""
-            else:
-                piece = self.connection.receive()
-            if not piece:
-                return None if piece is None else self._end()
             payload = decoder.feed(piece)
-        except OSError as error:
-            raise UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).") from None
         except MalformedAnswer as problem:
             raise UpstreamProtocolError(f"The upstream's answer is malformed: {problem}.") from None
         if decoder.done:
@@ -229,6 +222,11 @@ class Exchange:
 
     def _to_first_byte_timeout(self) -> UpstreamError:
         return UpstreamTimeout(f"The upstream did not answer within {self._timeouts.first_byte_s:g} s.")
+
+
+def to_broken_off(error: OSError) -> UpstreamProtocolError:
+    """Return our error for a connection that broke within an answer."""
+    return UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).")
 
 
 def _to_head(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> bytes:

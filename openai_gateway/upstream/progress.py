@@ -5,7 +5,7 @@ Who wants records is `relay`'s to know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from time import monotonic, time
 
 import msgspec
@@ -15,14 +15,14 @@ from openai_gateway.errors import GatewayError
 from openai_gateway.upstream.slots import Slot
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.call import Call, CallRecord
-from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, read_stream
 
 
 class Progress(msgspec.Struct):
-    """The state of one call; `slot` is None while it waits for one, `headers` is empty until the answer's are in.
+    """The state of one call; `slot` is None while it waits for one, `head` is None until the answer's is in.
 
     `outcome` to `ended` are set when it is over; `tail` stays None if no answer of the upstream was relayed.
     """
@@ -35,7 +35,7 @@ class Progress(msgspec.Struct):
     attempts: int = 0
     retries: tuple[str, ...] = ()
     status: int | None = None
-    headers: Sequence[Header] = ()
+    head: Head | None = None
     outcome: str = ""
     error: GatewayError | None = None
     tail: Tail | None = None
@@ -58,21 +58,11 @@ class Progress(msgspec.Struct):
         return self.request_bytes + (self.tail.length if self.tail is not None else 0)
 
 
-def to_known_headers(headers: Iterable[Header]) -> dict[str, str]:
-    """Return those of an answer's headers that a record is made from, names in lower case."""
-    known = {}
-    for name, value in headers:
-        # Their lengths tell most others apart from them.
-        if len(name) in (12, 16):
-            known[name.lower()] = value
-    return known
-
-
 def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
     """Return the record of a call that is over."""
     call, tail = progress.call, progress.tail
     duration_s = progress.ended - progress.started
-    headers = to_known_headers(progress.headers)
+    headers = progress.head.known if progress.head is not None else {}
     is_metered = call.is_metered and (progress.status or 0) < 400
     report = _to_report(headers, tail) if is_metered and tail is not None else NOTHING
     return CallRecord(

@@ -12,9 +12,10 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
-from openai_gateway.upstream.exchange import RawAnswer
-from openai_gateway.upstream.tail import Tail
+from openai_gateway.upstream.exchange import RawAnswer, to_broken_off
+from openai_gateway.upstream.tail import SMALL_BYTES, Tail
 from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.body import ChunkedDecoder
 
 
 class Sink(Protocol):
@@ -26,6 +27,12 @@ class Sink(Protocol):
     def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
         """Send of the payload's frame what the socket takes at once and return the rest. Raises OSError."""
 
+    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+        """Return what sends whole chunks as they are, as a socket's `send`; None if the body doesn't go in chunks."""
+
+    def count_sent(self, length: int) -> None:
+        """Count bytes of body that went out past this."""
+
     def send_all(self, frame: bytes | memoryview) -> None:
         """Send all of it, waiting for the client as needed. Raises OSError."""
 
@@ -34,12 +41,16 @@ class Pump:
     """Relays the body of one streamed answer, noting each piece in `tail`."""
 
     __slots__ = (
+        "_chunks",
         "_client_s",
         "_decoder",
         "_error",
         "_idle_s",
+        "_passed",
         "_raw",
+        "_receive",
         "_rest",
+        "_send",
         "_sink",
         "_tail",
         "_to_idle_timeout",
@@ -58,7 +69,12 @@ class Pump:
         client_s: float | None,
     ) -> None:
         self._raw = raw
+        self._receive = raw.connection.receive
         self._decoder = raw.decoder
+        # Both are set while an upstream's chunks can go to the client as they are.
+        self._chunks: ChunkedDecoder | None = None
+        self._send: Callable[[bytes], int] | None = None
+        self._passed = 0
         self._sink = sink
         self._tail = tail
         self._watch = watch
@@ -72,22 +88,25 @@ class Pump:
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
         # The status goes out now, with the first bytes of the body only if they are here already.
-        payload = (self._raw.receive() if self._raw.first else None) or b""
-        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
-        if payload:
-            self._tail.add(payload)
-        while not self._decoder.done or self._rest:
+        self._offer((self._raw.receive() if self._raw.first else None) or b"")
+        if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
+            self._chunks, self._send = self._decoder, self._sink.to_chunk_sender()
+        try:
+            while not self._decoder.done or self._rest:
+                if self._error is not None:
+                    raise self._error
+                if self._rest:
+                    rest, self._rest = self._rest, b""
+                    self._watch.arm(self._client_s, ClientGone)
+                    self._sink.send_all(rest)
+                    self._watch.disarm()
+                else:
+                    self._park()
             if self._error is not None:
                 raise self._error
-            if self._rest:
-                rest, self._rest = self._rest, b""
-                self._watch.arm(self._client_s, ClientGone)
-                self._sink.send_all(rest)
-                self._watch.disarm()
-            else:
-                self._park()
-        if self._error is not None:
-            raise self._error
+        finally:
+            self._tail.length += self._passed
+            self._sink.count_sent(self._passed)
 
     def _park(self) -> None:
         connection = self._raw.connection
@@ -102,18 +121,38 @@ class Pump:
 
     def _on_readable(self) -> None:
         try:
-            payload = self._raw.receive()
-            if payload is None:
+            try:
+                piece = self._receive()
+            except OSError as error:
+                raise to_broken_off(error) from None
+            if piece is None:
                 return
             self._watch.has_moved = True
-            is_last = self._decoder.done
-            if payload or is_last:
-                self._rest = self._sink.offer(payload, is_last=is_last)
-                if payload:
-                    self._tail.add(payload)
-            if not (self._rest or is_last):
-                return
+            chunks, send = self._chunks, self._send
+            if chunks and send and len(piece) <= SMALL_BYTES and (length := chunks.whole_length(piece)):
+                # What the decoder would take apart, the sink would put together again.
+                try:
+                    sent = send(piece)
+                except BlockingIOError:
+                    sent = 0
+                self._passed += length
+                self._tail.add_chunks(piece)
+                if sent == len(piece):
+                    return
+                self._rest = memoryview(piece)[sent:]
+            else:
+                payload = self._raw.decode(piece)
+                is_last = self._decoder.done
+                if payload or is_last:
+                    self._offer(payload)
+                if not (self._rest or is_last):
+                    return
         except (Exception, Cancelled) as error:
             self._error = error
         self._raw.connection.off_readable()
         self._waiter.switch(None)
+
+    def _offer(self, payload: bytes) -> None:
+        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
+        if payload:
+            self._tail.add(payload)

@@ -13,7 +13,7 @@ import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.upstream.progress import Progress, to_known_headers, to_record
+from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.sse import is_event_stream
 
@@ -82,5 +82,5 @@ class Recorder:
             observe(record)
         received, tail = progress.call.received, progress.tail
         if self._capture is not None and received is not None:
-            is_stream = is_event_stream(to_known_headers(progress.headers).get("content-type", ""))
-            self._capture(record, received, tail.kept() if tail is not None else b"", is_stream)
+            content_type = progress.head.known.get("content-type", "") if progress.head is not None else ""
+            self._capture(record, received, tail.kept() if tail is not None else b"", is_event_stream(content_type))

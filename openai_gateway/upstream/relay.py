@@ -24,7 +24,7 @@ from openai_gateway.upstream.slots import Slots
 from openai_gateway.upstream.tail import RecordingTail, Tail
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.http1 import Header
+from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
 
 MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
@@ -43,7 +43,7 @@ class Relay:
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
         self.recorder = Recorder(server, observers, capture, self.sender.hide)
-        self.last_headers: Sequence[Header] = ()
+        self.last_head: Head | None = None
         self.answered_at = 0.0
 
     def send(self, call: Call, watch: CallWatch) -> Answer:
@@ -57,11 +57,11 @@ class Relay:
             progress.slot = self.slots.take()
             progress.queue_wait_s = monotonic() - progress.started
             beginning = self._attempt_until_done(call, watch, progress)
-            progress.status = beginning.status
+            progress.status = beginning.head.status
             if beginning.raw is not None:
                 progress.drop_body()
             self.answered_at = time()
-            progress.headers = self.last_headers = beginning.headers
+            progress.head = self.last_head = beginning.head
             return Answer(
                 beginning,
                 api=call.api,
@@ -98,7 +98,7 @@ class Relay:
                 return refusal
             progress.attempts += 1
             beginning, failure, outcome = self._attempt(call, watch)
-            if beginning is not None and beginning.status < 400:
+            if beginning is not None and beginning.head.status < 400:
                 return beginning
             wait_s = self._may_wait_s(outcome, progress, deadline)
             if wait_s is None:
@@ -114,7 +114,7 @@ class Relay:
         outcome = UNANSWERED
         try:
             beginning = self.sender.send(call, watch)
-            if beginning.status >= 400:
+            if beginning.head.status >= 400:
                 outcome = beginning.to_outcome()
             return beginning, None, outcome
         except UpstreamError as failure:
@@ -144,9 +144,10 @@ class Relay:
             raise error
         if not is_used_up:
             return beginning
-        headers = [header for header in beginning.headers if header[0].lower() != "x-should-retry"]
+        head = beginning.head
+        headers = [header for header in head.headers if header[0].lower() != "x-should-retry"]
         headers.append(("x-should-retry", "false"))
-        return Beginning(beginning.status, beginning.reason, headers, beginning.body, beginning.raw)
+        return Beginning(Head(head.status, head.reason, headers), beginning.body, beginning.raw)
 
     def _end_early(self, progress: Progress, reason: BaseException) -> None:
         """End a call that has no answer of the upstream."""

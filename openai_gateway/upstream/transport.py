@@ -28,19 +28,25 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 class RelayRequest(requests.PreparedRequest):
     """A prepared request built from values that need no preparing; carries the watch of its call."""
 
+    hooks: Any = {}  # noqa: RUF012 (never written to)
+    _cookies = None
+    _body_position = None
+
     def __init__(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, watch: CallWatch) -> None:
         self.method = method
         self.url = url
         self.headers = headers  # type: ignore[assignment]
         self.body = body
-        self.hooks = {}
-        self._cookies = None
-        self._body_position = None
         self.watch = watch
 
 
 class RelayResponse(requests.Response):
     """A response without the parts that a relay doesn't use: cookies, history, elapsed time."""
+
+    history: Any = ()
+    encoding = None
+    _content: Any = False
+    _content_consumed = False
 
     def __init__(self, request: requests.PreparedRequest, raw: Any) -> None:
         self.request = request
@@ -48,10 +54,6 @@ class RelayResponse(requests.Response):
         self.raw = raw
         self.status_code = raw.status
         self.reason = raw.reason
-        self.history = []
-        self._content: Any = False
-        self._content_consumed = False
-        self.encoding = None
 
     @property
     def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]

@@ -1,11 +1,11 @@
-"""Which headers pass each way (WIRE: hop-by-hop never, cookies never, the key replaced).
+"""Which of a client's headers pass to the upstream (WIRE: hop-by-hop never, cookies never, the key replaced).
 
 Names go out in lower case: a WSGI environ doesn't keep their spelling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 HOP_BY_HOP: Final = frozenset(
@@ -31,11 +31,9 @@ _NOT_TO_UPSTREAM: Final = HOP_BY_HOP | {
     "forwarded",
     "accept-encoding",
 }
-_NOT_TO_CLIENT: Final = HOP_BY_HOP | {"content-length", "set-cookie", "set-cookie2", "date", "server"}
 _MAX_CACHED_NAMES: Final = 1024
 
 _to_upstream_names: dict[str, str] = {}
-_to_client_names: dict[str, str] = {}
 
 
 def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body: bool) -> dict[str, str]:
@@ -46,7 +44,7 @@ def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body:
     headers = {"accept-encoding": environ.get("HTTP_ACCEPT_ENCODING") or "identity"}
     if has_body:
         headers["content-type"] = environ.get("CONTENT_TYPE") or "application/json"
-    nominated = _nominated(environ.get("HTTP_CONNECTION", ""))
+    nominated = to_nominated(environ.get("HTTP_CONNECTION", ""))
     for key, value in environ.items():
         if key[:5] == "HTTP_":
             name = _to_upstream_names.get(key)
@@ -58,25 +56,7 @@ def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body:
     return headers
 
 
-def to_client(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the answer's headers for the client; repeated ones stay repeated, Content-Length is left to the reply."""
-    kept = []
-    nominated: frozenset[str] = frozenset()
-    for header in headers:
-        name = header[0]
-        lower = _to_client_names.get(name)
-        if lower is None:
-            lower = _learn_to_client(name)
-        if lower:
-            kept.append(header)
-        elif name.lower() == "connection":
-            nominated |= _nominated(header[1])
-    if nominated:
-        kept = [header for header in kept if header[0].lower() not in nominated]
-    return kept
-
-
-def _nominated(connection: str) -> frozenset[str]:
+def to_nominated(connection: str) -> frozenset[str]:
     """Return the names that a Connection header declares hop-by-hop (RFC 9110 7.6.1)."""
     if connection.lower() in ("", "keep-alive", "close"):
         return frozenset()
@@ -87,11 +67,6 @@ def _learn_to_upstream(key: str) -> str:
     name = key[5:].replace("_", "-").lower()
     passes = name not in _NOT_TO_UPSTREAM and not name.startswith("x-forwarded-")
     return _remember(_to_upstream_names, key, name if passes else "")
-
-
-def _learn_to_client(name: str) -> str:
-    lower = name.lower()
-    return _remember(_to_client_names, name, "" if lower in _NOT_TO_CLIENT else lower)
 
 
 def _remember(names: dict[str, str], key: str, name: str) -> str:

@@ -28,9 +28,10 @@ from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import headers
+from openai_gateway.wire.body import ChunkedDecoder, to_decoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
-from openai_gateway.wire.http1 import ChunkedDecoder, Head, parse_head, to_decoder
+from openai_gateway.wire.head import parse_head
 
 WORDS = "Please explain what this does, step by step, and be brief. "
 MESSAGES = [{"role": "system", "content": WORDS * 3}, {"role": "user", "content": WORDS * 20 + "caf\u00e9"}]
@@ -66,7 +67,7 @@ EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{
 SCHEMA = ChatEnvelope()
 MODEL = msgspec.Raw(b'"the-model"')
 SENT = headers.to_upstream(ENVIRON, OWN, has_body=True)
-HEADERS = parse_head(HEAD).headers
+ANSWER_HEAD = parse_head(HEAD)
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
 PLAIN_HEAD = (
@@ -87,7 +88,7 @@ def record() -> None:
     call = Call("chat", "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
     tail = Tail()
     tail.add(ANSWER)
-    to_record(SERVER, Progress(call, len(BODY), status=200, headers=HEADERS, outcome="completed", tail=tail))
+    to_record(SERVER, Progress(call, len(BODY), status=200, head=ANSWER_HEAD, outcome="completed", tail=tail))
 
 
 def read() -> bytes:
@@ -103,7 +104,7 @@ def write_head() -> bytes:
     config = SimpleNamespace(protocol="http", is_ssl=False)
     request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
     writer = RelayWriter(request, None, config)
-    writer.start_response("200 OK", headers.to_client(parse_head(HEAD).headers))
+    writer.start_response("200 OK", parse_head(HEAD).passing)
     return writer.to_frame(b"{}", is_last=True)
 
 
@@ -111,7 +112,7 @@ def event_pump() -> Callable[[], None]:
     """Return what the hub calls for each event of a stream, over sockets that do nothing."""
     from_upstream: Any = SimpleNamespace(receive=lambda: CHUNK, off_readable=lambda: None)
     to_client = SimpleNamespace(_sock=SimpleNamespace(send=len))
-    head = Head(200, "OK", [("transfer-encoding", "chunked")], is_http_1_0=False)
+    head = parse_head(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked")
     raw = RawAnswer(head, CHUNK, from_upstream, ConnectionPool("upstream", 80, None), ChunkedDecoder())
     request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
     writer = RelayWriter(request, to_client, SimpleNamespace(protocol="http", is_ssl=False))

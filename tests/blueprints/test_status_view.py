@@ -265,6 +265,12 @@ class _StuckSink:
     def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
         return payload
 
+    def to_chunk_sender(self) -> None:
+        return None
+
+    def count_sent(self, length: int) -> None:
+        raise AssertionError
+
     def send_all(self, frame: bytes | memoryview) -> None:
         gevent.sleep(60)
 

@@ -7,7 +7,7 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -26,6 +26,7 @@ from openai_gateway.upstream.pacing import RETRY_FLOOR, Pause, RetryRatio
 from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.slots import Slots
 from openai_gateway.upstream.watch import CallWatch, cancel_all_in
+from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome
 from tests.support.upstreams import (
     STREAM_HEAD,
@@ -259,7 +260,7 @@ class _BrokenRaw:
 
 
 def _answer(raw: _BrokenRaw, ended: list[str]) -> Answer:
-    beginning = Beginning(200, "OK", list(raw.headers.items()), b"", raw)
+    beginning = Beginning(Head(200, "OK", list(raw.headers.items())), b"", raw)
     return Answer(
         beginning,
         api="chat",
@@ -302,6 +303,12 @@ class _Sink:
         frame = self.to_frame(payload, is_last=is_last)
         self.got += frame[:7]
         return memoryview(frame)[7:]
+
+    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+        return None
+
+    def count_sent(self, length: int) -> None:
+        assert length == 0
 
     def send_all(self, frame: bytes | memoryview) -> None:
         gevent.sleep(0.001)
@@ -372,7 +379,7 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
     raw = _get(_pool(upstream), watch)
     ended = list[str]()
     answer = Answer(
-        Beginning(200, "OK", raw.headers.items(), b"", raw),
+        Beginning(raw.headers, b"", raw),
         api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     with pytest.raises(ConnectionResetError):
@@ -384,7 +391,7 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
 def test_whole_answer_to_a_client_that_stopped_reading_is_cut() -> None:
     ended = list[str]()
     answer = Answer(
-        Beginning(200, "OK", [], b"{}", None),
+        Beginning(Head(200, "OK", []), b"{}", None),
         api="chat", watch=CallWatch(), idle_s=1, client_s=1, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     with pytest.raises(ConnectionResetError):
@@ -404,7 +411,7 @@ def test_chunk_that_arrives_in_pieces_is_pumped_whole(upstream: ScriptedUpstream
     raw = _get(_pool(upstream), watch)
     sink = _Sink()
     answer = Answer(
-        Beginning(200, "OK", raw.headers.items(), b"", raw),
+        Beginning(raw.headers, b"", raw),
         api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: None,
     )  # fmt: skip
     answer.pump_into(sink)
@@ -467,7 +474,7 @@ def test_pump_loses_nothing_to_a_slow_client(upstream: ScriptedUpstream, watch: 
     raw = _get(_pool(upstream), watch)
     ended = list[str]()
     answer = Answer(
-        Beginning(200, "OK", raw.headers.items(), b"", raw),
+        Beginning(raw.headers, b"", raw),
         api="chat", watch=watch, idle_s=None, client_s=5, on_close=lambda answer: ended.append(answer.outcome),
     )  # fmt: skip
     sink = _Sink()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
 from openai_gateway import errors
-from openai_gateway.wire import headers, paths, retries
+from openai_gateway.wire import head, headers, paths, retries
+from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 from openai_gateway.wire.sse import is_event_stream, to_closing_event
 
@@ -64,16 +65,16 @@ def test_answer_headers_pass_but_for_cookies_hops_date_and_server() -> None:
         ("X-Request-Id", "r"), ("x-ratelimit-limit-requests", "1"), ("Retry-After", "1"), ("Warning", "1"),
         ("warning", "2"), ("Content-Encoding", "gzip"),
     ]  # fmt: skip
-    assert headers.to_client(given_headers) == given_headers[9:]
+    assert Head(200, "OK", given_headers).passing == given_headers[9:]
 
 
 def test_caches_of_names_stay_bounded() -> None:
     for number in range(3000):
         headers.to_upstream({f"HTTP_X_{number}": "1"}, {}, has_body=False)
-        headers.to_client([(f"x-{number}", "1")])
+        Head(200, "OK", [(f"x-{number}", "1")])
     assert len(headers._to_upstream_names) <= 1024
-    assert len(headers._to_client_names) <= 1024
-    assert headers.to_client([("x-2999", "1")]) == [("x-2999", "1")]
+    assert len(head._roles) <= 1024
+    assert Head(200, "OK", [("x-2999", "1")]).passing == [("x-2999", "1")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""HTTP/1.1 answers as bytes: the head, and the decoding of chunked bodies (RFC 9112).
+"""The bodies of HTTP/1.1 answers as bytes: what is in them without their framing (RFC 9112).
 
 Strict on purpose: what is not certainly well-formed raises MalformedAnswer; sockets are left to `upstream`.
 """
@@ -8,96 +8,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-MAX_HEAD_BYTES: Final = 64 * 1024
+from openai_gateway.wire.head import Head, MalformedAnswer
+
 MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
 
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*))?")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
-_KNOWN_NAMES: set[str] = set()
-_MAX_KNOWN_NAMES: Final = 1024
 _KNOWN_SIZES: dict[bytes, int] = {}
 _MAX_KNOWN_SIZES: Final = 4096
 _MAX_KNOWN_SIZE_BYTES: Final = 8
-
-Header = tuple[str, str]
-
-
-class MalformedAnswer(Exception):
-    """The bytes are not an HTTP/1.1 answer."""
-
-
-class Head:
-    """Status line and headers of one answer; `headers` keep order, spelling and repetitions."""
-
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "reason", "status")
-
-    def __init__(self, status: int, reason: str, headers: list[Header], *, is_http_1_0: bool) -> None:
-        self.status = status
-        self.reason = reason
-        self.headers = headers
-        self.chunked = False
-        self.content_length: int | None = None
-        self.keep_alive = not is_http_1_0
-        for name, value in headers:
-            # The lengths filter out nearly every header before the lower-case copy is made.
-            if len(name) in (10, 14, 17):
-                self._apply(name.lower(), value)
-        if status in (204, 304):
-            self.chunked, self.content_length = False, 0
-        elif self.chunked and (self.content_length is not None or is_http_1_0):
-            raise MalformedAnswer("both Content-Length and Transfer-Encoding, or chunks in HTTP/1.0")
-
-    def _apply(self, name: str, value: str) -> None:
-        if name == "content-length":
-            if not (value.isascii() and value.isdigit()) or len(value) > 18:
-                raise MalformedAnswer("Content-Length is not a number")
-            if self.content_length not in (None, int(value)):
-                raise MalformedAnswer("several Content-Length headers differ")
-            self.content_length = int(value)
-        elif name == "transfer-encoding":
-            if value.lower() != "chunked" or self.chunked:
-                raise MalformedAnswer("a Transfer-Encoding other than chunked")
-            self.chunked = True
-        elif name == "connection":
-            options = value.lower()
-            if "close" in options:
-                self.keep_alive = False
-            elif "keep-alive" in options:
-                self.keep_alive = True
-
-
-def parse_head(raw: bytes) -> Head:
-    """Parse the bytes up to, but without, the empty line that ends the head.
-
-    Raises MalformedAnswer. Obsolete line folding, bare CR or LF, control characters and white space before the
-    colon are malformed (RFC 9112 2.2, 5).
-    """
-    lines = raw.decode("latin-1").split("\r\n")
-    match = _STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise MalformedAnswer("the status line is not HTTP/1.x")
-    headers = []
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if not colon or not _is_token(name):
-            raise MalformedAnswer("a header line is not 'name: value'")
-        if not value.isprintable() and _CONTROL.search(value):
-            raise MalformedAnswer("a header value holds control characters")
-        headers.append((name, value.strip(" \t")))
-    minor, status, reason = match.groups()
-    return Head(int(status), reason or "", headers, is_http_1_0=minor == "0")
-
-
-def _is_token(name: str) -> bool:
-    if name in _KNOWN_NAMES:
-        return True
-    if not _TOKEN.fullmatch(name):
-        return False
-    if len(_KNOWN_NAMES) < _MAX_KNOWN_NAMES:
-        _KNOWN_NAMES.add(name)
-    return True
 
 
 class ChunkedDecoder:
@@ -117,6 +35,25 @@ class ChunkedDecoder:
         self._pending = b""
         self.done = False
         self.surplus = b""
+
+    def whole_length(self, piece: bytes) -> int:
+        """Return how many body bytes `piece` holds if it is whole chunks of sizes seen before, nothing else; 0 if not.
+
+        Such a piece needs no `feed`: it leaves the decoder as it is.
+        """
+        if self._state or self._pending:
+            return 0
+        at, end, length = 0, len(piece), 0
+        while at < end:
+            line_end = piece.find(b"\r\n", at, at + _MAX_KNOWN_SIZE_BYTES)
+            size = _KNOWN_SIZES.get(piece[at:line_end])
+            if size is None or line_end < 0:
+                return 0
+            at = line_end + size + 4
+            if piece[at - 2 : at] != b"\r\n":
+                return 0
+            length += size
+        return length
 
     def feed(self, piece: bytes) -> bytes:
         """Return the body bytes that `piece` completes, without their framing. Raises MalformedAnswer."""

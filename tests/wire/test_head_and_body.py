@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_gateway.wire.http1 import (
-    ChunkedDecoder,
-    LengthDecoder,
-    MalformedAnswer,
-    UntilCloseDecoder,
-    parse_head,
-    to_decoder,
-)
+from openai_gateway.wire.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder, to_decoder
+from openai_gateway.wire.head import MalformedAnswer, parse_head
 
 
 def _head(*lines: str, status: str = "HTTP/1.1 200 OK") -> bytes:

@@ -1,0 +1,134 @@
+"""The head of an HTTP/1.1 answer (RFC 9112), and which of its headers pass to the client.
+
+WIRE: hop-by-hop ones never pass, nor do cookies; `Date` and `Server` are the gateway's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from openai_gateway.wire.headers import HOP_BY_HOP, to_nominated
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_NAMES: Final = 1024
+_MAX_LENGTH_DIGITS: Final = 18
+
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*))?", re.ASCII)
+_HEADER = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([^\x00-\x08\x0a-\x1f\x7f]*)\r$", re.MULTILINE)
+
+# What a header is to us, by its name as it is spelled: one that passes, one that doesn't, or one that is asked for.
+_PASSES, _DROPPED = "", "-"
+_roles: dict[str, str] = {}
+_ASKED_FOR: Final = frozenset({"content-type", "content-encoding", "x-request-id"})
+_FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})
+_NOT_TO_CLIENT: Final = HOP_BY_HOP | {"set-cookie", "set-cookie2", "date", "server"}
+
+Header = tuple[str, str]
+
+
+class MalformedAnswer(Exception):
+    """The bytes are not an HTTP/1.1 answer."""
+
+
+class Head:
+    """Status and headers of one answer.
+
+    `headers` are all of them, in their order and spelling, repetitions kept; `passing` those that go to the client,
+    who gets a Content-Length of our own. `known` are those that are asked for, by lower-case name. `chunked`,
+    `content_length` and `keep_alive` say how the answer was framed, if it was read by `parse_head`.
+    """
+
+    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "known", "passing", "reason", "status")
+
+    def __init__(self, status: int, reason: str, headers: Sequence[Header]) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.passing: list[Header] = []
+        self.known: dict[str, str] = {}
+        self.chunked = False
+        self.content_length: int | None = None
+        self.keep_alive = True
+        for header in headers:
+            role = _roles.get(header[0])
+            if role is None:
+                role = _learn(header[0])
+            if role == _PASSES:
+                self.passing.append(header)
+            elif role in _FRAMING:
+                before = self.known.get(role)
+                self.known[role] = header[1] if before is None else f"{before}\n{header[1]}"
+            elif role != _DROPPED:
+                self.known[role] = header[1]
+                self.passing.append(header)
+        if "connection" in self.known:
+            nominated = to_nominated(self.known["connection"].replace("\n", ","))
+            if nominated:
+                self.passing = [header for header in self.passing if header[0].lower() not in nominated]
+
+    def items(self) -> Sequence[Header]:
+        """Return all headers; urllib3's have this, too."""
+        return self.headers
+
+    def frame(self, *, is_http_1_0: bool) -> None:
+        """Work out how the body is framed. Raises MalformedAnswer."""
+        known = self.known
+        if "content-length" in known:
+            lengths = set(known["content-length"].split("\n"))
+            length = lengths.pop()
+            if lengths:
+                raise MalformedAnswer("several Content-Length headers differ")
+            if not (length.isascii() and length.isdigit()) or len(length) > _MAX_LENGTH_DIGITS:
+                raise MalformedAnswer("Content-Length is not a number")
+            known["content-length"], self.content_length = length, int(length)
+        if "transfer-encoding" in known:
+            if known["transfer-encoding"].lower() != "chunked":
+                raise MalformedAnswer("a Transfer-Encoding other than chunked")
+            self.chunked = True
+        options = known.get("connection", "").lower()
+        self.keep_alive = "close" not in options and (not is_http_1_0 or "keep-alive" in options)
+        if self.status in (204, 304):
+            self.chunked, self.content_length = False, 0
+        elif self.chunked and (self.content_length is not None or is_http_1_0):
+            raise MalformedAnswer("both Content-Length and Transfer-Encoding, or chunks in HTTP/1.0")
+
+
+def parse_head(raw: bytes) -> Head:
+    """Parse the bytes up to, but without, the empty line that ends the head.
+
+    Raises MalformedAnswer. Obsolete line folding, bare CR or LF, control characters and white space before the
+    colon are malformed (RFC 9112 2.2, 5).
+    """
+    text = raw.decode("latin-1") + "\r"
+    end = text.find("\r")
+    status, reason, is_http_1_0 = _read_status_line(text[:end])
+    headers = _HEADER.findall(text, end)
+    if len(headers) != text.count("\n"):
+        raise MalformedAnswer("a header line is not 'name: value', or holds control characters")
+    if " \r" in text or "\t\r" in text:
+        headers = [(name, value.strip(" \t")) for name, value in headers]
+    head = Head(status, reason, headers)
+    head.frame(is_http_1_0=is_http_1_0)
+    return head
+
+
+@lru_cache(maxsize=256)
+def _read_status_line(line: str) -> tuple[int, str, bool]:
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise MalformedAnswer("the status line is not HTTP/1.x")
+    minor, status, reason = match.groups()
+    return int(status), reason or "", minor == "0"
+
+
+def _learn(name: str) -> str:
+    role = name.lower()
+    if role not in _ASKED_FOR and role not in _FRAMING:
+        role = _DROPPED if role in _NOT_TO_CLIENT else _PASSES
+    # Bounded: an upstream chooses its header names.
+    if len(_roles) < _MAX_NAMES:
+        _roles[name] = role
+    return role

@@ -9,14 +9,14 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import flask
 import msgspec
 
 from openai_gateway.accounting.books import ServerState
-from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
+from openai_gateway.blueprints.intake import HEAD, GatewayKeys, give_up_body, read_body, to_request_id
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
 from openai_gateway.upstream.relay import Relay
@@ -24,6 +24,8 @@ from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
+
+_MOST_HEADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class CallServer:
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
         self._limits: dict[str, RateLimit] = {}
         self._limits_at = 0.0
+        # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
+        self._headers: dict[bytes, headers.RequestHeaders] = {}
+        self._own_headers: Mapping[str, str] = {}
         self._is_captured = server.model_call_capture_dir is not None
         self._model = msgspec.Raw(msgspec.json.encode(server.openai_model))
         self._defaults = {
@@ -132,7 +137,7 @@ class CallServer:
             api=endpoint.api,
             method=method,
             target=f"{path}?{query}" if query else path,
-            headers=headers.to_upstream(environ, self.relay.sender.own_headers(), has_body=bool(body)),
+            headers=self._to_headers(environ, has_body=bool(body)),
             body=body,
             background=envelope.is_true(values.get("background")),
             rollout_id=rollout_id,
@@ -140,6 +145,19 @@ class CallServer:
             is_metered=endpoint.schema is not None,
             received=received,
         )
+
+    def _to_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
+        own = self.relay.sender.own_headers()
+        head = environ.get(HEAD)
+        if head is None or not has_body:
+            return headers.to_upstream(environ, own, has_body=has_body)
+        if own is not self._own_headers or len(self._headers) > _MOST_HEADS:
+            self._own_headers = own
+            self._headers.clear()
+        made = self._headers.get(head)
+        if made is None:
+            made = self._headers[head] = headers.to_upstream(environ, own, has_body=True)
+        return made
 
     def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:
         if type(environ["wsgi.input"]) is io.BytesIO:

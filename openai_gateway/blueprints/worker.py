@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import socket
 import sys
+from collections.abc import Mapping
+from functools import lru_cache
 from time import monotonic
 from typing import Any, Final
 
@@ -21,19 +24,20 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.ggevent import GeventWorker
 
+from openai_gateway.blueprints.intake import HEAD
 from openai_gateway.blueprints.writer import RelayWriter
 from openai_gateway.upstream.watch import Ticker
 
 # Within gunicorn's own default limits.
 _MAX_HEAD_BYTES: Final = 4000
 _MAX_HEADERS: Final = 100
-_MAX_LENGTH_DIGITS: Final = 18
 _MAX_NAMES: Final = 1024
 _VERSION: Final = (1, 1)
 # What a plain head is made of: printable ASCII, and the line ends.
 _PRINTABLE: Final = bytes(range(0x20, 0x7F))
 _START: Final = b"POST /"
 _END: Final = " HTTP/1.1"
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d{1,18})(?=\r\n)", re.IGNORECASE)
 # What gunicorn treats in a way of its own.
 _SPECIAL: Final = frozenset(
     {"EXPECT", "TRANSFER-ENCODING", "UPGRADE", "TRAILER", "X-FORWARDED-PROTOCOL", "X-FORWARDED-SSL"}
@@ -95,27 +99,36 @@ def read_plain(received: bytes) -> tuple[dict[str, Any], int, int] | None:
     end = received.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
     if end < 0 or not received.startswith(_START):
         return None
-    head = received[:end]
+    length = _LENGTH.search(received, 0, end + 2)
+    if length is None:
+        return None
+    environ = _read_head(received[: length.start()] + received[length.end() : end])
+    if environ is None:
+        return None
+    digits = length[1].decode()
+    return {**environ, "CONTENT_LENGTH": digits}, int(digits), end + 4
+
+
+@lru_cache(maxsize=256)
+def _read_head(head: bytes) -> Mapping[str, Any] | None:
+    """Return the environ of a plain head without its Content-Length, which is all that a client's heads differ in."""
     lines = head.decode("latin-1").split("\r\n")
-    if len(lines) > _MAX_HEADERS or head.translate(None, _PRINTABLE) != b"\r\n" * (len(lines) - 1):
+    if len(lines) >= _MAX_HEADERS or head.translate(None, _PRINTABLE) != b"\r\n" * (len(lines) - 1):
         return None
     target, version = lines[0][5:-9], lines[0][-9:]
     path, _, query = target.partition("?")
     if version != _END or " " in target or "#" in target or "%" in path or path.startswith("//"):
         return None
-    environ = {"RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query}
+    environ: dict[str, Any] = {HEAD: head, "RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         key = _keys.get(name) or _learn(name)
         if key is None or key in environ or not colon:
             return None
         environ[key] = value.strip(" ")
-    length = environ.get("CONTENT_LENGTH", "")
-    if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
+    if "CONTENT_LENGTH" in environ or environ.get("HTTP_CONNECTION", "keep-alive").lower() != "keep-alive":
         return None
-    if environ.get("HTTP_CONNECTION", "keep-alive").lower() != "keep-alive":
-        return None
-    return environ, int(length), end + 4
+    return environ
 
 
 def _learn(name: str) -> str | None:

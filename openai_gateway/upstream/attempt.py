@@ -19,6 +19,7 @@ from openai_gateway.upstream.transport import RelayRequest, RelaySession, to_ups
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
@@ -53,10 +54,16 @@ class Sender:
         self._host = url.netloc
         self._base = f"{url.scheme}://{url.netloc}{url.path}"
         self._query = url.query
+        self._own = RequestHeaders()
+        self._key_in_own: str | None = None
 
-    def own_headers(self) -> dict[str, str]:
-        """Return the headers that win over the client's: the key, and those configured."""
-        return {"host": self._host, "authorization": self.key.authorization(), **self._configured}
+    def own_headers(self) -> RequestHeaders:
+        """Return the headers that win over the client's: the key, and those configured. They change with the key."""
+        key = self.key.reveal()
+        if key != self._key_in_own:
+            self._key_in_own = key
+            self._own = RequestHeaders({"host": self._host, "authorization": f"Bearer {key}", **self._configured})
+        return self._own
 
     def send(self, call: Call, watch: CallWatch) -> Beginning:
         """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left."""

@@ -5,7 +5,6 @@ Which errors are tried again is `relay`'s; only a reused connection that breaks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.body import Decoder, to_decoder
 from openai_gateway.wire.head import MAX_HEAD_BYTES, Head, MalformedAnswer, parse_head
+from openai_gateway.wire.headers import RequestHeaders
 
 _MAX_INFORMATIONAL: Final = 16
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
@@ -134,7 +134,7 @@ class Exchange:
         self._timeouts = timeouts
         self._watch = watch
 
-    def urlopen(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], **_: Any) -> RawAnswer:
+    def urlopen(self, method: str, url: str, body: bytes | None, headers: RequestHeaders, **_: Any) -> RawAnswer:
         """Send the request and return the answer once its head is in. Raises UpstreamError, Cancelled."""
         head = _to_head(method, url, headers, body)
         connection = self._pool.take()
@@ -229,15 +229,9 @@ def to_broken_off(error: OSError) -> UpstreamProtocolError:
     return UpstreamProtocolError(f"The upstream broke off its answer ({error.strerror}).")
 
 
-def _to_head(method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+def _to_head(method: str, url: str, headers: RequestHeaders, body: bytes | None) -> bytes:
     """Return the request head. Raises InvalidRequest if a value would break out of its line."""
-    lines = [f"{method} {url} HTTP/1.1\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
-    if body is not None:
-        lines.append(f"content-length: {len(body)}\r\n\r\n")
-    else:
-        lines.append("\r\n")
-    head = "".join(lines)
-    if head.count("\n") != len(headers) + (3 if body is not None else 2) or head.count("\r") != head.count("\r\n"):
-        raise InvalidRequest("A header or the query string holds a line break.")
-    return head.encode("latin-1")
+    if "\n" in url or "\r" in url:
+        raise InvalidRequest("The query string holds a line break.")
+    length = f"content-length: {len(body)}\r\n" if body is not None else ""
+    return f"{method} {url} HTTP/1.1\r\n{headers.to_lines()}{length}\r\n".encode("latin-1")

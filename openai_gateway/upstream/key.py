@@ -18,10 +18,6 @@ class UpstreamKey:
         self._secret = server.openai_api_key or Secret("")
         self._file = KeyFile(server.openai_api_key_file, on_change) if server.openai_api_key_file else None
 
-    def authorization(self) -> str:
-        """Return the value of the Authorization header."""
-        return f"Bearer {self.reveal()}"
-
     def reveal(self) -> str:
         """Return the key itself."""
         if self._file is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from openai_gateway.errors import InvalidRequest
+
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -36,12 +38,30 @@ _MAX_CACHED_NAMES: Final = 1024
 _to_upstream_names: dict[str, str] = {}
 
 
-def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body: bool) -> dict[str, str]:
+class RequestHeaders(dict[str, str]):
+    """The headers of upstream requests; not changed once they are made, for several calls may share them."""
+
+    __slots__ = ("_lines",)
+    _lines: str
+
+    def to_lines(self) -> str:
+        """Return them as they go over the wire. Raises InvalidRequest if a value would break out of its line."""
+        try:
+            return self._lines
+        except AttributeError:
+            self._lines = lines = "".join([f"{name}: {value}\r\n" for name, value in self.items()])
+        if lines.count("\n") != len(self) or lines.count("\r") != len(self):
+            del self._lines
+            raise InvalidRequest("A header holds a line break.")
+        return lines
+
+
+def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body: bool) -> RequestHeaders:
     """Return the headers of the upstream request; those in `own` (lower-case names) win over the client's.
 
     `accept-encoding` goes as the client sent it, none means `identity`, so that the answer needs no decoding.
     """
-    headers = {"accept-encoding": environ.get("HTTP_ACCEPT_ENCODING") or "identity"}
+    headers = RequestHeaders({"accept-encoding": environ.get("HTTP_ACCEPT_ENCODING") or "identity"})
     if has_body:
         headers["content-type"] = environ.get("CONTENT_TYPE") or "application/json"
     nominated = to_nominated(environ.get("HTTP_CONNECTION", ""))

@@ -27,6 +27,7 @@ from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.slots import Slots
 from openai_gateway.upstream.watch import CallWatch, cancel_all_in
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome
 from tests.support.upstreams import (
     STREAM_HEAD,
@@ -53,7 +54,7 @@ def _pool(upstream: ScriptedUpstream) -> ConnectionPool:
 
 
 def _get(pool: ConnectionPool, watch: CallWatch, body: bytes | None = b"{}") -> Any:
-    return Exchange(pool, TIMEOUTS, watch).urlopen("POST", "/v1/x", body, {"host": "x"})
+    return Exchange(pool, TIMEOUTS, watch).urlopen("POST", "/v1/x", body, RequestHeaders({"host": "x"}))
 
 
 def test_next_address_is_tried_if_one_refuses(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +158,7 @@ def test_answer_that_never_is_one_is_a_protocol_error(
 def test_header_that_would_break_out_of_its_line_is_refused(upstream: ScriptedUpstream, watch: CallWatch) -> None:
     for name, value in (("x", "a\r\nevil: b"), ("x", "a\nb"), ("x\r\ny", "z")):
         with pytest.raises(InvalidRequest):
-            Exchange(_pool(upstream), TIMEOUTS, watch).urlopen("GET", "/", None, {name: value})
+            Exchange(_pool(upstream), TIMEOUTS, watch).urlopen("GET", "/", None, RequestHeaders({name: value}))
     assert upstream.connections == 0
 
 

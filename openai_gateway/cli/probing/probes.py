@@ -57,7 +57,7 @@ class Prober:
     def __init__(self, server: ServerConfig, timeout_s: float) -> None:
         key = UpstreamKey(server, on_change=lambda: None)
         configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
-        headers = {"authorization": key.authorization(), **configured}
+        headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)
         self.target = Target(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
         self._server = server

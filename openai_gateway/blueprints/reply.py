@@ -50,7 +50,15 @@ class RelayedResponse(flask.Response):
         except BaseException:
             answer.close()
             raise
-        return answer if writer is None else PumpedBody(answer, writer)
+        if writer is None:
+            return answer
+        if answer.body is None:
+            return PumpedBody(answer, writer)
+        try:
+            answer.pump_into(writer)
+        finally:
+            answer.close()
+        return ()
 
     def close(self) -> None:
         """Give back what the answer holds; for a response that never reached the server."""

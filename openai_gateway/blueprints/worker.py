@@ -58,9 +58,11 @@ class PlainRequest(Request):  # type: ignore[misc]
     proxy_protocol_info: Any = None
     _expected_100_continue = False
     plain: dict[str, Any] | None = None
+    # Tells whether the body came with the head, so that none of it is left on the connection.
+    is_whole = False
 
     def __init__(self, cfg: Config, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
-        received = unreader.read()
+        received = unreader.take_buffered() or unreader.chunk()
         read = read_plain(received)
         if read is None:
             unreader.unread(received)
@@ -77,6 +79,7 @@ class PlainRequest(Request):  # type: ignore[misc]
         end = start + length
         if len(received) >= end:
             self.body: Any = io.BytesIO(received[start:end])
+            self.is_whole = True
             if len(received) > end:
                 unreader.unread(received[end:])
         else:
@@ -145,6 +148,28 @@ def _learn(name: str) -> str | None:
     return key
 
 
+@lru_cache(maxsize=256)
+def _to_addresses(listener_name: Any, client: str) -> Mapping[str, str]:
+    is_tcp = isinstance(listener_name, tuple)
+    return {
+        "REMOTE_ADDR": client,
+        "SERVER_NAME": listener_name[0] if is_tcp else listener_name,
+        "SERVER_PORT": str(listener_name[1]) if is_tcp else "",
+    }
+
+
+_next_of_gunicorn = RequestParser.__next__
+
+
+def _next_request(parser: RequestParser) -> Request:
+    """Return a connection's next request, as gunicorn's parser does, which first reads what is left of the last one."""
+    if parser.mesg is None or not parser.mesg.is_whole:
+        return _next_of_gunicorn(parser)
+    parser.req_count += 1
+    parser.mesg = PlainRequest(parser.cfg, parser.unreader, parser.source_addr, parser.req_count)
+    return parser.mesg
+
+
 class _Idle(BaseException):
     """The wait for a connection's next request: bounded, as gunicorn's `timeout_ctx`, and cut short by `close_idle`."""
 
@@ -200,12 +225,10 @@ class PlainWorker(GeventWorker):  # type: ignore[misc]
         response = RelayWriter(req, sock, self.cfg)
         environ = {
             **self._environ,
+            **_to_addresses(listener_name, addr[0] if isinstance(addr, tuple) else addr),
             **req.plain,
             "wsgi.input": req.body,
             "gunicorn.socket": sock,
-            "REMOTE_ADDR": addr[0] if isinstance(addr, tuple) else addr,
-            "SERVER_NAME": listener_name[0] if isinstance(listener_name, tuple) else listener_name,
-            "SERVER_PORT": str(listener_name[1]) if isinstance(listener_name, tuple) else "",
         }
         try:
             body = self.wsgi(environ, response.start_response)
@@ -263,3 +286,4 @@ def adopt_worker(worker: Any) -> None:
         "SCRIPT_NAME": "",
     }
     RequestParser.mesg_class = PlainRequest
+    RequestParser.__next__ = _next_request

@@ -36,22 +36,26 @@ class Tail:
             # Its end holds the report; pieces that are kept whole make the next ones go through fresh, cold memory.
             self._pieces, self._at = [], -1
             piece = piece[-_KEPT_BYTES:]
-        self.add_chunks((piece,))
+        self._keep((piece,))
 
-    def add_chunks(self, chunks: bytes | tuple[bytes]) -> None:
+    def add_chunks(self, chunks: bytes) -> None:
         """Note a few whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
+        # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
+        self._keep(chunks[:-2])
+
+    def _keep(self, piece: bytes | tuple[bytes]) -> None:
         if len(self._pieces) == _KEPT_PIECES:
             self._at = at = (self._at + 1) % _KEPT_PIECES
-            self._pieces[at] = chunks
+            self._pieces[at] = piece
         else:
             if self.began is None:
                 self.began = monotonic()
-            self._pieces.append(chunks)
+            self._pieces.append(piece)
 
     def end(self) -> bytes:
         """Return the last bytes."""
         latest = self._pieces[self._at + 1 :] + self._pieces[: self._at + 1]
-        return b"".join([piece[0] if isinstance(piece, tuple) else ChunkedDecoder().feed(piece) for piece in latest])
+        return b"".join([piece[0] if isinstance(piece, tuple) else _to_body(piece) for piece in latest])
 
     def kept(self) -> bytes | None:
         """Return the whole body if it was kept, which only a RecordingTail does."""
@@ -81,3 +85,7 @@ class RecordingTail(Tail):
     def kept(self) -> bytes | None:
         """Return the whole body, None if it was too long."""
         return b"".join(self._whole) if self._left >= 0 else None
+
+
+def _to_body(chunks: bytes) -> bytes:
+    return ChunkedDecoder().feed(chunks + b"\r\n")

@@ -76,20 +76,23 @@ class Head:
     def frame(self, *, is_http_1_0: bool) -> None:
         """Work out how the body is framed. Raises MalformedAnswer."""
         known = self.known
-        if "content-length" in known:
-            lengths = set(known["content-length"].split("\n"))
-            length = lengths.pop()
-            if lengths:
-                raise MalformedAnswer("several Content-Length headers differ")
-            if not (length.isascii() and length.isdigit()) or len(length) > _MAX_LENGTH_DIGITS:
-                raise MalformedAnswer("Content-Length is not a number")
-            known["content-length"], self.content_length = length, int(length)
-        if "transfer-encoding" in known:
-            if known["transfer-encoding"].lower() != "chunked":
+        length, coding, options = map(known.get, ("content-length", "transfer-encoding", "connection"))
+        if length is not None:
+            first, *others = length.split("\n")
+            if (
+                not (first.isascii() and first.isdigit())
+                or len(first) > _MAX_LENGTH_DIGITS
+                or others.count(first) != len(others)
+            ):
+                raise MalformedAnswer("Content-Length is not a number, or several differ")
+            known["content-length"], self.content_length = first, int(first)
+        if coding is not None:
+            if coding.lower() != "chunked":
                 raise MalformedAnswer("a Transfer-Encoding other than chunked")
             self.chunked = True
-        options = known.get("connection", "").lower()
-        self.keep_alive = "close" not in options and (not is_http_1_0 or "keep-alive" in options)
+        if options is not None or is_http_1_0:
+            options = (options or "").lower()
+            self.keep_alive = "close" not in options and (not is_http_1_0 or "keep-alive" in options)
         if self.status in (204, 304):
             self.chunked, self.content_length = False, 0
         elif self.chunked and (self.content_length is not None or is_http_1_0):

@@ -34,7 +34,9 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def should_close(self) -> bool:
         """Tell whether the connection ends after this answer; so does every one while the worker drains."""
-        return _is_draining or bool(super().should_close())
+        if _is_draining or self.must_close or self.req.should_close():
+            return True
+        return self.response_length is None and not self.chunked and bool(super().should_close())
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Take status and headers. Raises what gunicorn raises for bad ones."""

@@ -13,7 +13,7 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, GatewayError, UpstreamTimeout
-from openai_gateway.upstream.exchange import Timeouts
+from openai_gateway.upstream.exchange import RawAnswer, Timeouts
 from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.upstream.transport import RelayRequest, RelaySession, to_upstream_error
 from openai_gateway.upstream.watch import CallWatch
@@ -95,6 +95,10 @@ class Sender:
         pieces: list[bytes] = []
         length = 0
         is_short = head.status >= 400 or _is_read_whole(head.known)
+        if is_short and type(raw) is RawAnswer:
+            body = raw.whole()
+            if body is not None:
+                return Beginning(head, body, None)
         if is_short:
             watch.arm(self._idle_s, self.to_idle_timeout)
         while is_short and length <= READ_AT_ONCE_BYTES:

@@ -70,6 +70,12 @@ class RawAnswer:
                 self.connection.wait_readable()
         return payload or b""
 
+    def whole(self) -> bytes | None:
+        """Return the body if all of it came together with the head, None otherwise. Raises UpstreamProtocolError."""
+        if self.decoder.done or not self.first or len(self.first) != self.headers.content_length:
+            return None
+        return self.receive()
+
     def receive(self) -> bytes | None:
         """Return the body bytes that are there, which may be none of a chunk's; None if nothing has come.
 

@@ -44,13 +44,13 @@ class Tail:
         self._keep(chunks[:-2])
 
     def _keep(self, piece: bytes | tuple[bytes]) -> None:
-        if len(self._pieces) == _KEPT_PIECES:
-            self._at = at = (self._at + 1) % _KEPT_PIECES
-            self._pieces[at] = piece
-        else:
+        if len(self._pieces) < _KEPT_PIECES:
             if self.began is None:
                 self.began = monotonic()
             self._pieces.append(piece)
+        else:
+            self._at = at = (self._at + 1) % _KEPT_PIECES
+            self._pieces[at] = piece
 
     def end(self) -> bytes:
         """Return the last bytes."""

@@ -13,6 +13,7 @@ from gunicorn.http.wsgi import create
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_gateway.blueprints.intake import HEAD
 from openai_gateway.blueprints.worker import PlainRequest, read_plain
 
 START = b"POST /v1/responses HTTP/1.1\r\n"
@@ -108,6 +109,19 @@ def test_plain_head_is_read_as_gunicorn_reads_it(received: bytes) -> None:
 def test_any_other_head_is_left_to_gunicorn(received: bytes) -> None:
     assert read_plain(received) is None
     assert _outcome(PlainRequest, received) == _outcome(Request, received)
+
+
+def test_heads_that_differ_in_their_length_share_nothing_that_can_be_changed() -> None:
+    heads = [START + b"Content-Length: %d\r\n\r\n" % length + b"x" * length for length in (2, 300)]
+    first, second = read_plain(heads[0]), read_plain(heads[1])
+    assert first is not None
+    assert second is not None
+    assert (first[0]["CONTENT_LENGTH"], second[0]["CONTENT_LENGTH"]) == ("2", "300")
+    assert first[0][HEAD] == second[0][HEAD]
+    first[0]["PATH_INFO"] = "/changed"
+    again = read_plain(heads[0])
+    assert again is not None
+    assert again[0]["PATH_INFO"] == second[0]["PATH_INFO"] != "/changed"
 
 
 @given(PIECES)

@@ -154,6 +154,46 @@ def test_malformed_chunk_of_a_size_seen_before_is_refused(piece: bytes) -> None:
         decoder.feed(piece)
 
 
+@given(st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"2", b"\r\n", b"ab", b"2\r\nab\r\n"])), max_size=8))
+def test_whole_chunks_are_those_that_the_decoder_takes_apart_without_a_rest(parts: list[bytes]) -> None:
+    decoder, piece = ChunkedDecoder(), b"".join(parts)
+    decoder.feed(b"2\r\nab\r\n")
+    length = decoder.whole_length(piece)
+    if length:
+        assert len(decoder.feed(piece)) == length
+        assert (decoder.done, decoder.feed(b"0\r\n\r\n"), decoder.done, decoder.surplus) == (False, b"", True, b"")
+
+
+@pytest.mark.parametrize(
+    ("before", "piece", "length"),
+    [
+        (b"", b"2\r\ncd\r\n", 2),
+        (b"", b"2\r\ncd\r\n2\r\n\r\n\r\n", 4),
+        (b"", b"2\r\ncd\r\n2\r\nef\r", 0),
+        (b"", b"2\r\ncd\r\n0\r\n\r\n", 0),
+        (b"", b"2;x=1\r\ncd\r\n", 0),
+        (b"", b"2\r\ncde\r\n", 0),
+        (b"", b"2", 0),
+        (b"", b"", 0),
+        (b"2", b"2\r\ncd\r\n", 0),
+        (b"2\r\n", b"2\r\ncd\r\n", 0),
+        (b"2\r\ncd", b"2\r\ncd\r\n", 0),
+        (b"0\r\n", b"2\r\ncd\r\n", 0),
+    ],
+)
+def test_only_whole_chunks_between_two_others_are_whole(before: bytes, piece: bytes, length: int) -> None:
+    decoder = ChunkedDecoder()
+    decoder.feed(b"2\r\nab\r\n" + before)
+    assert decoder.whole_length(piece) == length
+
+
+def test_repeated_headers_that_frame_an_answer_are_taken_together() -> None:
+    head = parse_head(_head("Connection: x-a", "X-A: 1", "connection: close", "Content-Length: 5", "content-length: 5"))
+    assert (head.keep_alive, head.content_length, head.known["content-length"]) == (False, 5, "5")
+    assert head.passing == []
+    assert len(head.headers) == 5
+
+
 def test_length_decoder_keeps_what_is_too_much() -> None:
     decoder = LengthDecoder(4)
     assert (decoder.feed(b"ab"), decoder.done) == (b"ab", False)

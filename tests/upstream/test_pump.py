@@ -1,0 +1,155 @@
+"""What a pump passes on as it is, and what the tail keeps of it; real sockets are in the tests of whole gateways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from openai_gateway.errors import GatewayError, UpstreamProtocolError
+from openai_gateway.upstream.exchange import RawAnswer
+from openai_gateway.upstream.pool import ConnectionPool
+from openai_gateway.upstream.pump import Pump
+from openai_gateway.upstream.tail import SMALL_BYTES, RecordingTail, Tail
+from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire import body
+from openai_gateway.wire.body import ChunkedDecoder
+from openai_gateway.wire.head import parse_head
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
+END = b"0\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def no_known_sizes() -> None:
+    """Let no other test's chunks be known."""
+    body._KNOWN_SIZES.clear()
+
+
+def _chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+class _Connection:
+    """Gives its pieces one at a time, an OSError as one."""
+
+    def __init__(self, pieces: list[bytes | OSError]) -> None:
+        self._pieces = pieces
+        self._callback: Callable[[], None] | None = None
+
+    def receive(self) -> bytes:
+        piece = self._pieces.pop(0)
+        if isinstance(piece, OSError):
+            raise piece
+        return piece
+
+    def on_readable(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        gevent.get_hub().loop.run_callback(self._run)
+
+    def _run(self) -> None:
+        while self._callback is not None and self._pieces:
+            self._callback()
+
+    def off_readable(self) -> None:
+        self._callback = None
+
+    def close(self) -> None:
+        pass
+
+
+class _Client:
+    """A client whose body goes in chunks; takes at most `at_once` bytes a send, none at every third if `is_slow`."""
+
+    def __init__(self, at_once: int, *, is_slow: bool) -> None:
+        self.got = b""
+        self.passed = 0
+        self._at_once = at_once
+        self._is_slow = is_slow
+        self._sends = 0
+
+    def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
+        return (_chunk(payload) if payload else b"") + (END if is_last else b"")
+
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        self.got += self.to_frame(payload, is_last=is_last)
+        return b""
+
+    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+        return self._send
+
+    def _send(self, chunks: bytes) -> int:
+        self._sends += 1
+        if self._is_slow and self._sends % 3 == 0:
+            raise BlockingIOError
+        self.got += chunks[: self._at_once]
+        return min(len(chunks), self._at_once)
+
+    def count_sent(self, length: int) -> None:
+        self.passed += length
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        self.got += bytes(frame)
+
+
+def _pump(pieces: list[bytes | OSError], client: _Client, tail: Tail) -> None:
+    connection: Any = _Connection(pieces)
+    raw = RawAnswer(parse_head(HEAD), b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    watch = CallWatch()
+    try:
+        Pump(raw, client, tail, watch, 5.0, lambda: GatewayError("idle"), 5.0).run()
+    finally:
+        watch.stop()
+
+
+@pytest.mark.parametrize(("at_once", "is_slow"), [(1 << 20, False), (7, False), (1 << 20, True), (1, True)])
+def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
+    events = [b"event %02d\n\n" % number for number in range(12)]
+    pieces: list[bytes | OSError] = [_chunk(event) for event in events]
+    # A new size, two chunks at once, one torn, one with an extension, a large one: the decoder's.
+    pieces += [_chunk(b"new"), _chunk(b"new") * 2, b"3\r\nne", b"w\r\n", b"3;x=y\r\nnew\r\n"]
+    pieces += [*[_chunk(b"l" * (SMALL_BYTES + 1))] * 2, _chunk(b"new") + END]
+    whole = b"".join(events) + b"new" * 5 + b"l" * 2 * (SMALL_BYTES + 1) + b"new"
+    client, tail = _Client(at_once, is_slow=is_slow), Tail()
+    _pump(pieces, client, tail)
+    decoder = ChunkedDecoder()
+    assert decoder.feed(client.got) == whole
+    assert (decoder.done, decoder.surplus) == (True, b"")
+    # All but the first of a size, what was torn, odd or large, and the last.
+    assert client.passed == len(b"".join(events[1:])) + len(b"new" * 2)
+    assert tail.length == len(whole)
+    assert tail.end() == b"l" * (SMALL_BYTES + 1) + b"new"
+
+
+def test_bytes_of_a_chunk_keep_its_borders() -> None:
+    client = _Client(1 << 20, is_slow=False)
+    twice = b"00002\r\ncd\r\n"
+    _pump([twice, twice + twice, END], client, Tail())
+    assert client.got == _chunk(b"cd") + twice + twice + END
+
+
+def test_capture_keeps_a_stream_that_comes_in_chunks() -> None:
+    client, tail = _Client(1 << 20, is_slow=False), RecordingTail(1000)
+    _pump([_chunk(b"ab"), _chunk(b"cd"), _chunk(b"ef") + END], client, tail)
+    assert (tail.kept(), tail.length, tail.end(), client.passed) == (b"abcdef", 6, b"abcdef", 0)
+
+
+def test_connection_that_breaks_is_the_upstreams_fault_and_what_went_out_is_counted() -> None:
+    client, tail = _Client(1 << 20, is_slow=False), Tail()
+    with pytest.raises(UpstreamProtocolError):
+        _pump([_chunk(b"ab"), _chunk(b"cd"), ConnectionResetError(104, "reset")], client, tail)
+    assert (client.passed, tail.length, tail.end()) == (2, 4, b"abcd")
+
+
+def test_tail_keeps_the_last_four_pieces_of_either_kind() -> None:
+    tail = Tail()
+    for number in range(9):
+        if number % 2:
+            tail.add(b"p%d" % number)
+        else:
+            tail.add_chunks(_chunk(b"c%d" % number))
+    assert tail.end() == b"p5c6p7c8"
+    tail.add(b"x" * (SMALL_BYTES + 1))
+    assert tail.end() == b"x" * (SMALL_BYTES + 1)

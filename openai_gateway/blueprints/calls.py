@@ -130,7 +130,9 @@ class CallServer:
                     values, body = self._rewrite(body, endpoint)
         except (GatewayError, ClientGone) as error:
             watch.stop()
-            refused = Call(endpoint.api, method, path, {}, None, rollout_id=rollout_id, request_id=request_id)
+            refused = Call(
+                endpoint.api, method, path, headers.RequestHeaders(), None, rollout_id=rollout_id, request_id=request_id
+            )
             self.relay.refuse(refused, error, started)
             raise
         return Call(

@@ -20,6 +20,7 @@ from openai_gateway.errors import Cancelled, UpstreamError, UpstreamUnreachable
 from openai_gateway.upstream.exchange import Timeouts
 from openai_gateway.upstream.transport import RelayRequest, RelaySession
 from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
 
 # The gateway bounds each call; an end that the network swallowed is noticed by TCP's keepalive.
@@ -54,12 +55,14 @@ class Gateway:
         url = urlsplit(self._base_url)
         self._origin = f"{url.scheme}://{url.netloc}"
         self._root = self._rest = ""
-        self._headers = {
-            "host": url.netloc.rpartition("@")[2],
-            "accept-encoding": "identity",
-            "content-type": "application/json",
-            **({"authorization": f"Bearer {key}"} if key else {}),
-        }
+        self._headers = RequestHeaders(
+            {
+                "host": url.netloc.rpartition("@")[2],
+                "accept-encoding": "identity",
+                "content-type": "application/json",
+                **({"authorization": f"Bearer {key}"} if key else {}),
+            }
+        )
         self._session = RelaySession(base_url, _TIMEOUTS, os.environ.get("SSL_CERT_FILE"))
         self.knows_rollouts = False
 

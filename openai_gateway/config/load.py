@@ -100,7 +100,8 @@ def _choose_default(names: Sequence[str], wanted: str | None, problems: list[Pro
     listed = ", ".join(names)
     if wanted is not None:
         if wanted not in names:
-            problems.append(Problem("environment", SERVER_VARIABLE, f"names no server; there are: {listed or 'none'}"))
+            fault = f"{wanted!r} names no server; there are: {listed or 'none'}"
+            problems.append(Problem("environment, or --server", SERVER_VARIABLE, fault))
         return wanted
     if not names:
         if not problems:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from openai_gateway.errors import UpstreamError, UpstreamProtocolError, Upstream
 from openai_gateway.upstream.exchange import Exchange, Timeouts
 from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.wire.headers import RequestHeaders
 
 _WATCHED: Final = urllib3.Timeout()  # the call's watch bounds every phase
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -32,7 +32,7 @@ class RelayRequest(requests.PreparedRequest):
     _cookies = None
     _body_position = None
 
-    def __init__(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, watch: CallWatch) -> None:
+    def __init__(self, method: str, url: str, headers: RequestHeaders, body: bytes | None, watch: CallWatch) -> None:
         self.method = method
         self.url = url
         self.headers = headers  # type: ignore[assignment]

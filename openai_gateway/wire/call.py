@@ -5,10 +5,9 @@ Frozen: nobody on the way changes a call. Structs, because one of each is made f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
+from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.usage import Usage
 
 
@@ -23,7 +22,7 @@ class Call(msgspec.Struct, frozen=True):
     api: str
     method: str
     target: str
-    headers: Mapping[str, str]
+    headers: RequestHeaders
     body: bytes | None
     background: bool = False
     rollout_id: str | None = None

@@ -61,8 +61,8 @@ class CallServer:
 
     def state(self) -> ServerState:
         """Return how this server is now, in this worker; the rate limits are those of the last answer that had any."""
-        headers = self.relay.last_head.headers if self.relay.last_head is not None else ()
-        limits = read_rate_limits({name.lower(): value for name, value in headers})
+        said = self.relay.last_head.headers if self.relay.last_head is not None else ()
+        limits = read_rate_limits({name.lower(): value for name, value in said})
         if limits:
             self._limits, self._limits_at = limits, self.relay.answered_at
         slots = self.relay.slots

@@ -101,7 +101,10 @@ class Answer:
         except OSError:
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         except (Cancelled, GatewayError, gevent.GreenletExit) as error:
-            self._write(sink, self._end_early(error), is_last=True)
+            event = self._end_early(error)
+            if pump.is_torn:
+                raise ConnectionResetError(errno.ECONNRESET, "an event was torn") from None
+            self._write(sink, event, is_last=True)
         else:
             self.mark_delivered()
 

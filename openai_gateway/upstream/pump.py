@@ -85,6 +85,11 @@ class Pump:
         self._rest: bytes | memoryview = b""
         self._error: BaseException | None = None
 
+    @property
+    def is_torn(self) -> bool:
+        """Tell whether a part of a frame is out whose rest isn't: then nothing else can be said to the client."""
+        return bool(self._rest)
+
     def run(self) -> None:
         """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
         # The status goes out now, with the first bytes of the body only if they are here already.
@@ -96,10 +101,10 @@ class Pump:
                 if self._error is not None:
                     raise self._error
                 if self._rest:
-                    rest, self._rest = self._rest, b""
                     self._watch.arm(self._client_s, ClientGone)
-                    self._sink.send_all(rest)
+                    self._sink.send_all(self._rest)
                     self._watch.disarm()
+                    self._rest = b""
                 else:
                     self._park()
             if self._error is not None:

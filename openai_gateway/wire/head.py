@@ -14,10 +14,12 @@ from openai_gateway.wire.headers import HOP_BY_HOP, to_nominated
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_NAMES: Final = 1024
+_MAX_KNOWN_LENGTH: Final = 100
 _MAX_LENGTH_DIGITS: Final = 18
 
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff]*))?", re.ASCII)
-_HEADER = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([^\x00-\x08\x0a-\x1f\x7f]*)\r$", re.MULTILINE)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 # What a header is to us, by its name as it is spelled: one that passes, one that doesn't, or one that is asked for.
 _PASSES, _DROPPED = "", "-"
@@ -60,7 +62,10 @@ class Head:
                 self.passing.append(header)
             elif role in _FRAMING:
                 before = self.known.get(role)
-                self.known[role] = header[1] if before is None else f"{before}\n{header[1]}"
+                if before is None:
+                    self.known[role] = header[1]
+                elif role != "content-length" or before != header[1]:
+                    self.known[role] = f"{before}\n{header[1]}"
             elif role != _DROPPED:
                 self.known[role] = header[1]
                 self.passing.append(header)
@@ -78,14 +83,9 @@ class Head:
         known = self.known
         length, coding, options = map(known.get, ("content-length", "transfer-encoding", "connection"))
         if length is not None:
-            first, *others = length.split("\n")
-            if (
-                not (first.isascii() and first.isdigit())
-                or len(first) > _MAX_LENGTH_DIGITS
-                or others.count(first) != len(others)
-            ):
+            if not (length.isascii() and length.isdigit()) or len(length) > _MAX_LENGTH_DIGITS:
                 raise MalformedAnswer("Content-Length is not a number, or several differ")
-            known["content-length"], self.content_length = first, int(first)
+            self.content_length = int(length)
         if coding is not None:
             if coding.lower() != "chunked":
                 raise MalformedAnswer("a Transfer-Encoding other than chunked")
@@ -105,21 +105,27 @@ def parse_head(raw: bytes) -> Head:
     Raises MalformedAnswer. Obsolete line folding, bare CR or LF, control characters and white space before the
     colon are malformed (RFC 9112 2.2, 5).
     """
-    text = raw.decode("latin-1") + "\r"
-    end = text.find("\r")
-    status, reason, is_http_1_0 = _read_status_line(text[:end])
-    headers = _HEADER.findall(text, end)
-    if len(headers) != text.count("\n"):
-        raise MalformedAnswer("a header line is not 'name: value', or holds control characters")
-    if " \r" in text or "\t\r" in text:
-        headers = [(name, value.strip(" \t")) for name, value in headers]
+    start, *lines = raw.decode("latin-1").split("\r\n")
+    status, reason, is_http_1_0 = _read_status_line(start)
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or (name not in _roles and not _TOKEN.fullmatch(name)):
+            raise MalformedAnswer("a header line is not 'name: value'")
+        if not value.isprintable() and _CONTROL.search(value):
+            raise MalformedAnswer("a header value holds control characters")
+        headers.append((name, value.strip(" \t")))
     head = Head(status, reason, headers)
     head.frame(is_http_1_0=is_http_1_0)
     return head
 
 
-@lru_cache(maxsize=256)
 def _read_status_line(line: str) -> tuple[int, str, bool]:
+    """Return status, reason, and whether it is HTTP/1.0. Raises MalformedAnswer."""
+    return _read_short_status_line(line) if len(line) <= _MAX_KNOWN_LENGTH else _match_status_line(line)
+
+
+def _match_status_line(line: str) -> tuple[int, str, bool]:
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise MalformedAnswer("the status line is not HTTP/1.x")
@@ -127,11 +133,14 @@ def _read_status_line(line: str) -> tuple[int, str, bool]:
     return int(status), reason or "", minor == "0"
 
 
+_read_short_status_line = lru_cache(maxsize=256)(_match_status_line)
+
+
 def _learn(name: str) -> str:
     role = name.lower()
     if role not in _ASKED_FOR and role not in _FRAMING:
         role = _DROPPED if role in _NOT_TO_CLIENT else _PASSES
     # Bounded: an upstream chooses its header names.
-    if len(_roles) < _MAX_NAMES:
+    if len(_roles) < _MAX_NAMES and len(name) <= _MAX_KNOWN_LENGTH and _TOKEN.fullmatch(name):
         _roles[name] = role
     return role

@@ -8,7 +8,9 @@ from typing import Any
 import gevent
 import pytest
 
-from openai_gateway.errors import GatewayError, UpstreamProtocolError
+from openai_gateway.errors import CallTimeout, GatewayError, UpstreamProtocolError
+from openai_gateway.upstream.answer import Answer
+from openai_gateway.upstream.attempt import Beginning
 from openai_gateway.upstream.exchange import RawAnswer
 from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.pump import Pump
@@ -16,7 +18,7 @@ from openai_gateway.upstream.tail import SMALL_BYTES, RecordingTail, Tail
 from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import body
 from openai_gateway.wire.body import ChunkedDecoder
-from openai_gateway.wire.head import parse_head
+from openai_gateway.wire.head import Head, parse_head
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
 END = b"0\r\n\r\n"
@@ -141,6 +143,30 @@ def test_connection_that_breaks_is_the_upstreams_fault_and_what_went_out_is_coun
     with pytest.raises(UpstreamProtocolError):
         _pump([_chunk(b"ab"), _chunk(b"cd"), ConnectionResetError(104, "reset")], client, tail)
     assert (client.passed, tail.length, tail.end()) == (2, 4, b"abcd")
+
+
+class _StuckClient(_Client):
+    """Takes the beginning of a chunk and then nothing more."""
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        gevent.sleep(5)
+
+
+def test_torn_chunk_is_followed_by_nothing() -> None:
+    pieces: list[bytes | OSError] = [_chunk(b"ab"), _chunk(b"cd"), _chunk(b"ef")]
+    connection: Any = _Connection(pieces)
+    raw = RawAnswer(parse_head(HEAD), b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    watch, ended, client = CallWatch(), list[Any](), _StuckClient(3, is_slow=False)
+    watch.bound(0.2)
+    answer = Answer(
+        Beginning(Head(200, "OK", [("content-type", "text/event-stream")]), b"", raw),
+        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: ended.append(answer.error),
+    )  # fmt: skip
+    with pytest.raises(ConnectionResetError):
+        answer.pump_into(client)
+    answer.close()
+    assert client.got == _chunk(b"ab") + b"2\r\n"
+    assert [type(error) for error in ended] == [CallTimeout]
 
 
 def test_tail_keeps_the_last_four_pieces_of_either_kind() -> None:

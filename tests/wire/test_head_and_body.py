@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_gateway.wire import head as head_module
 from openai_gateway.wire.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder, to_decoder
-from openai_gateway.wire.head import MalformedAnswer, parse_head
+from openai_gateway.wire.head import Head, MalformedAnswer, parse_head
 
 
 def _head(*lines: str, status: str = "HTTP/1.1 200 OK") -> bytes:
@@ -28,6 +29,8 @@ def test_headers_keep_order_spelling_and_repetitions() -> None:
         pytest.param(b"HTTP/1.1 20 OK", id="a short status"),
         pytest.param(b"HTTP/1.1 099 No", id="a status below 100"),
         pytest.param(b"HTTP/1.1  200 OK", id="two spaces"),
+        pytest.param(b"HTTP/1.1 200 OK\rTransfer-Encoding: chunked", id="a bare carriage return in the status line"),
+        pytest.param(b"HTTP/1.1 200 OK\nTransfer-Encoding: chunked", id="a bare line feed in the status line"),
         pytest.param(_head("no colon"), id="no colon"),
         pytest.param(_head(": value"), id="no name"),
         pytest.param(_head("name : value"), id="space before the colon"),
@@ -192,6 +195,15 @@ def test_repeated_headers_that_frame_an_answer_are_taken_together() -> None:
     assert (head.keep_alive, head.content_length, head.known["content-length"]) == (False, 5, "5")
     assert head.passing == []
     assert len(head.headers) == 5
+    assert Head(500, "No", head.headers).known["content-length"] == "5"
+
+
+def test_names_that_are_no_tokens_or_very_long_are_not_remembered() -> None:
+    Head(200, "OK", [("a b", "1"), ("x" * 101, "2")])
+    with pytest.raises(MalformedAnswer):
+        parse_head(_head("a b: 1"))
+    assert parse_head(_head("x" * 101 + ": 2")).passing == [("x" * 101, "2")]
+    assert max(map(len, head_module._roles)) <= 100
 
 
 def test_length_decoder_keeps_what_is_too_much() -> None:

@@ -59,9 +59,10 @@ class RelayWriter(Response):  # type: ignore[misc]
             for name, value in headers:
                 if not HEADER_VALUE_RE.fullmatch(value):
                     raise InvalidResponseHeader(repr(name))
-        for name, value in headers:
+        for name, value in reversed(headers):
             if len(name) == 14 and name.lower() == "content-length":
                 self.response_length = int(value)
+                break
         self.headers += headers
 
     def is_chunked(self) -> bool:

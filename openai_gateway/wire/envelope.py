@@ -22,6 +22,7 @@ Values = dict[str, msgspec.Raw]
 _values_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE: Final = re.compile(rb"\\u[dD]")
+_ABSENT: Final = msgspec.Raw(b"\0")
 _UTF8_WINDOW_BYTES: Final = 32 * 1024
 _STARTS: Final = {"string": '"', "array": "[", "object": "{", "boolean": "tf", "null": "n"}
 _NAMES_OF_STARTS: Final = {
@@ -110,7 +111,7 @@ def parse(body: bytes, schema: ModelEnvelope) -> Values:
         raise InvalidRequest("The request body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         values = _parse_lone_surrogates(body, error)
-    fault = _find_fault(schema, tuple([_start(values.get(name)) for name in schema.looked_at]))
+    fault = _find_fault(schema, tuple([memoryview(values.get(name, _ABSENT))[0] for name in schema.looked_at]))
     if fault is not None:
         message, code, name = fault
         raise InvalidRequest(message, code=code, param=name)

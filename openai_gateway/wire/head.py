@@ -39,16 +39,17 @@ class Head:
     """Status and headers of one answer.
 
     `headers` are all of them, in their order and spelling, repetitions kept; `passing` those that go to the client,
-    who gets a Content-Length of our own. `known` are those that are asked for, by lower-case name. `chunked`,
-    `content_length` and `keep_alive` say how the answer was framed, if it was read by `parse_head`.
+    who gets a Content-Length of our own; `text` holds reason and all values. `known` are those that are asked for, by
+    lower-case name. `chunked`, `content_length` and `keep_alive` say how the answer was framed, if `parse_head` read it.
     """
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "known", "passing", "reason", "status")
+    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "known", "passing", "reason", "status", "text")
 
-    def __init__(self, status: int, reason: str, headers: Sequence[Header]) -> None:
+    def __init__(self, status: int, reason: str, headers: Sequence[Header], text: str | None = None) -> None:
         self.status = status
         self.reason = reason
         self.headers = headers
+        self.text = text if text is not None else "\n".join([reason, *[value for _, value in headers]])
         self.passing: list[Header] = []
         self.known: dict[str, str] = {}
         self.chunked = False
@@ -105,7 +106,8 @@ def parse_head(raw: bytes) -> Head:
     Raises MalformedAnswer. Obsolete line folding, bare CR or LF, control characters and white space before the
     colon are malformed (RFC 9112 2.2, 5).
     """
-    start, *lines = raw.decode("latin-1").split("\r\n")
+    text = raw.decode("latin-1")
+    start, *lines = text.split("\r\n")
     status, reason, is_http_1_0 = _read_status_line(start)
     headers = []
     for line in lines:
@@ -115,7 +117,7 @@ def parse_head(raw: bytes) -> Head:
         if not value.isprintable() and _CONTROL.search(value):
             raise MalformedAnswer("a header value holds control characters")
         headers.append((name, value.strip(" \t")))
-    head = Head(status, reason, headers)
+    head = Head(status, reason, headers, text)
     head.frame(is_http_1_0=is_http_1_0)
     return head
 

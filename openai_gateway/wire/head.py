@@ -40,7 +40,7 @@ class Head:
 
     `headers` are all of them, in their order and spelling, repetitions kept; `passing` those that go to the client,
     who gets a Content-Length of our own; `text` holds reason and all values. `known` are those that are asked for, by
-    lower-case name. `chunked`, `content_length` and `keep_alive` say how the answer was framed, if `parse_head` read it.
+    lower-case name. `chunked`, `content_length`, `keep_alive`: how the answer was framed, if `parse_head` read it.
     """
 
     __slots__ = ("chunked", "content_length", "headers", "keep_alive", "known", "passing", "reason", "status", "text")

@@ -118,6 +118,9 @@ def event_pump() -> Callable[[], None]:
     writer = RelayWriter(request, to_client, SimpleNamespace(protocol="http", is_ssl=False))
     writer.start_response("200 OK", [])
     pump = Pump(raw, writer, Tail(), CallWatch(), 600.0, lambda: GatewayError("idle"), 60.0)
+    # As `run` leaves it once the head and a chunk of this size are out.
+    writer.offer(raw.decoder.feed(CHUNK), is_last=False)
+    pump._chunks, pump._send = raw.decoder, writer.to_chunk_sender()
     return pump._on_readable
 
 

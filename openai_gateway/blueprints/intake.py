@@ -26,7 +26,7 @@ from openai_gateway.errors import (
 )
 
 # The environ's key of a client's head without its Content-Length, if all else in the environ comes from it alone.
-HEAD: Final = "openai_gateway.head"
+CLIENT_HEAD: Final = "openai_gateway.head"
 # What a browser says of a request that a page of another origin makes, such as one that a user was lured to.
 _FOREIGN: Final = ("cross-site", "same-site")
 _process = ""

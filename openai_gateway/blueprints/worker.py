@@ -24,7 +24,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import base_environ
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.blueprints.intake import HEAD
+from openai_gateway.blueprints.intake import CLIENT_HEAD
 from openai_gateway.blueprints.writer import RelayWriter
 from openai_gateway.upstream.watch import Ticker
 
@@ -122,7 +122,7 @@ def _read_head(head: bytes) -> Mapping[str, Any] | None:
     path, _, query = target.partition("?")
     if version != _END or " " in target or "#" in target or "%" in path or path.startswith("//"):
         return None
-    environ: dict[str, Any] = {HEAD: head, "RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query}
+    environ: dict[str, Any] = {CLIENT_HEAD: head, "RAW_URI": target, "PATH_INFO": path, "QUERY_STRING": query}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         key = _keys.get(name) or _learn(name)

@@ -49,10 +49,10 @@ class RequestHeaders(dict[str, str]):
         try:
             return self._lines
         except AttributeError:
-            self._lines = lines = "".join([f"{name}: {value}\r\n" for name, value in self.items()])
+            lines = "".join([f"{name}: {value}\r\n" for name, value in self.items()])
         if lines.count("\n") != len(self) or lines.count("\r") != len(self):
-            del self._lines
             raise InvalidRequest("A header holds a line break.")
+        self._lines = lines
         return lines
 
 

@@ -13,7 +13,7 @@ from gunicorn.http.wsgi import create
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_gateway.blueprints.intake import HEAD
+from openai_gateway.blueprints.intake import CLIENT_HEAD
 from openai_gateway.blueprints.worker import PlainRequest, read_plain
 
 START = b"POST /v1/responses HTTP/1.1\r\n"
@@ -117,7 +117,7 @@ def test_heads_that_differ_in_their_length_share_nothing_that_can_be_changed() -
     assert first is not None
     assert second is not None
     assert (first[0]["CONTENT_LENGTH"], second[0]["CONTENT_LENGTH"]) == ("2", "300")
-    assert first[0][HEAD] == second[0][HEAD]
+    assert first[0][CLIENT_HEAD] == second[0][CLIENT_HEAD]
     first[0]["PATH_INFO"] = "/changed"
     again = read_plain(heads[0])
     assert again is not None

@@ -4,4 +4,4 @@ HOST, PORT, WEB_CONCURRENCY and GRACEFUL_TIMEOUT in the environment change the m
 of `openai-gateway serve`; set others below, as in `keepalive = 60`.
 """
 
-from openai_gateway.gunicorn_settings import *  # noqa: F403 (each name there is a setting)
+from openai_gateway.server.settings import *  # noqa: F403 (each name there is a setting)

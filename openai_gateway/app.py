@@ -14,20 +14,21 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.routing import BaseConverter
 
-from openai_gateway.accounting.board import Board
-from openai_gateway.accounting.books import ServerState
+from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.capture import Captures
-from openai_gateway.accounting.keeper import Keeper
-from openai_gateway.accounting.ledger import Ledger
 from openai_gateway.accounting.log import CallLog
+from openai_gateway.accounting.snapshot import Snapshots
+from openai_gateway.accounting.totals import ServerState
 from openai_gateway.accounting.tracing import open_tracing
-from openai_gateway.blueprints import chat, models, operations, responses, status
+from openai_gateway.accounting.usage_log import UsageLog
+from openai_gateway.blueprints import chat, models, operations, responses
 from openai_gateway.blueprints.calls import CallServer, Endpoint
-from openai_gateway.blueprints.page.feed import Feed
 from openai_gateway.blueprints.reply import StartResponse, to_error_response
 from openai_gateway.blueprints.serving import BOARD, FEED, SERVER_NAME, SERVERS
 from openai_gateway.config import GatewayConfig, ServerConfig
-from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl
+from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
+from openai_gateway.page import status
+from openai_gateway.page.feed import Feed
 from openai_gateway.upstream.recorder import Observer
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import paths
@@ -40,6 +41,9 @@ _SHORTCUTS: Final[dict[str, Endpoint]] = {
 
 
 _SERVED: Final = "Served are /v1/responses, /v1/chat/completions and what is below them, and /v1/models."
+
+
+_NO_WEBSOCKET: Final = "The WebSocket mode of the Responses API is not served here; send the call as a POST."
 
 
 class _ItemId(BaseConverter):
@@ -61,8 +65,8 @@ class GatewayApp(flask.Flask):
     def __init__(self, config: GatewayConfig) -> None:
         super().__init__("openai_gateway", static_folder=None)
         models = {name: server.openai_model for name, server in config.servers.items()}
-        keeper = Keeper(models, self._get_states)
-        self.board = self.extensions[BOARD] = Board(keeper)
+        keeper = Aggregate(models, self._get_states)
+        self.board = self.extensions[BOARD] = Snapshots(keeper)
         self.extensions[FEED] = Feed(self.board.snapshot)
         trace = open_tracing(models)
         shared = [keeper.observe] if trace is None else [keeper.observe, trace]
@@ -88,6 +92,9 @@ class GatewayApp(flask.Flask):
         environ[SERVER_NAME] = name = name or self._default_server
         endpoint = _SHORTCUTS.get(path)
         if endpoint is None or environ["REQUEST_METHOD"] != "POST" or not self.has_shortcut:
+            if _is_websocket_handshake(environ):
+                # werkzeug never matches a plain rule on one.
+                return to_error_response(UpgradeRefused(_NO_WEBSOCKET))(environ, start_response)
             return super().wsgi_app(environ, start_response)
         try:
             response = self._servers[name].serve(environ, endpoint)
@@ -104,16 +111,16 @@ class GatewayApp(flask.Flask):
         return {name: server.state() for name, server in self._servers.items()}
 
 
-def _open_ledgers(config: GatewayConfig) -> dict[str, Ledger]:
+def _open_ledgers(config: GatewayConfig) -> dict[str, UsageLog]:
     """Return one ledger for each file named, which several servers may share."""
     return {
-        server.usage_log: Ledger(server.usage_log, server.usage_log_max_bytes)
+        server.usage_log: UsageLog(server.usage_log, server.usage_log_max_bytes)
         for server in config.servers.values()
         if server.usage_log is not None
     }
 
 
-def _make_relay(server: ServerConfig, shared: Sequence[Observer], ledgers: Mapping[str, Ledger]) -> Relay:
+def _make_relay(server: ServerConfig, shared: Sequence[Observer], ledgers: Mapping[str, UsageLog]) -> Relay:
     observers = [*shared, CallLog(server).observe]
     if server.usage_log is not None:
         observers.append(ledgers[server.usage_log].observe)
@@ -145,6 +152,14 @@ def _from_werkzeug(error: HTTPException) -> flask.Response:
     if isinstance(error, NotFound):
         return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {request.path[:200]}. {_SERVED}"))
     return to_error_response(InvalidRequest(str(error.description)))
+
+
+def _is_websocket_handshake(environ: Mapping[str, Any]) -> bool:
+    return (
+        str(environ.get("HTTP_UPGRADE")).lower() == "websocket"
+        and environ["REQUEST_METHOD"] == "GET"
+        and environ["PATH_INFO"].startswith("/v1/")
+    )
 
 
 def _to_internal_error() -> flask.Response:

@@ -102,6 +102,14 @@ class RequestTooLarge(GatewayError):
     code = "request_too_large"
 
 
+class UpgradeRefused(GatewayError):
+    """The client asks for a WebSocket, which isn't served: 426, on which it goes over to plain HTTP at once."""
+
+    status = 426
+    type = "invalid_request_error"
+    code = "websocket_not_supported"
+
+
 class UnsupportedMediaType(GatewayError):
     """The body is not JSON by its content type or is encoded."""
 

@@ -1,65 +1,6 @@
-"""gunicorn's settings for thousands of long calls: `gunicorn -c python:openai_gateway.gunicorn_settings`.
+"""The public name of gunicorn's settings: `gunicorn -c python:openai_gateway.gunicorn_settings`.
 
-HOST, PORT, WEB_CONCURRENCY and GRACEFUL_TIMEOUT in the environment change the most usual ones; what is served is
-`wsgi`'s.
+What they are, and why, is in `server.settings`.
 """
 
-from __future__ import annotations
-
-import os
-import resource
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
-
-from openai_gateway import reloading
-from openai_gateway.accounting.shelf import remove_dead
-
-bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
-worker_class = "gevent"
-# The cap on upstream calls is per worker; one worker is enough for thousands of calls in flight.
-workers = int(os.environ.get("WEB_CONCURRENCY") or "1")
-# Connections above this wait silently, health checks too: far above any expected load.
-worker_connections = 10_000
-# Connections that arrive while the worker is busy wait in the kernel, not in vain.
-backlog = 4096
-# A worker that doesn't beat for so long is killed; gevent workers beat from their own greenlet, so calls may be longer.
-timeout = 120
-# SIGTERM and SIGHUP let calls in flight finish for so long; the default of 30 s cuts long answers.
-graceful_timeout = int(os.environ.get("GRACEFUL_TIMEOUT") or "900")
-# Clients reuse connections; a new one for each call costs 18 % of the throughput.
-keepalive = 20
-# One line a failed call is logged by the gateway itself; gunicorn's own access log costs 18 % of the throughput.
-accesslog = None
-# gunicorn 27 would open a control socket in the home folder.
-control_socket_disable = True
-# Big enough for the SDKs' headers and long bearer tokens.
-limit_request_field_size = 16_380
-
-
-def on_starting(server: Any) -> None:
-    """Read the config once, before any worker is started; a bad one ends here, with one message and exit code 2."""
-    _raise_file_limit()
-    problem = reloading.read()
-    if problem is not None:
-        print(problem, file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def on_reload(server: Any) -> None:
-    """Read the config again on SIGHUP; a bad one is reported, and the last good one serves on."""
-    problem = reloading.read()
-    if problem is not None:
-        server.log.error("%s\nThe last good config stays in use.", problem)
-
-
-def on_exit(server: Any) -> None:
-    """Remove the folder that the workers kept their books in: nobody reads it any more."""
-    remove_dead(Path(tempfile.gettempdir()), also=os.getpid())
-
-
-def _raise_file_limit() -> None:
-    # Each call holds two sockets. The workers inherit the limit.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))
+from openai_gateway.server.settings import *  # noqa: F403

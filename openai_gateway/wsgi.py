@@ -15,15 +15,15 @@ import signal
 import sys
 from typing import Any, Final
 
-from openai_gateway import reloading
 from openai_gateway.accounting.log import configure_logging
-from openai_gateway.accounting.shelf import open_shelf
+from openai_gateway.accounting.shared_files import open_shared_files
 from openai_gateway.app import GatewayApp, create_app
-from openai_gateway.blueprints.worker import adopt_worker, close_idle
-from openai_gateway.blueprints.writer import start_draining
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
-from openai_gateway.upstream.watch import call_in_hub, cancel_all_in
+from openai_gateway.server import master
+from openai_gateway.server.worker import adopt_worker, close_idle
+from openai_gateway.server.writer import start_draining
+from openai_gateway.transport.watch import call_in_hub, cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
 _log = logging.getLogger("openai_gateway")
@@ -34,7 +34,7 @@ _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 def _make_app() -> GatewayApp:
     try:
-        config = reloading.current()
+        config = master.current()
     except ConfigError as error:
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
@@ -62,7 +62,7 @@ def _attend_to_worker(made: GatewayApp) -> None:
     if not callable(handle_exit) or not hasattr(worker, "cfg"):
         return
     adopt_worker(worker)
-    shelf = open_shelf(worker.ppid)
+    shelf = open_shared_files(worker.ppid)
     if shelf is not None:
         made.board.share(shelf)
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):

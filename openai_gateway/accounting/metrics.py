@@ -14,8 +14,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from openai_gateway import __version__
-from openai_gateway.accounting.board import Board, to_states
-from openai_gateway.accounting.books import BOUNDS_S, Account, Books, Histogram
+from openai_gateway.accounting.snapshot import Snapshots, to_states
+from openai_gateway.accounting.totals import BOUNDS_S, Account, Histogram, Totals
 
 _PREFIX: Final = "openai_gateway_"
 _KINDS: Final = ("input", "cached", "output", "reasoning")
@@ -44,7 +44,7 @@ _HISTOGRAMS: Final = (
 )
 
 
-def render(board: Board, accept: str) -> tuple[bytes, str]:
+def render(board: Snapshots, accept: str) -> tuple[bytes, str]:
     """Return the metrics of all workers and their content type, in the form that an `Accept` header asks for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Books(board))
@@ -53,7 +53,7 @@ def render(board: Board, accept: str) -> tuple[bytes, str]:
 
 
 class _Books(Collector):
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Snapshots) -> None:
         self._board = board
 
     def describe(self) -> Iterable[Metric]:
@@ -74,7 +74,7 @@ def _gauge(name: str, text: str, labels: Iterable[str] = ()) -> GaugeMetricFamil
     return GaugeMetricFamily(_PREFIX + name, text, labels=list(labels))
 
 
-def _collect_calls(total: Books) -> Iterator[Metric]:
+def _collect_calls(total: Totals) -> Iterator[Metric]:
     calls = _counter("calls", "Calls that are over (GenAI: one gen_ai operation each).", [*_CALL, "status", "outcome"])
     retries = _counter("retries", "Further attempts, by the status or error code that caused them.", [*_CALL, "reason"])
     for key, account in total.accounts.items():
@@ -102,7 +102,7 @@ def _collect_histogram(name: str, text: str, field: str, accounts: dict[tuple[st
     return family
 
 
-def _collect_consumption(total: Books) -> Iterator[Metric]:
+def _collect_consumption(total: Totals) -> Iterator[Metric]:
     tokens = _counter(
         "tokens",
         "Tokens the upstream reported; cached ones are part of the input, reasoning of the output"
@@ -119,7 +119,7 @@ def _collect_consumption(total: Books) -> Iterator[Metric]:
     yield cost
 
 
-def _collect_states(workers: list[Books]) -> Iterator[Metric]:
+def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     in_flight = _gauge("calls_in_flight", "Calls that hold a slot now.", ["server"])
     queued = _gauge("calls_queued", "Calls that wait for a slot now.", ["server"])
     cap = _gauge("concurrency_limit", "Slots of all workers together; absent without a cap.", ["server"])

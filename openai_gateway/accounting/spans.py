@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from openai_gateway.accounting.books import KEPT_SECONDS, Second, add_counts
-from openai_gateway.accounting.keeper import to_milliseconds
+from openai_gateway.accounting.aggregate import to_milliseconds
+from openai_gateway.accounting.totals import KEPT_SECONDS, Second, add_counts
 
 STEP_S: Final = 5
 _SHARES: Final = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import flask
 import msgspec
 
-from openai_gateway.accounting.books import ServerState
-from openai_gateway.blueprints.intake import CLIENT_HEAD, GatewayKeys, give_up_body, read_body, to_request_id
+from openai_gateway.accounting.totals import ServerState
+from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
@@ -150,7 +150,7 @@ class CallServer:
 
     def _to_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
         own = self.relay.sender.own_headers()
-        head = environ.get(CLIENT_HEAD)
+        head = environ.get(headers.CLIENT_HEAD)
         if head is None or not has_body:
             return headers.to_upstream(environ, own, has_body=has_body)
         if own is not self._own_headers or len(self._headers) > _MOST_HEADS:

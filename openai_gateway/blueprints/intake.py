@@ -25,8 +25,6 @@ from openai_gateway.errors import (
     UnsupportedMediaType,
 )
 
-# The environ's key of a client's head without its Content-Length, if all else in the environ comes from it alone.
-CLIENT_HEAD: Final = "openai_gateway.head"
 # What a browser says of a request that a page of another origin makes, such as one that a user was lured to.
 _FOREIGN: Final = ("cross-site", "same-site")
 _process = ""

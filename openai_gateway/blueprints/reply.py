@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import flask
 
-from openai_gateway.blueprints.writer import adopt
 from openai_gateway.errors import BodyTimeout, GatewayError, MethodNotAllowed
+from openai_gateway.server.writer import adopt
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.pump import Sink
 from openai_gateway.wire.sse import is_event_stream

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from openai_gateway.cli.load import Load, Tally
-from openai_gateway.cli.probing.calling import Target
-from openai_gateway.cli.probing.cures import to_failure
-from openai_gateway.cli.probing.probes import FAILURES
+from openai_gateway.probe.calling import Target
+from openai_gateway.probe.cures import to_failure
+from openai_gateway.probe.load import Load, Tally
+from openai_gateway.probe.probes import FAILURES
 
 _TOKENS: Final = 64
 _TIMEOUT_S: Final = 600.0

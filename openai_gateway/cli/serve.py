@@ -1,6 +1,6 @@
 """`openai-gateway serve`: says what is served, then becomes gunicorn with the gateway's settings.
 
-The settings are `openai_gateway.gunicorn_settings`'; which config, is `choosing`'s.
+The settings are `openai_gateway.server.settings`'; which config, is `choosing`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from openai_gateway.cli.simulated import to_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
 
-_SETTINGS: Final = "python:openai_gateway.gunicorn_settings"
+_SETTINGS: Final = "python:openai_gateway.server.settings"
 
 
 @click.command(name="serve")

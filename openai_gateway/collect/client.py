@@ -17,9 +17,9 @@ from gevent.event import Event
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
 from openai_gateway.collect.rows import PATHS
 from openai_gateway.errors import Cancelled, UpstreamError, UpstreamUnreachable
-from openai_gateway.upstream.exchange import Timeouts
-from openai_gateway.upstream.transport import RelayRequest, RelaySession
-from openai_gateway.upstream.watch import CallWatch
+from openai_gateway.transport.exchange import Timeouts
+from openai_gateway.transport.session import RelayRequest, RelaySession
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
 

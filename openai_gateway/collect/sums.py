@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openai_gateway.accounting.keeper import to_milliseconds, to_step
+from openai_gateway.accounting.aggregate import to_milliseconds, to_step
 from openai_gateway.wire.usage import Report
 
 _PERCENTILES: Final = (50, 90, 99)

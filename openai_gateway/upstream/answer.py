@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import gevent
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamTimeout
+from openai_gateway.transport.exchange import RawAnswer
+from openai_gateway.transport.session import to_upstream_error
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.attempt import Beginning
-from openai_gateway.upstream.exchange import RawAnswer
 from openai_gateway.upstream.pump import Pump, Sink
 from openai_gateway.upstream.tail import Tail
-from openai_gateway.upstream.transport import to_upstream_error
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import is_event_stream, to_closing_event
 

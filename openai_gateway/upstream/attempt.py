@@ -13,10 +13,10 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, GatewayError, UpstreamTimeout
-from openai_gateway.upstream.exchange import RawAnswer, Timeouts
+from openai_gateway.transport.exchange import RawAnswer, Timeouts
+from openai_gateway.transport.session import RelayRequest, RelaySession, to_upstream_error
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.key import UpstreamKey
-from openai_gateway.upstream.transport import RelayRequest, RelaySession, to_upstream_error
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders

@@ -12,7 +12,7 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
-from openai_gateway.upstream.slots import Slot
+from openai_gateway.limits.slots import Slot
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header

@@ -12,9 +12,9 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
-from openai_gateway.upstream.exchange import RawAnswer, to_broken_off
+from openai_gateway.transport.exchange import RawAnswer, to_broken_off
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.tail import SMALL_BYTES, Tail
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.body import ChunkedDecoder
 
 

@@ -14,15 +14,15 @@ import gevent
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
+from openai_gateway.limits.pacing import Pause, RetryRatio
+from openai_gateway.limits.slots import Slots
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Beginning, Sender
 from openai_gateway.upstream.breaker import Breaker
-from openai_gateway.upstream.pacing import Pause, RetryRatio
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capture, Observer, Recorder
-from openai_gateway.upstream.slots import Slots
 from openai_gateway.upstream.tail import RecordingTail, Tail
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from openai_gateway.errors import InvalidRequest
 
+# The environ's key of a client's head without its Content-Length, if all else in the environ comes from it alone.
+CLIENT_HEAD: Final = "openai_gateway.head"
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",

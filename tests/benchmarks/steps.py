@@ -16,17 +16,17 @@ import msgspec
 import pyperf
 
 from openai_gateway.blueprints.intake import read_body
-from openai_gateway.blueprints.worker import read_plain
-from openai_gateway.blueprints.writer import RelayWriter
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.values import Secret
 from openai_gateway.errors import GatewayError
-from openai_gateway.upstream.exchange import RawAnswer, _to_head
-from openai_gateway.upstream.pool import ConnectionPool
+from openai_gateway.server.worker import read_plain
+from openai_gateway.server.writer import RelayWriter
+from openai_gateway.transport.exchange import RawAnswer, _to_head
+from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import Tail
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import headers
 from openai_gateway.wire.body import ChunkedDecoder, to_decoder
 from openai_gateway.wire.call import Call

@@ -163,3 +163,18 @@ def test_planted_key_shows_in_no_output(tmp_path: Path) -> None:
     print(f"\n{len(outputs)} outputs searched for the planted key, none found")
     assert any("key masked by openai_gateway" in output for output in outputs)
     assert not [output for output in outputs if PLANTED in output]
+
+
+def test_refused_client_that_goes_on_sending_holds_up_nobody(tmp_path: Path) -> None:
+    head = HEAD + b"content-length: 999999999999\r\n\r\n"
+    with (
+        run_upstream(answer_always) as upstream,
+        run_gateway(tmp_path, upstream.url, {"gateway_api_keys": ["k"]}) as gateway,
+    ):
+        host, port = gateway.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as sock:
+            sock.sendall(head)
+            # Cut off long before it is through; a gateway that read it all would be at it for minutes.
+            with pytest.raises(ConnectionError):
+                sock.sendall(bytes(200_000_000))
+            assert requests.get(f"{gateway.url}/healthz", timeout=5).status_code == 200

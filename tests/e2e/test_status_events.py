@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from openai_gateway.blueprints.page.feed import MOST_VIEWERS
+from openai_gateway.page.feed import MOST_VIEWERS
 from tests.support.processes import Gunicorn, eventually, run_gateway
 
 VIEWERS = 12

@@ -9,13 +9,13 @@ import gevent
 import pytest
 
 from openai_gateway.errors import CallTimeout, GatewayError, UpstreamProtocolError
+from openai_gateway.transport.exchange import RawAnswer
+from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Beginning
-from openai_gateway.upstream.exchange import RawAnswer
-from openai_gateway.upstream.pool import ConnectionPool
 from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import SMALL_BYTES, RecordingTail, Tail
-from openai_gateway.upstream.watch import CallWatch
 from openai_gateway.wire import body
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head, parse_head
@@ -38,6 +38,7 @@ class _Connection:
     """Gives its pieces one at a time, an OSError as one."""
 
     def __init__(self, pieces: list[bytes | OSError]) -> None:
+        self.used = False
         self._pieces = pieces
         self._callback: Callable[[], None] | None = None
 

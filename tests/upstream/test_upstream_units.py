@@ -15,17 +15,17 @@ import pytest
 import urllib3
 
 from openai_gateway.errors import Cancelled, ClientGone, InvalidRequest, Saturated, UpstreamProtocolError
-from openai_gateway.upstream import connection as connection_module
-from openai_gateway.upstream import pool as pool_module
+from openai_gateway.limits.pacing import RETRY_FLOOR, Pause, RetryRatio
+from openai_gateway.limits.slots import Slots
+from openai_gateway.transport import connection as connection_module
+from openai_gateway.transport import pool as pool_module
+from openai_gateway.transport.connection import connect
+from openai_gateway.transport.exchange import Exchange, Timeouts
+from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.watch import CallWatch, cancel_all_in
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Beginning
 from openai_gateway.upstream.breaker import Breaker
-from openai_gateway.upstream.connection import connect
-from openai_gateway.upstream.exchange import Exchange, Timeouts
-from openai_gateway.upstream.pacing import RETRY_FLOOR, Pause, RetryRatio
-from openai_gateway.upstream.pool import ConnectionPool
-from openai_gateway.upstream.slots import Slots
-from openai_gateway.upstream.watch import CallWatch, cancel_all_in
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome
@@ -220,7 +220,7 @@ def test_retry_ratio_allows_a_floor_and_a_share(monkeypatch: pytest.MonkeyPatch)
         ratio.count_call()
     assert sum(ratio.take() for _ in range(100)) == 20
     now = time.monotonic()
-    monkeypatch.setattr("openai_gateway.upstream.pacing.monotonic", lambda: now + 31)
+    monkeypatch.setattr("openai_gateway.limits.pacing.monotonic", lambda: now + 31)
     assert sum(ratio.take() for _ in range(100)) == 5
     assert all(RetryRatio(None).take() for _ in range(100))
 

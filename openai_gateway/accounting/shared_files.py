@@ -1,0 +1,142 @@
+"""Where the workers of one gunicorn master put their books, so that each can tell what all of them have done.
+
+Each worker writes a file of its own; what workers that have ended left is added up and kept in one file more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from openai_gateway.accounting.totals import Totals
+
+_log = logging.getLogger("openai_gateway")
+_PREFIX: Final = "openai_gateway"
+_ENDED: Final = "ended"
+_decoder = msgspec.msgpack.Decoder(Totals)
+
+
+class SharedFiles:
+    """The folder for the books of one master's workers."""
+
+    def __init__(self, folder: Path, master_pid: int) -> None:
+        self._folder = folder
+        self._master_pid = master_pid
+        self._own = folder / str(os.getpid())
+
+    def write(self, books: Totals) -> None:
+        """Put this worker's books there, whole or not at all."""
+        new = self._own.with_suffix(".new")
+        new.write_bytes(msgspec.msgpack.encode(books))
+        new.rename(self._own)
+
+    def read_others(self) -> tuple[list[Totals], list[Totals]]:
+        """Return the books of the other workers: of those that live, and of those that have ended."""
+        living: list[Totals] = []
+        ended: list[Totals] = []
+        with self._locked(fcntl.LOCK_SH):
+            for path in self._others():
+                books = _read(path)
+                if books is not None:
+                    (living if self._is_alive(path) else ended).append(books)
+        return living, ended
+
+    def tidy(self) -> None:
+        """Add up what ended workers left; keeps the number of files at that of the workers."""
+        with self._locked(fcntl.LOCK_EX):
+            gone = [path for path in self._others() if not self._is_alive(path)]
+            found = [books for books in map(_read, gone) if books is not None]
+            if not found:
+                return
+            total = Totals(pid=0, started=found[0].started)
+            for books in found:
+                total.add(books)
+            new = self._folder / f"{_ENDED}.new"
+            new.write_bytes(msgspec.msgpack.encode(total))
+            new.rename(self._folder / _ENDED)
+            for path in gone:
+                if path.name != _ENDED:
+                    path.unlink(missing_ok=True)
+
+    def _others(self) -> list[Path]:
+        return [
+            path
+            for path in sorted(self._folder.iterdir())
+            if path != self._own and (path.name.isdigit() or path.name == _ENDED)
+        ]
+
+    def _is_alive(self, path: Path) -> bool:
+        return path.name.isdigit() and _parent_of(int(path.name)) == self._master_pid
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, how)
+            yield
+
+
+def open_shared_files(master_pid: int) -> SharedFiles | None:
+    """Return the shelf of this worker's master, made if need be; None, with a warning, if there can be none."""
+    root = Path(tempfile.gettempdir())
+    folder = root / to_folder_name(master_pid)
+    try:
+        remove_dead(root)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        info = folder.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+            raise PermissionError("it belongs to somebody else")
+        shelf = SharedFiles(folder, master_pid)
+        shelf.tidy()
+    except (OSError, OverflowError) as error:
+        _log.warning("/metrics and /status tell of one worker only: %s can't be used (%s)", folder, error)
+        return None
+    return shelf
+
+
+def to_folder_name(master_pid: int) -> str:
+    """Return the name of a master's folder; no later process with the same pid has the same."""
+    return f"{_PREFIX}.{os.getuid()}.{master_pid}.{_start_of(master_pid)}"
+
+
+def remove_dead(root: Path, *, also: int | None = None) -> None:
+    """Remove the folders of masters that have ended, and that of `also`, which is about to."""
+    for folder in root.glob(f"{_PREFIX}.{os.getuid()}.*.*"):
+        _, _, pid, start = folder.name.split(".")
+        if pid.isdigit() and (int(pid) == also or _start_of(int(pid)) != start):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(path: Path) -> Totals | None:
+    try:
+        return _decoder.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _parent_of(pid: int) -> int | None:
+    fields = _stat_of(pid)
+    return int(fields[1]) if fields and fields[0] != "Z" else None
+
+
+def _start_of(pid: int) -> str:
+    fields = _stat_of(pid)
+    return fields[19] if fields else "none"
+
+
+def _stat_of(pid: int) -> list[str]:
+    """Return the fields of /proc/<pid>/stat from the third on (state, parent, ...); none if no such process is."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

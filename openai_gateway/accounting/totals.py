@@ -1,0 +1,162 @@
+"""The books: what the calls of one worker, or of all, add up to. Plain sums, so that books can be added.
+
+How a call gets into them is `keeper`'s; how they are shown, `metrics`' and `board`'s.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import msgspec
+
+from openai_gateway.wire.call import CallRecord
+from openai_gateway.wire.rate_limits import RateLimit
+
+# Calls last from 10 ms to half an hour.
+BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
+_Key = TypeVar("_Key")
+KEPT_SECONDS: Final = 300
+KEPT_CALLS: Final = 50
+
+
+class Histogram(msgspec.Struct):
+    """How many values lie up to each of BOUNDS_S (the last count: above), and their sum."""
+
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    total: float = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(BOUNDS_S, value)] += 1
+        self.total += value
+
+    def add(self, other: Histogram) -> None:
+        """Add another histogram."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+
+class Account(msgspec.Struct):
+    """The calls to one server through one API; `calls` by (status class, outcome), `retries` by reason."""
+
+    calls: dict[tuple[str, str], int] = {}
+    retries: dict[str, int] = {}
+    attempts: int = 0
+    request_bytes: int = 0
+    answer_bytes: int = 0
+    client_gone: int = 0
+    without_usage: int = 0
+    queue_wait: Histogram = msgspec.field(default_factory=Histogram)
+    first_byte: Histogram = msgspec.field(default_factory=Histogram)
+    duration: Histogram = msgspec.field(default_factory=Histogram)
+
+    def add(self, other: Account) -> None:
+        """Add another account."""
+        add_counts(self.calls, other.calls)
+        add_counts(self.retries, other.retries)
+        self.attempts += other.attempts
+        self.request_bytes += other.request_bytes
+        self.answer_bytes += other.answer_bytes
+        self.client_gone += other.client_gone
+        self.without_usage += other.without_usage
+        self.queue_wait.add(other.queue_wait)
+        self.first_byte.add(other.first_byte)
+        self.duration.add(other.duration)
+
+
+class Consumption(msgspec.Struct):
+    """The tokens used up at one server by one model, and their cost as far as it is known (`priced_calls`)."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float = 0.0
+    priced_calls: int = 0
+
+    def add(self, other: Consumption) -> None:
+        """Add another one."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Second(msgspec.Struct):
+    """The calls that ended within one second of Unix time; latencies as counts by `keeper.to_step`."""
+
+    t: int
+    calls: int = 0
+    errors: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    in_flight: int = 0
+    queued: int = 0
+    durations: dict[int, int] = {}
+    first_bytes: dict[int, int] = {}
+
+    def add(self, other: Second) -> None:
+        """Add the same second of another worker."""
+        for name in ("calls", "errors", "input_tokens", "output_tokens", "cost_usd", "in_flight", "queued"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        add_counts(self.durations, other.durations)
+        add_counts(self.first_bytes, other.first_bytes)
+
+
+class ServerState(msgspec.Struct):
+    """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`."""
+
+    model: str
+    base_url: str
+    in_flight: int = 0
+    queued: int = 0
+    cap: int | None = None
+    is_breaker_open: bool = False
+    rate_limits: dict[str, RateLimit] = {}
+    limits_at: float = 0.0
+
+
+class Totals(msgspec.Struct):
+    """All of it for one worker. Keys of `accounts` are (server, API), of `consumption` (server, model)."""
+
+    pid: int
+    started: float
+    accounts: dict[tuple[str, str], Account] = {}
+    consumption: dict[tuple[str, str], Consumption] = {}
+    seconds: list[Second] = []
+    recent: list[CallRecord] = []
+    errors: list[CallRecord] = []
+    states: dict[str, ServerState] = {}
+    resident_bytes: int = 0
+
+    def add(self, other: Totals) -> None:
+        """Add another worker's sums and past calls; its present state stays its own."""
+        for key, account in other.accounts.items():
+            self.accounts.setdefault(key, Account()).add(account)
+        for key, consumption in other.consumption.items():
+            self.consumption.setdefault(key, Consumption()).add(consumption)
+        self.seconds = _add_seconds(self.seconds, other.seconds)
+        self.recent = _latest([*self.recent, *other.recent])
+        self.errors = _latest([*self.errors, *other.errors])
+        self.started = min(self.started, other.started)
+
+
+def add_counts(mine: dict[_Key, int], theirs: dict[_Key, int]) -> None:
+    """Add counts to counts."""
+    if not mine:
+        mine.update(theirs)
+        return
+    for key, count in theirs.items():
+        mine[key] = mine.get(key, 0) + count
+
+
+def _add_seconds(mine: Iterable[Second], theirs: Iterable[Second]) -> list[Second]:
+    by_time = {second.t: second for second in mine}
+    for second in theirs:
+        by_time.setdefault(second.t, Second(second.t)).add(second)
+    return [by_time[t] for t in sorted(by_time)][-KEPT_SECONDS:]
+
+
+def _latest(records: list[CallRecord]) -> list[CallRecord]:
+    return sorted(records, key=lambda record: record.time + record.duration_s)[-KEPT_CALLS:]

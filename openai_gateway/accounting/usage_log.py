@@ -1,0 +1,116 @@
+"""The usage log: one JSON line for each call that is over, appended whole by one write.
+
+Every worker appends to the same file; summing it up is the command `openai-gateway usage`'s.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+import time
+from typing import Final
+
+import msgspec
+
+from openai_gateway.wire.call import CallRecord
+
+_log = logging.getLogger("openai_gateway")
+_encoder = msgspec.json.Encoder()
+# A FIFO that nobody reads must not hold up the worker; regular files don't care.
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+_CHECK_S: Final = 1.0
+_WARN_S: Final = 60.0
+
+
+class UsageLog:
+    """Appends records to the file at `path`; an observer.
+
+    A file that was moved away is noticed within a second and made anew. One that grows beyond `most_bytes` is renamed
+    to `<path>.<UTC time>`; None leaves that to others.
+    """
+
+    def __init__(self, path: str, most_bytes: int | None = None) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+        self._fd: int | None = None
+        self._check_at = 0.0
+        self._warn_at = 0.0
+
+    def observe(self, record: CallRecord) -> None:
+        """Append a record; a disk that is full costs the line and a warning, never the call."""
+        line = _encoder.encode(record) + b"\n"
+        try:
+            _append(self._open(), line)
+        except OSError as error:
+            # A line may be left open; whoever opens the file anew ends it first.
+            self._close()
+            self._warn(error)
+
+    def _open(self) -> int:
+        now = time.monotonic()
+        if self._fd is None or now >= self._check_at:
+            self._check_at = now + _CHECK_S
+            self._reopen_if_moved()
+        assert self._fd is not None
+        return self._fd
+
+    def _reopen_if_moved(self) -> None:
+        if self._fd is not None and self._is_current(self._fd):
+            self._rotate(self._fd)
+            if self._is_current(self._fd):
+                return
+        self._close()
+        self._fd = os.open(self._path, _FLAGS, 0o640)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError("it is no regular file")
+        _end_torn_line(self._fd)
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _is_current(self, fd: int) -> bool:
+        try:
+            there, ours = os.stat(self._path), os.fstat(fd)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def _rotate(self, fd: int) -> None:
+        if self._most_bytes is None or os.fstat(fd).st_size <= self._most_bytes:
+            return
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            # Another worker may have been quicker.
+            if self._is_current(fd):
+                moment = time.time_ns()
+                stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9))
+                os.rename(self._path, f"{self._path}.{stamp}.{moment % 10**9:09d}")
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def _warn(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + _WARN_S
+            _log.error("calls are missing in the usage log %s: %s", self._path, error.strerror or error)
+
+
+def _append(fd: int, line: bytes) -> None:
+    written = os.write(fd, line)
+    if written == len(line):
+        return
+    # The piece is taken back while it is the last, lest another worker's line goes on in it.
+    end = os.lseek(fd, 0, os.SEEK_CUR)
+    if os.fstat(fd).st_size == end:
+        os.ftruncate(fd, end - written)
+    raise OSError("the disk is full")
+
+
+def _end_torn_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        os.write(fd, b"\n")

@@ -1,0 +1,49 @@
+"""The lines of the status page's charts, from a snapshot's series.
+
+How they are drawn is the script's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from openai_gateway.accounting.spans import STEP_S
+from openai_gateway.page.figures import to_clock
+
+_MINUTE_STEPS: Final = 60 // STEP_S
+_RATES: Final = ("calls", "errors")
+_SUMS: Final = ("input_tokens", "output_tokens", "cost_usd")
+
+
+def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the lines over the last four minutes; None before the start, and for the latency of no call.
+
+    Calls and errors are per second; tokens and cost are those of the minute up to then, so the first one is left out.
+    """
+    series: Mapping[str, list[Any]] = snapshot["series"]
+    times = series["t"]
+    caps = [server["cap"] for server in snapshot["servers"]]
+    lines: dict[str, list[Any]] = {
+        **series,
+        **{name: [value / STEP_S for value in series[name]] for name in _RATES},
+        **{name: _to_minute_sums(series[name]) for name in _SUMS},
+        "cap": [None if None in caps else sum(caps)] * len(times),
+    }
+    if all(server["cost_usd"] is None for server in snapshot["servers"]):
+        lines["cost_usd"] = [None] * len(times)
+    clocks = [to_clock(t) for t in times[_MINUTE_STEPS:]]
+    begun = [t + STEP_S > snapshot["started"] for t in times]
+    shown = {
+        name: [_round(value) if is_begun else None for value, is_begun in zip(values, begun, strict=True)]
+        for name, values in lines.items()
+    }
+    return {**{name: values[_MINUTE_STEPS:] for name, values in shown.items()}, "t": clocks}
+
+
+def _to_minute_sums(values: Sequence[float]) -> list[float]:
+    return [sum(values[max(0, at + 1 - _MINUTE_STEPS) : at + 1]) for at in range(len(values))]
+
+
+def _round(value: float | None) -> float | None:
+    return round(value, 6) if isinstance(value, float) else value

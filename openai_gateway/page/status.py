@@ -1,0 +1,88 @@
+"""`/status`: the page for people, and the events that keep it up to date; over all workers.
+
+Not calls: no cap, no record. Who may see them is `access`'.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any, Final
+
+import flask
+
+from openai_gateway.blueprints.calls import CallServer
+from openai_gateway.blueprints.reply import PumpedBody, StartResponse
+from openai_gateway.blueprints.serving import FEED, SERVERS
+from openai_gateway.page.access import admit
+from openai_gateway.page.feed import Feed, Viewer
+from openai_gateway.page.layout import CHARTS, TABLES
+from openai_gateway.server.writer import adopt
+
+_POLICY: Final = (
+    "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+blueprint = flask.Blueprint("status", __name__, url_prefix="/status", template_folder=".")
+
+
+class _EventsResponse(flask.Response):
+    """A viewer's events as a response, written past werkzeug's machinery so that a viewer who left is noticed."""
+
+    automatically_set_content_length = False
+
+    def __init__(self, viewer: Viewer) -> None:
+        # A proxy must not hold events back.
+        headers = {**_HEADERS, "x-accel-buffering": "no"}
+        super().__init__(content_type="text/event-stream", headers=headers)
+        self._viewer = viewer
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Start the response and return its body; the server closes it."""
+        try:
+            writer = adopt(start_response, environ)
+            start_response(self.status, self.headers.to_wsgi_list())
+        except BaseException:
+            self._viewer.close()
+            raise
+        return self._viewer if writer is None else PumpedBody(self._viewer, writer)
+
+    def close(self) -> None:
+        """Give the viewer's place back; for a response that never reached the server."""
+        self._viewer.close()
+
+
+@blueprint.before_request
+def check_access() -> None:
+    """Let only those in who may see it."""
+    servers: dict[str, CallServer] = flask.current_app.extensions[SERVERS]
+    admit(flask.request.environ, [server.keys for server in servers.values()])
+
+
+@blueprint.get("")
+def page() -> flask.Response:
+    """Show the page as of now; its script keeps it up to date."""
+    nonce = secrets.token_urlsafe(16)
+    feed: Feed = flask.current_app.extensions[FEED]
+    html = flask.render_template("status.html", view=feed.view(), charts=CHARTS, tables=TABLES, nonce=nonce)
+    headers = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=nonce)}
+    return flask.Response(html, headers=headers, content_type="text/html; charset=utf-8")
+
+
+@blueprint.get("/events")
+def events() -> flask.Response:
+    """Stream what the page shows, a server-sent event a second."""
+    if flask.request.method == "HEAD":
+        return flask.Response(headers=_HEADERS, content_type="text/event-stream")
+    app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
+    feed: Feed = app.extensions[FEED]
+    client = flask.request.environ.get("gunicorn.socket")
+    viewer = feed.enter(lambda: bool(app.is_draining), None if client is None else client.fileno())
+    return _EventsResponse(viewer)

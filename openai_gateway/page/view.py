@@ -1,0 +1,185 @@
+"""Puts a snapshot into the words and figures of the status page: what the template shows first and the stream then.
+
+Plain text throughout; escaping is the template's and the script's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from openai_gateway.page.charts import to_charts
+from openai_gateway.page.figures import to_clock, to_count, to_day_and_clock, to_duration, to_rate, to_usd
+
+# A text from outside may be thousands of signs long.
+_MOST_SIGNS: Final = 100
+_BAD_SHARE: Final = 0.05
+
+# A cell is a text, or [text, class], or [text, "meter", share of 1].
+Cell = str | list[Any]
+Row = list[Cell]
+
+
+def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page shows of a snapshot; only JSON's own types."""
+    servers = snapshot["servers"]
+    in_flight = sum(server["in_flight"] for server in servers)
+    return {
+        "time": to_clock(snapshot["time"]),
+        "title": f"{to_count(in_flight)} in flight",
+        "version": snapshot["version"],
+        "since": to_day_and_clock(snapshot["started"]),
+        "alerts": [_to_alert(server) for server in servers if server["breaker_open"]],
+        "tiles": to_tiles(snapshot),
+        "charts": to_charts(snapshot),
+        "tables": {
+            "limits": [row for server in servers for row in _to_limits(server)],
+            "errors": [_to_error(call) for call in snapshot["errors"]],
+            "recent": [_to_call(call) for call in snapshot["recent"]],
+            "minutes": _to_minutes(snapshot),
+            "servers": [_to_server(server) for server in servers],
+            "workers": [_to_worker(worker) for worker in snapshot["workers"]],
+        },
+    }
+
+
+def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the big figures; `level` is empty, warn or bad."""
+    servers, now, minute = snapshot["servers"], snapshot["last_10_s"], snapshot["last_minute"]
+    in_flight, queued, calls = (sum(server[name] for server in servers) for name in ("in_flight", "queued", "calls"))
+    caps = [server["cap"] for server in servers]
+    slots = "no cap" if None in caps else f"of {to_count(sum(caps))} slots"
+    costs = [server["cost_usd"] for server in servers if server["cost_usd"] is not None]
+    share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
+    level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
+    lasted_s = min(10.0, max(1.0, snapshot["time"] - snapshot["started"]))
+    idle = "no calls lately" if calls else "no calls yet"
+    p50, p95, first = minute["p50_ms"], minute["p95_ms"], minute["first_byte_p50_ms"]
+    tokens = minute["input_tokens"] + minute["output_tokens"]
+    split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
+    spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
+    return [
+        _to_tile("In flight", to_count(in_flight), slots),
+        _to_tile("Queued", to_count(queued), "waiting for a slot", "warn" if queued else ""),
+        _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
+        _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
+        _to_tile("Latency p50", to_duration(p50), idle if p95 is None else f"p95 {to_duration(p95)}"),
+        _to_tile("First token p50", to_duration(first), idle if first is None else "last minute"),
+        _to_tile("Tokens/min", to_count(tokens), split),
+        _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
+    ]
+
+
+def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "level": level}
+
+
+def _to_alert(server: Mapping[str, Any]) -> str:
+    return (
+        f"{server['name']}: the upstream refuses the key or the quota is used up. Calls get that answer at once until"
+        " a probe succeeds. Check openai_api_key and the account's billing."
+    )
+
+
+def _clip(text: str | None) -> str:
+    if not text:
+        return ""
+    return text if len(text) <= _MOST_SIGNS else text[:_MOST_SIGNS] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _to_status(call: Mapping[str, Any]) -> Cell:
+    status = call["status"]
+    if call["outcome"] == "client_gone":
+        return ["client left", "dim"]
+    if status is None:
+        return ["failed", "bad"]
+    if call["outcome"] == "failed" and status < 400:
+        return [f"{status}, broke off", "bad"]
+    return [str(status), "good" if status < 400 else "warn" if status < 500 else "bad"]
+
+
+def _to_error(call: Mapping[str, Any]) -> Row:
+    return [
+        to_clock(call["time"]),
+        _to_status(call),
+        _clip(call["error_code"]),
+        [call["advice"], "advice"],
+        str(call["attempts"]),
+        to_duration(call["duration_ms"]),
+        *(_clip(call[name]) for name in ("server", "api", "rollout_id")),
+        *(_clip(call[name]) for name in ("request_id", "client_request_id", "upstream_request_id")),
+    ]
+
+
+def _to_call(call: Mapping[str, Any]) -> Row:
+    return [
+        to_clock(call["time"]),
+        _to_status(call),
+        _clip(call["model"]),
+        str(call["attempts"]),
+        to_duration(call["queue_ms"]),
+        to_duration(call["first_byte_ms"]),
+        to_duration(call["duration_ms"]),
+        to_count(call["input_tokens"]),
+        to_count(call["output_tokens"]),
+        to_usd(call["cost_usd"]),
+        *(_clip(call[name]) for name in ("server", "api", "rollout_id", "request_id", "client_request_id")),
+    ]
+
+
+def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
+    if not any(minute["calls"] for minute in snapshot["minutes"]):
+        return []
+    is_priced = any(server["cost_usd"] is not None for server in snapshot["servers"])
+    return [
+        [
+            to_clock(minute["t"]),
+            f"{minute['calls']:,}",
+            f"{minute['errors']:,}",
+            *(to_duration(minute[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "first_byte_p50_ms")),
+            f"{minute['input_tokens']:,}",
+            f"{minute['output_tokens']:,}",
+            to_usd(minute["cost_usd"] if is_priced else None),
+        ]
+        for minute in snapshot["minutes"]
+        if minute["t"] + 60 > snapshot["started"]
+    ]
+
+
+def _to_server(server: Mapping[str, Any]) -> Row:
+    counts = ("calls", "failed", "client_gone", "retries")
+    tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    return [
+        _clip(server["name"]),
+        _clip(server["model"]),
+        _clip(server["base_url"]),
+        f"{server['in_flight']:,}",
+        "no cap" if server["cap"] is None else f"{server['cap']:,}",
+        f"{server['queued']:,}",
+        *(f"{server[name]:,}" for name in counts),
+        to_usd(server["cost_usd"]),
+        *(to_count(server[name]) for name in tokens),
+        f"{server['calls_without_usage']:,}",
+    ]
+
+
+def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:
+    rows: list[Row] = []
+    for kind, found in server["rate_limits"].items():
+        limit, left, reset_s = found["limit"], found["remaining"], found["reset_s"]
+        meter: Cell = ""
+        if limit and left is not None:
+            share = min(1.0, left / limit)
+            meter = [f"{share:.0%}", "meter", round(share, 4)]
+        reset = to_duration(None if reset_s is None else reset_s * 1000)
+        rows.append([_clip(server["name"]), kind, meter, to_count(left), to_count(limit), reset])
+    return rows
+
+
+def _to_worker(worker: Mapping[str, Any]) -> Row:
+    return [
+        str(worker["pid"]),
+        to_day_and_clock(worker["started"]),
+        f"{worker['in_flight']:,}",
+        f"{worker['queued']:,}",
+    ]

@@ -1,0 +1,144 @@
+"""A connection whose bytes go through TLS, by memory buffers; same waiting, same calls as a plain one.
+
+See also: connection.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import ssl
+from typing import Any
+
+import gevent
+
+from openai_gateway.transport.connection import RECEIVE_BYTES, Connection
+
+
+class TlsConnection(Connection):
+    """A connection whose bytes go through TLS; same waiting, same calls."""
+
+    __slots__ = ("_callback", "_early", "_ended", "_incoming", "_outgoing", "_sending", "_tls")
+
+    def __init__(self, sock: _socket.socket, context: ssl.SSLContext, hostname: str, session: Any) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname, session=session)
+        self._ended = False
+        self._sending = False
+        self._early: bytes | None = None
+        self._callback: Any = None
+
+    @property
+    def session(self) -> Any:
+        """The TLS session, for resumption by a later connection to the same upstream."""
+        return self._tls.session
+
+    def shake_hands(self) -> None:
+        """Do the TLS handshake. Raises ssl.SSLError, OSError."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._await_record()
+            else:
+                self._flush()
+                return
+
+    def receive(self) -> bytes | None:
+        """Return decrypted bytes; see Connection. An end without TLS's close is an end all the same."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
+        while True:
+            plain = self._read_all()
+            if plain:
+                self._announce()
+                return plain
+            if self._ended:
+                return b""
+            raw = super().receive()
+            if raw is None:
+                return None
+            self._take(raw)
+
+    def _read_all(self) -> bytes:
+        # All of it: decrypted bytes left behind would not make the socket readable again.
+        pieces = []
+        try:
+            while piece := self._tls.read(RECEIVE_BYTES):
+                pieces.append(piece)
+            self._ended = True
+        except ssl.SSLWantReadError:
+            if not self._sending:
+                self._flush()
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            self._ended = True
+        return b"".join(pieces)
+
+    def wait_readable(self) -> None:
+        """See Connection; returns at once if there is something to `receive` already."""
+        if self._early is None and not self._ended:
+            super().wait_readable()
+
+    def on_readable(self, callback: Any) -> None:
+        """See Connection; an end that TLS told of comes too, though the socket has nothing more to read."""
+        self._callback = callback
+        super().on_readable(callback)
+        self._announce()
+
+    def off_readable(self) -> None:
+        """See Connection."""
+        self._callback = None
+        super().off_readable()
+
+    def _announce(self) -> None:
+        if self._callback is not None and (self._ended or self._early is not None):
+            gevent.get_hub().loop.run_callback(self._call_back)
+
+    def _call_back(self) -> None:
+        if self._callback is not None:
+            self._callback()
+
+    def send(self, data: bytes) -> bool:
+        """Encrypt and send all of `data`; see Connection."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._tls.write(rest) :]
+        self._sending = True
+        try:
+            return super().send(self._outgoing.read())
+        finally:
+            self._sending = False
+
+    def _is_readable(self) -> bool:
+        # Readable may mean no more than a session ticket: only plain bytes are an answer.
+        self._early = self.receive()
+        return self._early is not None
+
+    def is_stale(self) -> bool:
+        """See Connection; TLS 1.3 tickets that came late are taken in and don't count."""
+        try:
+            return super().is_stale() and self.receive() is not None
+        except OSError:
+            return True
+
+    def _flush(self) -> None:
+        # Handshake records and the like are small: they fit the socket's buffer or the connection is no good.
+        pending = self._outgoing.read()
+        if pending and self._sock.send(pending) < len(pending):
+            raise ConnectionResetError(errno.ECONNRESET, "a TLS record could not be sent")
+
+    def _await_record(self) -> None:
+        self.wait_readable()
+        raw = super().receive()
+        if raw is not None:
+            self._take(raw)
+
+    def _take(self, raw: bytes) -> None:
+        if raw:
+            self._incoming.write(raw)
+        else:
+            self._ended = True
+            self._incoming.write_eof()

@@ -1,0 +1,246 @@
+"""The books: what calls add up to, over workers that live and workers that have ended; as metrics and for the page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from openai_gateway.accounting import shared_files as shelf_module
+from openai_gateway.accounting.aggregate import Aggregate, to_milliseconds, to_step
+from openai_gateway.accounting.metrics import render
+from openai_gateway.accounting.shared_files import SharedFiles, open_shared_files, remove_dead, to_folder_name
+from openai_gateway.accounting.snapshot import Snapshots, to_states
+from openai_gateway.accounting.spans import STEP_S, to_percentile_ms, to_spans
+from openai_gateway.accounting.totals import (
+    BOUNDS_S,
+    KEPT_CALLS,
+    KEPT_SECONDS,
+    Consumption,
+    Histogram,
+    Second,
+    ServerState,
+    Totals,
+)
+from openai_gateway.wire.rate_limits import RateLimit
+from tests.support.records import to_record
+
+STATE = ServerState(
+    model="m",
+    base_url="http://u/v1",
+    in_flight=3,
+    queued=2,
+    cap=8,
+    rate_limits={"requests": RateLimit(100.0, 99.0, 0.5)},
+    limits_at=1.0,
+)
+
+
+@pytest.fixture
+def keeper() -> Aggregate:
+    return Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE})
+
+
+def test_histogram_counts_each_value_under_its_bound() -> None:
+    histogram = Histogram()
+    for value in (0.0, 0.01, 0.011, 1800.0, 1800.1):
+        histogram.observe(value)
+    assert (histogram.counts[0], histogram.counts[1]) == (2, 1)
+    assert histogram.counts[-2:] == [1, 1]
+    assert len(histogram.counts) == len(BOUNDS_S) + 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0005, 0.004, 0.25, 3.0, 1800.0])
+def test_step_of_a_latency_is_near_it(seconds: float) -> None:
+    assert to_milliseconds(to_step(seconds)) == pytest.approx(seconds * 1000, rel=0.1, abs=0.2)
+
+
+def test_percentile() -> None:
+    counts = {to_step(0.1): 98, to_step(2.0): 2}
+    assert to_percentile_ms(counts, 0.5) == pytest.approx(100, rel=0.1)
+    assert to_percentile_ms(counts, 0.99) == pytest.approx(2000, rel=0.1)
+    assert to_percentile_ms({}, 0.5) is None
+
+
+def test_spans_add_up_and_begin_at_round_times() -> None:
+    early = Second(1018, calls=98, errors=1, cost_usd=0.5, in_flight=9, durations={to_step(0.1): 98})
+    late = Second(1019, calls=2, input_tokens=7, in_flight=4, durations={to_step(2.0): 2})
+    seconds = [Second(900, calls=1), early, late, Second(1020, calls=5), Second(1030, calls=9)]
+    spans = to_spans(seconds, 1023, length_s=60, step_s=10)
+    assert [span["t"] for span in spans] == [970, 980, 990, 1000, 1010, 1020]
+    assert [span["calls"] for span in spans] == [0, 0, 0, 0, 100, 5]
+    full = spans[4]
+    assert (full["errors"], full["cost_usd"], full["input_tokens"], full["in_flight"]) == (1, 0.5, 7, 9)
+    assert full["p50_ms"] == pytest.approx(100, rel=0.1)
+    assert full["p99_ms"] == pytest.approx(2000, rel=0.1)
+    assert (spans[0]["p50_ms"], full["first_byte_p50_ms"]) == (None, None)
+
+
+def test_seconds_of_several_workers_add_up_and_stay_their_own() -> None:
+    mine, theirs = Totals(1, 5.0), Totals(2, 4.0)
+    mine.seconds = [Second(10, calls=1, durations={3: 1}), Second(11, calls=2)]
+    theirs.seconds = [Second(10, calls=4, durations={3: 2, 4: 1}), Second(12, calls=8)]
+    total = Totals(0, 9.0)
+    for books in (mine, theirs):
+        total.add(books)
+    assert [(second.t, second.calls) for second in total.seconds] == [(10, 5), (11, 2), (12, 8)]
+    assert (total.seconds[0].durations, total.started) == ({3: 3, 4: 1}, 4.0)
+    assert (mine.seconds[0].durations, theirs.seconds[0].durations) == ({3: 1}, {3: 2, 4: 1})
+
+
+def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Aggregate) -> None:
+    keeper.observe(to_record())
+    keeper.observe(
+        to_record(usage=None, cost_usd=None, status=429, error_code=None, is_metered=False, retries=("429",))
+    )
+    keeper.observe(to_record(outcome="client_gone", status=None, usage=None, cost_usd=None, first_byte_s=None))
+    keeper.look()
+    for second in keeper.books.seconds:
+        second.t -= STEP_S
+    snapshot = Snapshots(keeper).snapshot()
+    server = snapshot["servers"][0]
+    assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 0, 1, 1)
+    assert (server["in_flight"], server["queued"], server["cap"]) == (3, 2, 8)
+    assert (server["input_tokens"], server["cost_usd"], server["calls_without_usage"]) == (100, 0.25, 1)
+    assert server["rate_limits"] == {"requests": {"limit": 100.0, "remaining": 99.0, "reset_s": 0.5}}
+    series = snapshot["series"]
+    assert {len(values) for values in series.values()} == {KEPT_SECONDS // STEP_S}
+    assert sum(series["calls"]) == 3
+    assert sum(series["errors"]) == 1
+    assert max(series["in_flight"]) == 3
+    assert [call["status"] for call in snapshot["recent"]] == [None, 429, 200]
+    assert [call["status"] for call in snapshot["errors"]] == [429]
+    assert msgspec.json.encode(snapshot)
+
+
+def test_unknown_cost_is_not_zero(keeper: Aggregate) -> None:
+    keeper.observe(to_record(cost_usd=None))
+    assert Snapshots(keeper).snapshot()["servers"][0]["cost_usd"] is None
+    assert b"cost_usd_total{" not in render(Snapshots(keeper), "")[0]
+
+
+def test_past_is_bounded(keeper: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(KEPT_SECONDS + 100):
+        monkeypatch.setattr(time, "time", lambda number=number: 1e9 + number)
+        keeper.observe(to_record(model=f"model-{number}", status=500))
+    books = keeper.books
+    assert (len(books.seconds), len(books.recent), len(books.errors)) == (KEPT_SECONDS, KEPT_CALLS, KEPT_CALLS)
+    assert len(books.consumption) <= 201
+    assert sum(used.input_tokens for used in books.consumption.values()) == 100 * (KEPT_SECONDS + 100)
+
+
+def test_metrics_are_what_prometheus_can_read(keeper: Aggregate) -> None:
+    keeper.observe(to_record())
+    body, content_type = render(Snapshots(keeper), "text/plain")
+    assert content_type.startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    (call,) = families["openai_gateway_calls"].samples
+    assert call.labels == {"server": "policy_model", "api": "responses", "status": "2xx", "outcome": "completed"}
+    tokens = {sample.labels["kind"]: sample.value for sample in families["openai_gateway_tokens"].samples}
+    assert tokens == {"input": 100, "cached": 40, "output": 50, "reasoning": 10}
+    assert all(family.documentation for family in families.values())
+    duration = families["openai_gateway_call_duration_seconds"].samples
+    assert [sample.value for sample in duration if sample.labels.get("le") == "+Inf"] == [1]
+    assert b"# EOF" in render(Snapshots(keeper), "application/openmetrics-text; version=1.0.0")[0]
+
+
+def test_states_of_workers_are_put_together() -> None:
+    later = ServerState("m", "u", in_flight=1, cap=8, is_breaker_open=True, rate_limits={}, limits_at=2.0)
+    books = [Totals(1, 0.0, states={"s": STATE}), Totals(2, 0.0, states={"s": later})]
+    state = to_states(books)["s"]
+    assert (state.in_flight, state.queued, state.cap, state.is_breaker_open) == (4, 2, 16, True)
+    assert state.rate_limits == {}
+
+
+def _add_worker(folder: Path, pid: int, calls: int) -> None:
+    keeper = Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE})
+    for _ in range(calls):
+        keeper.observe(to_record())
+    keeper.look()
+    keeper.books.pid = pid
+    (folder / str(pid)).write_bytes(msgspec.msgpack.encode(keeper.books))
+
+
+def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, keeper: Aggregate) -> None:
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended = subprocess.run(["true"], check=True)
+    assert ended.returncode == 0
+    try:
+        _add_worker(tmp_path, living.pid, 2)
+        _add_worker(tmp_path, 2**22 + 1, 5)
+        (tmp_path / "123.new").write_bytes(b"half")
+        (tmp_path / str(2**22 + 2)).write_bytes(b"garbage")
+        board = Snapshots(keeper)
+        board.share(SharedFiles(tmp_path, os.getpid()))
+        keeper.observe(to_record())
+        for _ in range(2):
+            snapshot = board.snapshot()
+            assert snapshot["servers"][0]["calls"] == 8
+            assert snapshot["servers"][0]["in_flight"] == 6
+            assert {worker["pid"] for worker in snapshot["workers"]} == {os.getpid(), living.pid}
+            SharedFiles(tmp_path, os.getpid()).tidy()
+        assert not (tmp_path / str(2**22 + 1)).exists()
+    finally:
+        living.communicate(b"\n")
+
+
+def test_folder_of_a_master_that_ended_is_removed(tmp_path: Path) -> None:
+    own = tmp_path / to_folder_name(os.getpid())
+    dead = tmp_path / f"openai_gateway.{os.getuid()}.{2**22 + 1}.77"
+    reused = tmp_path / f"openai_gateway.{os.getuid()}.{os.getpid()}.77"
+    for folder in (own, dead, reused):
+        folder.mkdir()
+    remove_dead(tmp_path)
+    assert (own.exists(), dead.exists(), reused.exists()) == (True, False, False)
+    remove_dead(tmp_path, also=os.getpid())
+    assert not own.exists()
+
+
+def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / to_folder_name(os.getpid())).symlink_to(elsewhere)
+    assert open_shared_files(os.getpid()) is None
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_round_that_fails_is_logged_once_and_the_next_ones_go_on(
+    keeper: Aggregate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = Snapshots(keeper)
+    shelf = SharedFiles(tmp_path, os.getpid())
+    own = tmp_path / str(os.getpid())
+    board.share(shelf)
+    own.unlink()
+    keeper.observe(to_record())
+    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    board.publish()
+    board.publish()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert not own.exists()
+    keeper.books.consumption.clear()
+    board.publish()
+    assert own.exists()
+    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    keeper.observe(to_record())
+    board.publish()
+    assert len(caplog.records) == 2
+
+
+def test_resident_bytes_stay_when_they_cant_be_read(keeper: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(24, "Too many open files")
+
+    keeper.look()
+    before = keeper.books.resident_bytes
+    assert before > 0
+    monkeypatch.setattr("openai_gateway.accounting.aggregate._resident_bytes", fail)
+    assert keeper.look() == {"policy_model": STATE}
+    assert keeper.books.resident_bytes == before

@@ -1,0 +1,173 @@
+"""Who may see the status page, and with which headers it comes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from openai_gateway.app import create_app
+from openai_gateway.config import GatewayConfig, Secret, ServerConfig
+from openai_gateway.page.feed import MOST_VIEWERS
+
+PATHS = ("/status", "/status/events")
+
+
+def _client(*keys: tuple[str, ...], key_file: Path | None = None) -> FlaskClient:
+    """Return a client of a gateway with a server for each tuple of gateway keys."""
+    path = str(key_file) if key_file else None
+    servers = {
+        f"server{index}": ServerConfig(
+            f"server{index}",
+            "https://upstream.example/v1",
+            "the-model",
+            openai_api_key=Secret("sk-x"),
+            gateway_api_keys=tuple(map(Secret, given)),
+            gateway_api_keys_file=path,
+        )
+        for index, given in enumerate(keys)
+    }
+    return create_app(GatewayConfig(servers, "server0")).test_client()
+
+
+def _get(client: FlaskClient, path: str, headers: Mapping[str, str] | None = None, peer: str = "127.0.0.1") -> Any:
+    given = {"host": "127.0.0.1:8000", **(headers or {})}
+    answer = client.get(path, headers=given, environ_overrides={"REMOTE_ADDR": peer})
+    answer.close()
+    return answer
+
+
+def _basic(password: str, user: str = "me") -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("host", "peer"),
+    [
+        ("127.0.0.1:8000", "127.0.0.1"),
+        ("localhost:8000", "127.0.0.1"),
+        ("LOCALHOST", "127.8.8.8"),
+        ("[::1]:8000", "::1"),
+        ("localhost", "::ffff:127.0.0.1"),
+    ],
+)
+def test_without_keys_this_machine_is_let_in(path: str, host: str, peer: str) -> None:
+    assert _get(_client(()), path, {"host": host}, peer).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("headers", "peer"),
+    [
+        pytest.param({}, "10.0.0.7", id="another machine"),
+        pytest.param({}, "::ffff:10.0.0.7", id="another machine, by IPv6"),
+        pytest.param({}, "", id="a Unix socket, behind which a proxy is"),
+        pytest.param({"host": "evil.example"}, "127.0.0.1", id="a name pointed at 127.0.0.1"),
+        pytest.param({"host": "127.0.0.1.evil.example"}, "127.0.0.1", id="a name that begins like an address"),
+        pytest.param({"host": "[::1"}, "127.0.0.1", id="a host that can't be parsed"),
+        pytest.param({"host": ""}, "127.0.0.1", id="no host"),
+        pytest.param({"x-forwarded-for": "127.0.0.1"}, "127.0.0.1", id="through a proxy"),
+        pytest.param({"x-forwarded-host": "localhost"}, "127.0.0.1", id="through a proxy that tells the host"),
+        pytest.param({"forwarded": "for=127.0.0.1"}, "127.0.0.1", id="through a proxy of RFC 7239"),
+        pytest.param({"x-real-ip": "127.0.0.1"}, "127.0.0.1", id="through nginx"),
+        pytest.param({"via": "1.1 proxy"}, "127.0.0.1", id="through a proxy that says so"),
+        pytest.param({"authorization": "Bearer sk-x"}, "10.0.0.7", id="another machine with the upstream's key"),
+    ],
+)
+def test_without_keys_nobody_else_is_let_in_and_told_what_to_do(path: str, headers: dict[str, str], peer: str) -> None:
+    answer = _get(_client((), ()), path, headers, peer)
+    assert answer.status_code == 403
+    error = answer.get_json()["error"]
+    assert error["code"] == "loopback_only"
+    assert "gateway_api_keys" in error["message"]
+    assert "www-authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"authorization": "Bearer key-a"}, id="bearer"),
+        pytest.param({"authorization": "bearer  key-b"}, id="bearer of another server"),
+        pytest.param(_basic("key-b"), id="password"),
+        pytest.param(_basic("key:with:colons", user=""), id="password with colons and no user"),
+    ],
+)
+def test_with_keys_the_key_of_any_server_lets_in_from_anywhere(path: str, headers: dict[str, str]) -> None:
+    client = _client(("key-a",), (), ("key-b", "key:with:colons"))
+    assert _get(client, path, {"host": "gw.example", **headers}, "10.0.0.7").status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"authorization": "Bearer key-c"}, id="wrong bearer"),
+        pytest.param({"authorization": "Bearer "}, id="empty bearer"),
+        pytest.param(_basic(""), id="empty password"),
+        pytest.param(_basic("x", user="key-a"), id="key as user"),
+        pytest.param({"authorization": "Basic key-a"}, id="not base64"),
+        pytest.param({"authorization": "Basic \xe4\xf6"}, id="not ASCII"),
+        pytest.param({"authorization": "Digest key-a"}, id="another scheme"),
+    ],
+)
+def test_with_keys_nobody_is_let_in_without_one_and_a_browser_asks(path: str, headers: dict[str, str]) -> None:
+    answer = _get(_client(("key-a",), ()), path, headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert answer.get_json()["error"]["code"] == "invalid_api_key"
+    assert "key-a" not in answer.text
+
+
+def test_keys_of_a_file_count_and_a_missing_file_lets_nobody_in(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    assert _get(_client((), key_file=file), "/status", _basic("")).status_code == 401
+    file.write_text("key-f\n")
+    assert _get(_client((), key_file=file), "/status", _basic("key-f")).status_code == 200
+
+
+def test_page_may_load_nothing_and_be_kept_nowhere() -> None:
+    client = _client(())
+    first, second = (_get(client, "/status").headers for _ in range(2))
+    policy = first["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert policy != second["content-security-policy"], "the nonce is a new one each time"
+    assert (first["x-content-type-options"], first["cache-control"]) == ("nosniff", "no-store")
+    assert first["referrer-policy"] == "no-referrer"
+
+
+def test_page_with_all_it_needs_is_at_most_60_kb_and_names_no_other_host() -> None:
+    text = _get(_client(()), "/status").text
+    assert len(text.encode()) <= 60_000
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text.replace("https://upstream.example/v1", "")
+
+
+def test_one_viewer_too_many_is_told_so_until_another_leaves() -> None:
+    client = _client(())
+    viewers = [client.get("/status/events") for _ in range(MOST_VIEWERS)]
+    refused = client.get("/status/events")
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (503, "too_many_viewers")
+    assert refused.headers["retry-after"] == "5"
+    assert client.get("/status").status_code == 200
+    viewers[0].close()
+    last = client.get("/status/events")
+    assert last.status_code == 200
+    for viewer in (*viewers, last):
+        viewer.close()
+    assert client.application.extensions["openai_gateway.feed"].viewers == 0
+
+
+def test_asking_for_the_head_of_the_events_takes_no_place() -> None:
+    client = _client(())
+    answer = client.head("/status/events")
+    assert (answer.status_code, answer.content_type, answer.data) == (200, "text/event-stream", b"")
+    assert client.application.extensions["openai_gateway.feed"].viewers == 0

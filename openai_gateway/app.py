@@ -24,7 +24,7 @@ from openai_gateway.accounting.usage_log import UsageLog
 from openai_gateway.blueprints import chat, models, operations, responses
 from openai_gateway.blueprints.calls import CallServer, Endpoint
 from openai_gateway.blueprints.reply import StartResponse, to_error_response
-from openai_gateway.blueprints.serving import BOARD, FEED, SERVER_NAME, SERVERS
+from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
 from openai_gateway.page import status
@@ -65,14 +65,14 @@ class GatewayApp(flask.Flask):
     def __init__(self, config: GatewayConfig) -> None:
         super().__init__("openai_gateway", static_folder=None)
         models = {name: server.openai_model for name, server in config.servers.items()}
-        keeper = Aggregate(models, self._get_states)
-        self.board = self.extensions[BOARD] = Snapshots(keeper)
-        self.extensions[FEED] = Feed(self.board.snapshot)
+        aggregate = Aggregate(models, self._get_states)
+        self.snapshots = self.extensions[SNAPSHOTS] = Snapshots(aggregate)
+        self.extensions[FEED] = Feed(self.snapshots.snapshot)
         trace = open_tracing(models)
-        shared = [keeper.observe] if trace is None else [keeper.observe, trace]
-        ledgers = _open_ledgers(config)
+        shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
+        usage_logs = _open_usage_logs(config)
         self._servers = {
-            name: CallServer(_make_relay(server, shared, ledgers)) for name, server in config.servers.items()
+            name: CallServer(_make_relay(server, shared, usage_logs)) for name, server in config.servers.items()
         }
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers
@@ -111,8 +111,8 @@ class GatewayApp(flask.Flask):
         return {name: server.state() for name, server in self._servers.items()}
 
 
-def _open_ledgers(config: GatewayConfig) -> dict[str, UsageLog]:
-    """Return one ledger for each file named, which several servers may share."""
+def _open_usage_logs(config: GatewayConfig) -> dict[str, UsageLog]:
+    """Return one usage log for each file named, which several servers may share."""
     return {
         server.usage_log: UsageLog(server.usage_log, server.usage_log_max_bytes)
         for server in config.servers.values()
@@ -120,10 +120,10 @@ def _open_ledgers(config: GatewayConfig) -> dict[str, UsageLog]:
     }
 
 
-def _make_relay(server: ServerConfig, shared: Sequence[Observer], ledgers: Mapping[str, UsageLog]) -> Relay:
+def _make_relay(server: ServerConfig, shared: Sequence[Observer], usage_logs: Mapping[str, UsageLog]) -> Relay:
     observers = [*shared, CallLog(server).observe]
     if server.usage_log is not None:
-        observers.append(ledgers[server.usage_log].observe)
+        observers.append(usage_logs[server.usage_log].observe)
     folder = server.model_call_capture_dir
     return Relay(server, observers, Captures(folder).record if folder is not None else None)
 

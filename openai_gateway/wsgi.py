@@ -43,7 +43,7 @@ def _make_app() -> GatewayApp:
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)
     _attend_to_worker(made)
-    atexit.register(made.board.publish)
+    atexit.register(made.snapshots.publish)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
     gc.freeze()
@@ -54,17 +54,17 @@ def _make_app() -> GatewayApp:
 def _attend_to_worker(made: GatewayApp) -> None:
     """Do what needs gunicorn's worker, if there is one.
 
-    Share the books with the other workers; warn if it listens beyond loopback without keys; have SIGTERM end calls
-    with an error in time, which is shortly before gunicorn's master kills the worker.
+    Share this worker's totals with the other workers; warn if it listens beyond loopback without keys; have SIGTERM
+    end calls with an error in time, which is shortly before gunicorn's master kills the worker.
     """
     handle_exit = signal.getsignal(signal.SIGTERM)
     worker: Any = getattr(handle_exit, "__self__", None)
     if not callable(handle_exit) or not hasattr(worker, "cfg"):
         return
     adopt_worker(worker)
-    shelf = open_shared_files(worker.ppid)
-    if shelf is not None:
-        made.board.share(shelf)
+    files = open_shared_files(worker.ppid)
+    if files is not None:
+        made.snapshots.share(files)
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)

@@ -1,6 +1,7 @@
-"""Keeps the books of this worker: the observer that every call's record goes to.
+"""Adds each finished call of this worker to its totals.
 
-On the way of every call, so sums only; what they come to is worked out when somebody asks.
+This runs for every call, so it only counts and adds; percentiles and rates are worked out when somebody asks for
+them. See also: totals, the structs that are counted in; spans, which makes percentiles of them.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def to_milliseconds(step: int) -> float:
 
 
 class Aggregate:
-    """The books of one worker; `get_states` tells how its servers are now."""
+    """The totals of this worker; `models` has the configured model of each server, `get_states` returns their state."""
 
     def __init__(self, models: Mapping[str, str], get_states: Callable[[], dict[str, ServerState]]) -> None:
         self._models = models
         self._get_states = get_states
-        self.books = Totals(pid=os.getpid(), started=time.time())
-        self.entries = 0
+        self.totals = Totals(pid=os.getpid(), started=time.time())
+        self.calls = 0
 
     def observe(self, record: CallRecord) -> None:
-        """Enter a call that is over."""
-        self.entries += 1
+        """Count a call that is over."""
+        self.calls += 1
         account = self._account(record)
         status = record.status
         key = (f"{status // 100}xx" if status is not None else "none", record.outcome)
@@ -81,12 +82,12 @@ class Aggregate:
             account.client_gone += 1
         elif record.outcome == "failed" or (status or 0) >= 400:
             second.errors += 1
-            _push(self.books.errors, record)
-        _push(self.books.recent, record)
+            _push(self.totals.errors, record)
+        _push(self.totals.recent, record)
 
     def second(self) -> Second:
-        """Return the books' present second."""
-        seconds = self.books.seconds
+        """Return the count of the present second."""
+        seconds = self.totals.seconds
         now = int(time.time())
         # A clock that was set back goes on in the last second there is.
         if not seconds or seconds[-1].t < now:
@@ -96,8 +97,8 @@ class Aggregate:
         return seconds[-1]
 
     def look(self) -> dict[str, ServerState]:
-        """Enter and return how the servers are now."""
-        states = self.books.states = self._get_states()
+        """Note in the totals how the servers are now, and return it."""
+        states = self.totals.states = self._get_states()
         in_flight = sum(state.in_flight for state in states.values())
         queued = sum(state.queued for state in states.values())
         if in_flight or queued:
@@ -105,25 +106,25 @@ class Aggregate:
             second.in_flight, second.queued = max(second.in_flight, in_flight), max(second.queued, queued)
         # With no descriptor left, the last figure stays.
         with contextlib.suppress(OSError):
-            self.books.resident_bytes = _resident_bytes()
+            self.totals.resident_bytes = _resident_bytes()
         return states
 
     def _account(self, record: CallRecord) -> Account:
         key = (record.server, record.api)
-        account = self.books.accounts.get(key)
+        account = self.totals.accounts.get(key)
         if account is None:
-            account = self.books.accounts[key] = Account()
+            account = self.totals.accounts[key] = Account()
         return account
 
     def _consume(self, record: CallRecord, second: Second) -> None:
         usage = record.usage
         assert usage is not None
         key = (record.server, record.model or self._models[record.server])
-        consumption = self.books.consumption.get(key)
+        consumption = self.totals.consumption.get(key)
         if consumption is None:
-            if len(self.books.consumption) >= _MOST_MODELS:
+            if len(self.totals.consumption) >= _MOST_MODELS:
                 key = (record.server, _OTHER)
-            consumption = self.books.consumption.setdefault(key, Consumption())
+            consumption = self.totals.consumption.setdefault(key, Consumption())
         consumption.input_tokens += usage.input_tokens
         consumption.cached_tokens += usage.cached_tokens or 0
         consumption.output_tokens += usage.output_tokens

@@ -1,6 +1,7 @@
 """Captures the calls of each rollout to `<rollout id>.capture.jsonl`, in the form that NeMo Gym's own servers write.
 
-Source: NeMo Gym `base_responses_api_model`, whose readers take these files. Bounded: what is too long is left out.
+Source: NeMo Gym `base_responses_api_model`, whose readers take these files. An answer that is too long to be kept is
+left out. See also: streams, which makes one answer of a stream's events.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The books in Prometheus' text format, by way of prometheus-client.
+"""Shows the totals of all workers in Prometheus' text format.
 
-Its own multiprocess mode is not used: each increment would be a write to a mapped file, on the way of every call.
+prometheus-client only writes the text. Its multiprocess mode is not used: there, each increment is a write to a mapped
+file, four times as much work for every call. See also: snapshot, which adds the workers' totals up.
 """
 
 from __future__ import annotations
@@ -44,23 +45,23 @@ _HISTOGRAMS: Final = (
 )
 
 
-def render(board: Snapshots, accept: str) -> tuple[bytes, str]:
+def render(snapshots: Snapshots, accept: str) -> tuple[bytes, str]:
     """Return the metrics of all workers and their content type, in the form that an `Accept` header asks for."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Books(board))
+    registry.register(_Metrics(snapshots))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
 
-class _Books(Collector):
-    def __init__(self, board: Snapshots) -> None:
-        self._board = board
+class _Metrics(Collector):
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        total, workers = self._board.total()
+        total, workers = self._snapshots.total()
         yield from _collect_calls(total)
         yield from _collect_consumption(total)
         yield from _collect_states(workers)
@@ -144,7 +145,7 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         _PREFIX + "resident_memory_bytes",
         "Resident memory of all workers together.",
-        value=sum(books.resident_bytes for books in workers),
+        value=sum(totals.resident_bytes for totals in workers),
     )
     build = _gauge("build_info", "The version that serves.", ["version"])
     build.add_metric([__version__], 1)

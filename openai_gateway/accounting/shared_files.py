@@ -1,6 +1,10 @@
-"""Where the workers of one gunicorn master put their books, so that each can tell what all of them have done.
+"""Lets the workers of one gunicorn master read each other's totals, by way of a folder of files.
 
-Each worker writes a file of its own; what workers that have ended left is added up and kept in one file more.
+Strategy: no file is ever written by two processes, so calls need no lock. Each worker writes its totals to a file
+named after its pid, and replaces it by renaming, so that a reader sees a whole one. A worker's file is *living* while
+a process of that pid is a child of the master, then *ended*: whoever starts next adds all ended ones up into the file
+`ended` and removes them, under an exclusive lock that readers share, so that no reader counts a call twice or misses
+it. The folder is named after the master's pid and start time, and goes when the master has ended.
 """
 
 from __future__ import annotations
@@ -27,40 +31,40 @@ _decoder = msgspec.msgpack.Decoder(Totals)
 
 
 class SharedFiles:
-    """The folder for the books of one master's workers."""
+    """The folder with the totals of one master's workers."""
 
     def __init__(self, folder: Path, master_pid: int) -> None:
         self._folder = folder
         self._master_pid = master_pid
         self._own = folder / str(os.getpid())
 
-    def write(self, books: Totals) -> None:
-        """Put this worker's books there, whole or not at all."""
+    def write(self, totals: Totals) -> None:
+        """Write this worker's totals, whole or not at all."""
         new = self._own.with_suffix(".new")
-        new.write_bytes(msgspec.msgpack.encode(books))
+        new.write_bytes(msgspec.msgpack.encode(totals))
         new.rename(self._own)
 
     def read_others(self) -> tuple[list[Totals], list[Totals]]:
-        """Return the books of the other workers: of those that live, and of those that have ended."""
+        """Return the totals of the other workers: of those that live, and of those that have ended."""
         living: list[Totals] = []
         ended: list[Totals] = []
         with self._locked(fcntl.LOCK_SH):
             for path in self._others():
-                books = _read(path)
-                if books is not None:
-                    (living if self._is_alive(path) else ended).append(books)
+                totals = _read(path)
+                if totals is not None:
+                    (living if self._is_alive(path) else ended).append(totals)
         return living, ended
 
     def tidy(self) -> None:
         """Add up what ended workers left; keeps the number of files at that of the workers."""
         with self._locked(fcntl.LOCK_EX):
             gone = [path for path in self._others() if not self._is_alive(path)]
-            found = [books for books in map(_read, gone) if books is not None]
+            found = [totals for totals in map(_read, gone) if totals is not None]
             if not found:
                 return
             total = Totals(pid=0, started=found[0].started)
-            for books in found:
-                total.add(books)
+            for totals in found:
+                total.add(totals)
             new = self._folder / f"{_ENDED}.new"
             new.write_bytes(msgspec.msgpack.encode(total))
             new.rename(self._folder / _ENDED)
@@ -86,7 +90,7 @@ class SharedFiles:
 
 
 def open_shared_files(master_pid: int) -> SharedFiles | None:
-    """Return the shelf of this worker's master, made if need be; None, with a warning, if there can be none."""
+    """Return the files of this worker's master, made if need be; None, with a warning, if there can be none."""
     root = Path(tempfile.gettempdir())
     folder = root / to_folder_name(master_pid)
     try:
@@ -96,12 +100,12 @@ def open_shared_files(master_pid: int) -> SharedFiles | None:
         info = folder.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
             raise PermissionError("it belongs to somebody else")
-        shelf = SharedFiles(folder, master_pid)
-        shelf.tidy()
+        files = SharedFiles(folder, master_pid)
+        files.tidy()
     except (OSError, OverflowError) as error:
         _log.warning("/metrics and /status tell of one worker only: %s can't be used (%s)", folder, error)
         return None
-    return shelf
+    return files
 
 
 def to_folder_name(master_pid: int) -> str:

@@ -1,6 +1,7 @@
-"""Puts the books of all workers together, keeps this worker's on the shelf, and shows them to the status page.
+"""Adds up the totals of all workers, and makes of them the plain values that the status page shows.
 
-Prometheus' text is `metrics`'.
+Twice a second this worker's totals are written for the other workers to read, if they have changed. See also:
+shared_files, which writes and reads them; metrics, which shows the same totals to Prometheus.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ _INTERVAL_S: Final = 0.5
 
 
 class Snapshots:
-    """What all workers of a master have done and are doing; with no shelf, this worker only."""
+    """What all workers of a master have done and are doing; until `share` is called, this worker only."""
 
-    def __init__(self, keeper: Aggregate) -> None:
-        self._keeper = keeper
-        self._shelf: SharedFiles | None = None
+    def __init__(self, aggregate: Aggregate) -> None:
+        self._aggregate = aggregate
+        self._files: SharedFiles | None = None
         self._published: Any = None
         self._is_failing = False
 
-    def share(self, shelf: SharedFiles) -> None:
-        """Keep this worker's books on a shelf from now on, twice a second while they change."""
-        self._shelf = shelf
+    def share(self, files: SharedFiles) -> None:
+        """Write this worker's totals to `files` from now on, twice a second while they change, and read the others'."""
+        self._files = files
         self.publish()
-        threading.Thread(target=self._publish_on, name="books", daemon=True).start()
+        threading.Thread(target=self._publish_on, name="publish totals", daemon=True).start()
 
     def publish(self) -> None:
-        """Put the books on the shelf if they have changed; a failure is logged once until it is over."""
+        """Write the totals if they have changed; a failure is logged once until it is over."""
         try:
-            states = self._keeper.look()
-            now = (self._keeper.entries, [(state.in_flight, state.queued) for state in states.values()])
-            if self._shelf is not None and now != self._published:
-                self._shelf.write(self._keeper.books)
+            states = self._aggregate.look()
+            now = (self._aggregate.calls, [(state.in_flight, state.queued) for state in states.values()])
+            if self._files is not None and now != self._published:
+                self._files.write(self._aggregate.totals)
                 self._published = now
         # Whatever it is: the rounds to come must not end with this one.
         except Exception as error:
@@ -61,13 +62,13 @@ class Snapshots:
             self.publish()
 
     def total(self) -> tuple[Totals, list[Totals]]:
-        """Return the sums over all workers there are and were, and the books of each that lives."""
-        self._keeper.look()
-        own = self._keeper.books
-        living, ended = self._shelf.read_others() if self._shelf is not None else ([], [])
+        """Return the sums over all workers there are and were, and the totals of each that lives."""
+        self._aggregate.look()
+        own = self._aggregate.totals
+        living, ended = self._files.read_others() if self._files is not None else ([], [])
         total = Totals(pid=0, started=own.started)
-        for books in (own, *living, *ended):
-            total.add(books)
+        for totals in (own, *living, *ended):
+            total.add(totals)
         return total, [own, *living]
 
     def snapshot(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Snapshots:
             "time": now,
             "version": __version__,
             "started": total.started,
-            "workers": [_show_worker(books) for books in sorted(workers, key=lambda books: books.pid)],
+            "workers": [_show_worker(totals) for totals in sorted(workers, key=lambda totals: totals.pid)],
             "servers": [_show_server(name, state, total) for name, state in to_states(workers).items()],
             "last_10_s": to_span(second for second in total.seconds if now - 11 < second.t <= now - 1),
             "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
@@ -92,8 +93,8 @@ class Snapshots:
 def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
     """Return how each server is now over all workers: sums, any open breaker, the latest rate limits."""
     states: dict[str, ServerState] = {}
-    for books in workers:
-        for name, theirs in books.states.items():
+    for totals in workers:
+        for name, theirs in totals.states.items():
             state = states.setdefault(name, ServerState(theirs.model, theirs.base_url))
             state.in_flight += theirs.in_flight
             state.queued += theirs.queued
@@ -104,11 +105,11 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
     return states
 
 
-def _show_worker(books: Totals) -> dict[str, Any]:
-    states = books.states.values()
+def _show_worker(totals: Totals) -> dict[str, Any]:
+    states = totals.states.values()
     return {
-        "pid": books.pid,
-        "started": books.started,
+        "pid": totals.pid,
+        "started": totals.started,
         "in_flight": sum(state.in_flight for state in states),
         "queued": sum(state.queued for state in states),
     }

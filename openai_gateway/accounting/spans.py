@@ -1,6 +1,6 @@
-"""What the calls that ended within spans of some seconds come to: sums, rates, percentiles; for tables and charts.
+"""Sums, peaks and percentiles of the calls that ended within a span of time, for the page's tables and charts.
 
-The seconds themselves are the books'.
+Works on the seconds that `totals.Second` counts. See also: aggregate, which counts them; page.charts, which draws them.
 """
 
 from __future__ import annotations

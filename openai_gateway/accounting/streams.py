@@ -1,6 +1,7 @@
-"""Makes one answer object of a stream's events, for captures; what is relayed is never touched.
+"""Makes one answer object of a stream's events, for captures.
 
-A Responses stream ends with the whole response; a chat stream's pieces are put together.
+A Responses stream ends with the whole response; a chat stream's pieces are put together. Works on a copy: what is
+relayed to the client is never touched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Sums up usage logs by model, rollout, hour or status, one line at a time.
+"""Sums up usage logs by model, server, API, rollout, hour or status, one line at a time.
 
-How a sum is shown is the command `openai-gateway usage`'s.
+A log may be far larger than the memory, so nothing but the sums is kept. See also: usage_log, which writes the lines;
+cli.usage, which shows the sums.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(slots=True)
 class Sum:
-    """What some calls add up to. Tokens and cost are those of the calls that told of them, None if none did;
-    `unknown_usage` calls did not report their tokens, `unknown_cost` ones neither or have no price.
+    """What some calls add up to.
+
+    `input_tokens` to `reasoning_tokens` sum the calls that reported them; None means that no call did. `cost_usd` sums
+    the calls whose cost is known. `unknown_usage` counts the calls that did not report their tokens, `unknown_cost`
+    the calls whose cost is unknown: those, and the ones that have no price.
     """
 
     calls: int = 0

@@ -1,6 +1,7 @@
-"""The books: what the calls of one worker, or of all, add up to. Plain sums, so that books can be added.
+"""What the calls of one worker, or of all workers, add up to: counts, sums and histograms that can be added.
 
-How a call gets into them is `keeper`'s; how they are shown, `metrics`' and `board`'s.
+Structs, so that they go between workers as msgpack. See also: aggregate, which counts each call; metrics and
+snapshot, which show the totals; shared_files, which carries them from worker to worker.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Consumption(msgspec.Struct):
 
 
 class Second(msgspec.Struct):
-    """The calls that ended within one second of Unix time; latencies as counts by `keeper.to_step`."""
+    """The calls that ended within one second of Unix time; latencies as counts by `aggregate.to_step`."""
 
     t: int
     calls: int = 0

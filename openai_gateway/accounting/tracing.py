@@ -1,6 +1,7 @@
 """OpenTelemetry traces, if the standard variables name a collector: one span a call, with `gen_ai.*` attributes.
 
-Made when a call is over, from its record; a client's `traceparent` is its parent and goes on upstream as it came.
+A span is made when its call is over, from the call's record. If the client sent a `traceparent`, the span is a child
+of that one; the header goes on upstream as it came.
 """
 
 from __future__ import annotations

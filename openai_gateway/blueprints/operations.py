@@ -11,7 +11,7 @@ import flask
 
 from openai_gateway.accounting.metrics import render
 from openai_gateway.blueprints.calls import CallServer
-from openai_gateway.blueprints.serving import BOARD, SERVERS
+from openai_gateway.blueprints.serving import SERVERS, SNAPSHOTS
 
 _PROBE_S: Final = 5.0
 
@@ -33,7 +33,7 @@ def health() -> dict[str, str]:
 @blueprint.get("/metrics")
 def metrics() -> flask.Response:
     """Return the metrics of all workers, for Prometheus."""
-    body, content_type = render(flask.current_app.extensions[BOARD], flask.request.headers.get("accept", ""))
+    body, content_type = render(flask.current_app.extensions[SNAPSHOTS], flask.request.headers.get("accept", ""))
     return flask.Response(body, content_type=content_type)
 
 

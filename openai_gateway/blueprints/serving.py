@@ -12,7 +12,7 @@ import flask
 from openai_gateway.blueprints.calls import CallServer, Endpoint
 
 SERVERS: Final = "openai_gateway"
-BOARD: Final = "openai_gateway.board"
+SNAPSHOTS: Final = "openai_gateway.snapshots"
 FEED: Final = "openai_gateway.feed"
 SERVER_NAME: Final = "openai_gateway.server"
 

@@ -1,6 +1,6 @@
-"""Decides who may see the status page: holders of a gateway key or, if there are none, who sits at this machine.
+"""Decides who may see the status page: whoever has a gateway key; without any keys, whoever sits at this machine.
 
-The keys themselves are `intake`'s.
+See also: blueprints.intake, which holds and compares the keys.
 """
 
 from __future__ import annotations

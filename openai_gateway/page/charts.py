@@ -1,6 +1,6 @@
-"""The lines of the status page's charts, from a snapshot's series.
+"""Makes the lines of the status page's charts out of a snapshot's series.
 
-How they are drawn is the script's.
+Lines are lists of figures, one for each point in time; status.js draws them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is on the status page, in its order: charts with their lines, tables with their columns.
 
-What stands in them is `view`'s.
+The figures and rows in them are made by `view` and `charts`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`/status`: the page for people, and the events that keep it up to date; over all workers.
+"""Serves `/status`, the page for people, and the events that keep it up to date; over all workers.
 
-Not calls: no cap, no record. Who may see them is `access`'.
+Neither is a call: no slot is taken, and no record is made. See also: access, which decides who may see them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Puts a snapshot into the words and figures of the status page: what the template shows first and the stream then.
+"""Puts a snapshot into the words and figures of the status page.
 
-Plain text throughout; escaping is the template's and the script's.
+The template shows a view when the page is loaded, the stream sends the next ones. All of it is plain text, which the
+template and the script escape.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def on_reload(server: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """Remove the folder that the workers kept their books in: nobody reads it any more."""
+    """Remove the folder that the workers shared their totals in: nobody reads it any more."""
     remove_dead(Path(tempfile.gettempdir()), also=os.getpid())
 
 

@@ -1,4 +1,4 @@
-"""The books: what calls add up to, over workers that live and workers that have ended; as metrics and for the page."""
+"""The totals: what calls add up to, over workers that live and workers that have ended; as metrics and for the page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STATE = ServerState(
 
 
 @pytest.fixture
-def keeper() -> Aggregate:
+def aggregate() -> Aggregate:
     return Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE})
 
 
@@ -87,23 +87,23 @@ def test_seconds_of_several_workers_add_up_and_stay_their_own() -> None:
     mine.seconds = [Second(10, calls=1, durations={3: 1}), Second(11, calls=2)]
     theirs.seconds = [Second(10, calls=4, durations={3: 2, 4: 1}), Second(12, calls=8)]
     total = Totals(0, 9.0)
-    for books in (mine, theirs):
-        total.add(books)
+    for totals in (mine, theirs):
+        total.add(totals)
     assert [(second.t, second.calls) for second in total.seconds] == [(10, 5), (11, 2), (12, 8)]
     assert (total.seconds[0].durations, total.started) == ({3: 3, 4: 1}, 4.0)
     assert (mine.seconds[0].durations, theirs.seconds[0].durations) == ({3: 1}, {3: 2, 4: 1})
 
 
-def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Aggregate) -> None:
-    keeper.observe(to_record())
-    keeper.observe(
+def test_snapshot_shows_calls_tokens_cost_and_state(aggregate: Aggregate) -> None:
+    aggregate.observe(to_record())
+    aggregate.observe(
         to_record(usage=None, cost_usd=None, status=429, error_code=None, is_metered=False, retries=("429",))
     )
-    keeper.observe(to_record(outcome="client_gone", status=None, usage=None, cost_usd=None, first_byte_s=None))
-    keeper.look()
-    for second in keeper.books.seconds:
+    aggregate.observe(to_record(outcome="client_gone", status=None, usage=None, cost_usd=None, first_byte_s=None))
+    aggregate.look()
+    for second in aggregate.totals.seconds:
         second.t -= STEP_S
-    snapshot = Snapshots(keeper).snapshot()
+    snapshot = Snapshots(aggregate).snapshot()
     server = snapshot["servers"][0]
     assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 0, 1, 1)
     assert (server["in_flight"], server["queued"], server["cap"]) == (3, 2, 8)
@@ -119,25 +119,25 @@ def test_snapshot_shows_calls_tokens_cost_and_state(keeper: Aggregate) -> None:
     assert msgspec.json.encode(snapshot)
 
 
-def test_unknown_cost_is_not_zero(keeper: Aggregate) -> None:
-    keeper.observe(to_record(cost_usd=None))
-    assert Snapshots(keeper).snapshot()["servers"][0]["cost_usd"] is None
-    assert b"cost_usd_total{" not in render(Snapshots(keeper), "")[0]
+def test_unknown_cost_is_not_zero(aggregate: Aggregate) -> None:
+    aggregate.observe(to_record(cost_usd=None))
+    assert Snapshots(aggregate).snapshot()["servers"][0]["cost_usd"] is None
+    assert b"cost_usd_total{" not in render(Snapshots(aggregate), "")[0]
 
 
-def test_past_is_bounded(keeper: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_past_is_bounded(aggregate: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(KEPT_SECONDS + 100):
         monkeypatch.setattr(time, "time", lambda number=number: 1e9 + number)
-        keeper.observe(to_record(model=f"model-{number}", status=500))
-    books = keeper.books
-    assert (len(books.seconds), len(books.recent), len(books.errors)) == (KEPT_SECONDS, KEPT_CALLS, KEPT_CALLS)
-    assert len(books.consumption) <= 201
-    assert sum(used.input_tokens for used in books.consumption.values()) == 100 * (KEPT_SECONDS + 100)
+        aggregate.observe(to_record(model=f"model-{number}", status=500))
+    totals = aggregate.totals
+    assert (len(totals.seconds), len(totals.recent), len(totals.errors)) == (KEPT_SECONDS, KEPT_CALLS, KEPT_CALLS)
+    assert len(totals.consumption) <= 201
+    assert sum(used.input_tokens for used in totals.consumption.values()) == 100 * (KEPT_SECONDS + 100)
 
 
-def test_metrics_are_what_prometheus_can_read(keeper: Aggregate) -> None:
-    keeper.observe(to_record())
-    body, content_type = render(Snapshots(keeper), "text/plain")
+def test_metrics_are_what_prometheus_can_read(aggregate: Aggregate) -> None:
+    aggregate.observe(to_record())
+    body, content_type = render(Snapshots(aggregate), "text/plain")
     assert content_type.startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     (call,) = families["openai_gateway_calls"].samples
@@ -147,27 +147,27 @@ def test_metrics_are_what_prometheus_can_read(keeper: Aggregate) -> None:
     assert all(family.documentation for family in families.values())
     duration = families["openai_gateway_call_duration_seconds"].samples
     assert [sample.value for sample in duration if sample.labels.get("le") == "+Inf"] == [1]
-    assert b"# EOF" in render(Snapshots(keeper), "application/openmetrics-text; version=1.0.0")[0]
+    assert b"# EOF" in render(Snapshots(aggregate), "application/openmetrics-text; version=1.0.0")[0]
 
 
 def test_states_of_workers_are_put_together() -> None:
     later = ServerState("m", "u", in_flight=1, cap=8, is_breaker_open=True, rate_limits={}, limits_at=2.0)
-    books = [Totals(1, 0.0, states={"s": STATE}), Totals(2, 0.0, states={"s": later})]
-    state = to_states(books)["s"]
+    totals = [Totals(1, 0.0, states={"s": STATE}), Totals(2, 0.0, states={"s": later})]
+    state = to_states(totals)["s"]
     assert (state.in_flight, state.queued, state.cap, state.is_breaker_open) == (4, 2, 16, True)
     assert state.rate_limits == {}
 
 
 def _add_worker(folder: Path, pid: int, calls: int) -> None:
-    keeper = Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE})
+    aggregate = Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE})
     for _ in range(calls):
-        keeper.observe(to_record())
-    keeper.look()
-    keeper.books.pid = pid
-    (folder / str(pid)).write_bytes(msgspec.msgpack.encode(keeper.books))
+        aggregate.observe(to_record())
+    aggregate.look()
+    aggregate.totals.pid = pid
+    (folder / str(pid)).write_bytes(msgspec.msgpack.encode(aggregate.totals))
 
 
-def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, keeper: Aggregate) -> None:
+def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, aggregate: Aggregate) -> None:
     living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ended = subprocess.run(["true"], check=True)
     assert ended.returncode == 0
@@ -176,11 +176,11 @@ def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, keepe
         _add_worker(tmp_path, 2**22 + 1, 5)
         (tmp_path / "123.new").write_bytes(b"half")
         (tmp_path / str(2**22 + 2)).write_bytes(b"garbage")
-        board = Snapshots(keeper)
-        board.share(SharedFiles(tmp_path, os.getpid()))
-        keeper.observe(to_record())
+        snapshots = Snapshots(aggregate)
+        snapshots.share(SharedFiles(tmp_path, os.getpid()))
+        aggregate.observe(to_record())
         for _ in range(2):
-            snapshot = board.snapshot()
+            snapshot = snapshots.snapshot()
             assert snapshot["servers"][0]["calls"] == 8
             assert snapshot["servers"][0]["in_flight"] == 6
             assert {worker["pid"] for worker in snapshot["workers"]} == {os.getpid(), living.pid}
@@ -212,35 +212,35 @@ def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest
 
 
 def test_round_that_fails_is_logged_once_and_the_next_ones_go_on(
-    keeper: Aggregate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    aggregate: Aggregate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    board = Snapshots(keeper)
-    shelf = SharedFiles(tmp_path, os.getpid())
+    snapshots = Snapshots(aggregate)
+    files = SharedFiles(tmp_path, os.getpid())
     own = tmp_path / str(os.getpid())
-    board.share(shelf)
+    snapshots.share(files)
     own.unlink()
-    keeper.observe(to_record())
-    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
-    board.publish()
-    board.publish()
+    aggregate.observe(to_record())
+    aggregate.totals.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    snapshots.publish()
+    snapshots.publish()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert not own.exists()
-    keeper.books.consumption.clear()
-    board.publish()
+    aggregate.totals.consumption.clear()
+    snapshots.publish()
     assert own.exists()
-    keeper.books.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
-    keeper.observe(to_record())
-    board.publish()
+    aggregate.totals.consumption["policy_model", "m-1"] = Consumption(input_tokens=2**70)
+    aggregate.observe(to_record())
+    snapshots.publish()
     assert len(caplog.records) == 2
 
 
-def test_resident_bytes_stay_when_they_cant_be_read(keeper: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_bytes_stay_when_they_cant_be_read(aggregate: Aggregate, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
         raise OSError(24, "Too many open files")
 
-    keeper.look()
-    before = keeper.books.resident_bytes
+    aggregate.look()
+    before = aggregate.totals.resident_bytes
     assert before > 0
     monkeypatch.setattr("openai_gateway.accounting.aggregate._resident_bytes", fail)
-    assert keeper.look() == {"policy_model": STATE}
-    assert keeper.books.resident_bytes == before
+    assert aggregate.look() == {"policy_model": STATE}
+    assert aggregate.totals.resident_bytes == before

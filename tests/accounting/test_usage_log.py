@@ -46,44 +46,44 @@ def test_torn_last_line_is_ended_before_the_next(tmp_path: Path) -> None:
 def test_moved_file_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai_gateway.accounting.usage_log._CHECK_S", 0.0)
     path = tmp_path / "u.jsonl"
-    ledger = UsageLog(str(path))
-    ledger.observe(to_record(request_id="1"))
+    usage_log = UsageLog(str(path))
+    usage_log.observe(to_record(request_id="1"))
     path.rename(tmp_path / "u.jsonl.1")
-    ledger.observe(to_record(request_id="2"))
+    usage_log.observe(to_record(request_id="2"))
     assert [record.request_id for record in _records(path)] == ["2"]
     path.unlink()
-    ledger.observe(to_record(request_id="3"))
+    usage_log.observe(to_record(request_id="3"))
     assert [record.request_id for record in _records(path)] == ["3"]
 
 
 def test_large_file_is_rotated_once_by_whoever_sees_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai_gateway.accounting.usage_log._CHECK_S", 0.0)
     path = tmp_path / "u.jsonl"
-    ledgers = [UsageLog(str(path), most_bytes=3000) for _ in range(2)]
+    usage_logs = [UsageLog(str(path), most_bytes=3000) for _ in range(2)]
     for number in range(40):
-        ledgers[number % 2].observe(to_record(request_id=str(number)))
+        usage_logs[number % 2].observe(to_record(request_id=str(number)))
     files = sorted(tmp_path.iterdir())
     assert 2 <= len(files) < 15
     assert sorted(int(record.request_id) for file in files for record in _records(file)) == list(range(40))
 
 
 def test_file_that_cant_be_written_costs_a_warning_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = UsageLog(str(tmp_path / "no" / "u.jsonl"))
+    usage_log = UsageLog(str(tmp_path / "no" / "u.jsonl"))
     with caplog.at_level(logging.ERROR):
-        ledger.observe(to_record())
-        ledger.observe(to_record())
+        usage_log.observe(to_record())
+        usage_log.observe(to_record())
     assert len(caplog.records) == 1
     assert "usage log" in caplog.text
 
 
 def test_full_disk_costs_the_line_and_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "u.jsonl"
-    ledger = UsageLog(str(path))
+    usage_log = UsageLog(str(path))
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10] if len(data) > 10 else data))
-    ledger.observe(to_record())
+    usage_log.observe(to_record())
     monkeypatch.undo()
-    ledger.observe(to_record(request_id="next"))
+    usage_log.observe(to_record(request_id="next"))
     assert msgspec.json.decode(path.read_bytes().splitlines()[-1], type=CallRecord).request_id == "next"
 
 
@@ -112,16 +112,16 @@ def test_full_disk_leaves_every_other_line_of_every_worker_whole(tmp_path: Path)
 
 def test_line_left_open_is_ended_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "u.jsonl"
-    ledger = UsageLog(str(path))
-    ledger.observe(to_record(request_id="1"))
+    usage_log = UsageLog(str(path))
+    usage_log.observe(to_record(request_id="1"))
 
     def fail(fd: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "ftruncate", fail)
     with _most_file_bytes(path.stat().st_size + 10):
-        ledger.observe(to_record(request_id="lost"))
-    ledger.observe(to_record(request_id="2"))
+        usage_log.observe(to_record(request_id="lost"))
+    usage_log.observe(to_record(request_id="2"))
     lines = path.read_bytes().splitlines()
     assert len(lines[1]) == 10
     assert [msgspec.json.decode(line, type=CallRecord).request_id for line in (lines[0], lines[2])] == ["1", "2"]
@@ -136,10 +136,10 @@ def test_log_that_is_no_regular_file_costs_a_warning(
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/null")
-    ledger = UsageLog(str(path))
+    usage_log = UsageLog(str(path))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(200):
-        ledger.observe(to_record())
+        usage_log.observe(to_record())
     assert len(caplog.records) == 1
     assert "no regular file" in caplog.text
     assert len(os.listdir("/proc/self/fd")) == before

@@ -76,11 +76,11 @@ def _settled(gateway: Gunicorn, name: str, value: float) -> Metrics:
     return found[-1]
 
 
-def _count_on_shelf(gateway: Gunicorn) -> int:
+def _count_in_shared_files(gateway: Gunicorn) -> int:
     """Return how many calls the workers have told each other of."""
-    shelf = SharedFiles(Path(tempfile.gettempdir()) / to_folder_name(gateway.pid), gateway.pid)
-    living, ended = shelf.read_others()
-    accounts = [account for books in [*living, *ended] for account in books.accounts.values()]
+    files = SharedFiles(Path(tempfile.gettempdir()) / to_folder_name(gateway.pid), gateway.pid)
+    living, ended = files.read_others()
+    accounts = [account for totals in [*living, *ended] for account in totals.accounts.values()]
     return sum(sum(account.calls.values()) for account in accounts)
 
 
@@ -88,14 +88,14 @@ def _record(folder: Path, answer: requests.Response) -> dict[str, Any]:
     """Return the record of a call, which is written right after its last byte."""
     request_id = answer.headers["x-gateway-request-id"]
     eventually(lambda: request_id in (folder / "usage.jsonl").read_text())
-    return next(record for record in _ledger(folder) if record["request_id"] == request_id)
+    return next(record for record in _read_usage_log(folder) if record["request_id"] == request_id)
 
 
 def _sum(metrics: Metrics, name: str, **labels: str) -> float:
     return sum(value for given, value in metrics.get(name, []) if labels.items() <= given.items())
 
 
-def _ledger(folder: Path) -> list[dict[str, Any]]:
+def _read_usage_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "usage.jsonl").read_text().splitlines()]
 
 
@@ -123,26 +123,26 @@ def test_totals_of_500_calls_are_the_same_everywhere(gateway: Gunicorn, simulato
     with ThreadPoolExecutor(20) as pool:
         jobs = [pool.submit(_post, gateway.url, *bodies[index % len(bodies)]) for index in range(500)]
         statuses = [job.result().status_code for job in jobs]
-    metrics, ledger = _settled(gateway, "openai_gateway_calls_total", 500), _ledger(folder)
+    metrics, usage_log = _settled(gateway, "openai_gateway_calls_total", 500), _read_usage_log(folder)
     seen = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()
 
-    assert len(ledger) == 500
-    assert len({record["request_id"] for record in ledger}) == 500
+    assert len(usage_log) == 500
+    assert len({record["request_id"] for record in usage_log}) == 500
     by_class = {kind: sum(str(status).startswith(kind[0]) for status in statuses) for kind in ("2xx", "5xx")}
     for kind, count in by_class.items():
         assert _sum(metrics, "openai_gateway_calls_total", status=kind, outcome="completed") == count
-        assert sum(str(record["status"]).startswith(kind[0]) for record in ledger) == count
-    attempts = sum(record["attempts"] for record in ledger)
+        assert sum(str(record["status"]).startswith(kind[0]) for record in usage_log) == count
+    attempts = sum(record["attempts"] for record in usage_log)
     assert attempts == seen["requests"] == _sum(metrics, "openai_gateway_upstream_attempts_total")
-    assert sum(len(record["retries"]) for record in ledger) == _sum(metrics, "openai_gateway_retries_total")
+    assert sum(len(record["retries"]) for record in usage_log) == _sum(metrics, "openai_gateway_retries_total")
     for kind in ("input", "output"):
-        counted = sum(record["usage"][f"{kind}_tokens"] for record in ledger if record["usage"])
+        counted = sum(record["usage"][f"{kind}_tokens"] for record in usage_log if record["usage"])
         assert counted == seen[f"{kind}_tokens"] == _sum(metrics, "openai_gateway_tokens_total", kind=kind) > 0
-    cost = sum(record["cost_usd"] for record in ledger if record["usage"])
+    cost = sum(record["cost_usd"] for record in usage_log if record["usage"])
     assert _sum(metrics, "openai_gateway_cost_usd_total") == pytest.approx(cost)
     assert cost > 0
     assert _sum(metrics, "openai_gateway_call_duration_seconds_count") == 500
-    sent = sum(record["answer_bytes"] for record in ledger)
+    sent = sum(record["answer_bytes"] for record in usage_log)
     assert _sum(metrics, "openai_gateway_answer_bytes_total") == sent > 0
     assert _sum(metrics, "openai_gateway_ratelimit_limit", kind="requests") == 1_000_000
     assert _sum(metrics, "openai_gateway_concurrency_limit") == 60
@@ -153,7 +153,7 @@ def test_sums_outlive_a_worker_that_is_killed(gateway: Gunicorn, folder: Path) -
     for _ in range(10):
         _post(gateway.url, *_bodies()[0])
     count = 510
-    eventually(lambda: _count_on_shelf(gateway) == count)
+    eventually(lambda: _count_in_shared_files(gateway) == count)
     killed = gateway.workers()[0]
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: killed not in gateway.workers() and len(gateway.workers()) == 2, timeout_s=20)
@@ -185,7 +185,7 @@ def test_chat_stream_without_usage_has_unknown_tokens_not_zero(gateway: Gunicorn
     answer = _post(gateway.url, "/v1/chat/completions", {"messages": MESSAGES, "stream": True})
     record = _record(folder, answer)
     assert (record["usage"], record["cost_usd"], record["finish_reason"]) == (None, None, "stop")
-    unknown = sum(record["is_metered"] and record["usage"] is None for record in _ledger(folder))
+    unknown = sum(record["is_metered"] and record["usage"] is None for record in _read_usage_log(folder))
     eventually(lambda: _sum(_metrics(gateway), "openai_gateway_calls_without_usage_total") == unknown > 0)
 
 
@@ -233,7 +233,7 @@ def test_headers_of_the_gateway_can_be_switched_off(tmp_path: Path, simulator: G
 
 
 def test_sums_outlive_a_reload(gateway: Gunicorn, folder: Path) -> None:
-    before = len(_ledger(folder))
+    before = len(_read_usage_log(folder))
     old = set(gateway.workers())
     _post(gateway.url, *_bodies()[0])
     gateway.send_signal(signal.SIGHUP)

@@ -31,12 +31,12 @@ def _state(**changes: Any) -> ServerState:
     return ServerState(**{"model": "m", "base_url": "http://u/v1", "in_flight": 3, "queued": 2, "cap": 8, **changes})
 
 
-def _keeper(**changes: Any) -> Aggregate:
+def _aggregate(**changes: Any) -> Aggregate:
     return Aggregate({"policy_model": "m"}, lambda: {"policy_model": _state(**changes)})
 
 
-def _view(keeper: Aggregate) -> dict[str, Any]:
-    return to_view(Snapshots(keeper).snapshot())
+def _view(aggregate: Aggregate) -> dict[str, Any]:
+    return to_view(Snapshots(aggregate).snapshot())
 
 
 def _tile(view: dict[str, Any], label: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ def _read_page(view: dict[str, Any]) -> _Reader:
 
 
 def test_right_after_the_start_there_are_no_calls_yet_and_nothing_is_no_number() -> None:
-    view = _view(_keeper(in_flight=0, queued=0, cap=None))
+    view = _view(_aggregate(in_flight=0, queued=0, cap=None))
     assert [tile["value"] for tile in view["tiles"]] == ["0", "0", "0.0", "0", UNKNOWN, UNKNOWN, "0", UNKNOWN]
     assert [tile["note"] for tile in view["tiles"]].count("no calls yet") == 5
     assert [name for name, rows in view["tables"].items() if not rows] == ["limits", "errors", "recent", "minutes"]
@@ -88,14 +88,14 @@ def test_right_after_the_start_there_are_no_calls_yet_and_nothing_is_no_number()
 
 
 def test_tiles_tell_what_is_going_on() -> None:
-    keeper = _keeper()
+    aggregate = _aggregate()
     for _ in range(20):
-        keeper.observe(to_record())
-    keeper.observe(to_record(status=429, usage=None, cost_usd=None))
-    for second in keeper.books.seconds:
+        aggregate.observe(to_record())
+    aggregate.observe(to_record(status=429, usage=None, cost_usd=None))
+    for second in aggregate.totals.seconds:
         second.t -= 6
-    keeper.books.started -= 60
-    view = _view(keeper)
+    aggregate.totals.started -= 60
+    view = _view(aggregate)
     assert view["title"] == "3 in flight"
     assert _tile(view, "In flight") == {"label": "In flight", "value": "3", "note": "of 8 slots", "level": ""}
     assert (_tile(view, "Queued")["value"], _tile(view, "Queued")["level"]) == ("2", "warn")
@@ -110,11 +110,11 @@ def test_tiles_tell_what_is_going_on() -> None:
 
 
 def test_many_errors_are_bad_and_each_tells_what_to_do() -> None:
-    keeper = _keeper()
-    keeper.observe(to_record(status=None, outcome="client_gone"))
-    keeper.observe(to_record(status=502, outcome="failed", error_code="upstream_unreachable"))
-    keeper.observe(to_record(status=200, outcome="failed", error_code="upstream_protocol_error"))
-    view = _view(keeper)
+    aggregate = _aggregate()
+    aggregate.observe(to_record(status=None, outcome="client_gone"))
+    aggregate.observe(to_record(status=502, outcome="failed", error_code="upstream_unreachable"))
+    aggregate.observe(to_record(status=200, outcome="failed", error_code="upstream_protocol_error"))
+    view = _view(aggregate)
     assert _tile(view, "Errors/min")["level"] == "bad"
     assert [row[1] for row in view["tables"]["errors"]] == [["200, broke off", "bad"], ["502", "bad"]]
     assert "openai_base_url" in view["tables"]["errors"][1][3][0]
@@ -122,9 +122,9 @@ def test_many_errors_are_bad_and_each_tells_what_to_do() -> None:
 
 
 def test_cost_of_unknown_prices_is_unknown_not_zero() -> None:
-    keeper = _keeper()
-    keeper.observe(to_record(cost_usd=None))
-    view = _view(keeper)
+    aggregate = _aggregate()
+    aggregate.observe(to_record(cost_usd=None))
+    view = _view(aggregate)
     assert (_tile(view, "Cost/min")["value"], _tile(view, "Cost/min")["note"]) == (UNKNOWN, "no price known")
     assert UNKNOWN in view["tables"]["servers"][0]
     assert {row[-1] for row in view["tables"]["minutes"]} == {UNKNOWN}
@@ -132,8 +132,8 @@ def test_cost_of_unknown_prices_is_unknown_not_zero() -> None:
 
 
 def test_open_breaker_is_an_alert() -> None:
-    assert _view(_keeper())["alerts"] == []
-    assert "policy_model: the upstream refuses" in _view(_keeper(is_breaker_open=True))["alerts"][0]
+    assert _view(_aggregate())["alerts"] == []
+    assert "policy_model: the upstream refuses" in _view(_aggregate(is_breaker_open=True))["alerts"][0]
 
 
 @pytest.mark.parametrize(
@@ -146,17 +146,17 @@ def test_open_breaker_is_an_alert() -> None:
     ],
 )
 def test_rate_limits_tell_what_is_left(limit: RateLimit, row: list[Any]) -> None:
-    view = _view(_keeper(rate_limits={"requests": limit}, limits_at=1.0))
+    view = _view(_aggregate(rate_limits={"requests": limit}, limits_at=1.0))
     assert view["tables"]["limits"] == [["policy_model", "requests", *row]]
     assert _read_page(view)
 
 
 def test_texts_from_outside_are_escaped_and_bounded() -> None:
-    keeper = _keeper(model=NASTY)
+    aggregate = _aggregate(model=NASTY)
     long = "x" * 5000
     outside = {"model": NASTY, "client_request_id": NASTY, "upstream_request_id": long, "rollout_id": NASTY}
-    keeper.observe(to_record(status=404, **outside))
-    view = _view(keeper)
+    aggregate.observe(to_record(status=404, **outside))
+    view = _view(aggregate)
     assert max(len(str(cell)) for rows in view["tables"].values() for row in rows for cell in row) < 300
     tags = _read_page(view).tags
     assert [attributes for tag, attributes in tags if tag == "script"] == [{"nonce": "n"}]
@@ -165,20 +165,20 @@ def test_texts_from_outside_are_escaped_and_bounded() -> None:
 
 
 def test_every_row_has_a_cell_for_each_column() -> None:
-    keeper = _keeper(rate_limits={"requests": RateLimit(1.0, 1.0, 1.0)}, limits_at=1.0)
-    keeper.observe(to_record(status=404))
-    tables = _view(keeper)["tables"]
+    aggregate = _aggregate(rate_limits={"requests": RateLimit(1.0, 1.0, 1.0)}, limits_at=1.0)
+    aggregate.observe(to_record(status=404))
+    tables = _view(aggregate)["tables"]
     assert [table.id for table in TABLES if not tables[table.id]] == []
     for table in TABLES:
         assert {len(row) for row in tables[table.id]} == {len(table.columns)}, table.id
 
 
 def test_every_line_of_a_chart_is_there() -> None:
-    assert {name for chart in CHARTS for name, _ in chart.lines} <= _view(_keeper())["charts"].keys()
+    assert {name for chart in CHARTS for name, _ in chart.lines} <= _view(_aggregate())["charts"].keys()
 
 
 def test_page_can_be_read_without_seeing_it() -> None:
-    tags = _read_page(_view(_keeper())).tags
+    tags = _read_page(_view(_aggregate())).tags
     assert ("html", {"lang": "en"}) in tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -218,11 +218,11 @@ def test_figures_are_short(convert: Callable[[Any], str], value: float | None, t
 def test_snapshot_is_taken_once_a_second_however_many_look() -> None:
     taken: list[float] = []
     now = 100.0
-    board = Snapshots(_keeper())
+    snapshots = Snapshots(_aggregate())
 
     def take() -> dict[str, Any]:
         taken.append(now)
-        return board.snapshot()
+        return snapshots.snapshot()
 
     feed = Feed(take, lambda: now)
     viewers = [feed.enter(lambda: False, None) for _ in range(5)]
@@ -244,7 +244,7 @@ def test_snapshot_is_taken_once_a_second_however_many_look() -> None:
 
 
 def test_stream_ends_when_the_worker_drains() -> None:
-    feed = Feed(Snapshots(_keeper()).snapshot)
+    feed = Feed(Snapshots(_aggregate()).snapshot)
     is_draining = False
     viewer = feed.enter(lambda: is_draining, None)
     next(viewer)
@@ -277,7 +277,7 @@ class _StuckSink:
 
 def test_viewer_who_stops_reading_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai_gateway.page.feed._SEND_S", 0.2)
-    viewer = Feed(Snapshots(_keeper()).snapshot).enter(lambda: False, None)
+    viewer = Feed(Snapshots(_aggregate()).snapshot).enter(lambda: False, None)
     with pytest.raises(ConnectionResetError):
         viewer.pump_into(_StuckSink())
     viewer.close()

@@ -1,18 +1,32 @@
-"""What the README says is so: its commands, its config, its reference, and the configs that are shipped."""
+"""What README and pages say is so: their commands, links and examples, and the configs that are shipped."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
+import click
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from openai_gateway import errors
+from openai_gateway.cli.main import main
 from openai_gateway.config import ServerConfig, load_config
 from openai_gateway.simulator.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "openai_gateway" / "docs").glob("*.md"))
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *PAGES, *ROOT.glob(".github/*.md")]
+}
+CONFIGURATION = TEXTS["openai_gateway/docs/configuration.md"]
 ENV_YAML = (
     "policy_base_url: http://p/v1\npolicy_api_key: sk-p\npolicy_model_name: p\n"
     "judge_base_url: http://j/v1\njudge_api_key: sk-j\njudge_model_name: j\n"
@@ -37,7 +51,7 @@ def test_quick_start_has_exactly_two_commands() -> None:
 
 
 def test_every_key_is_in_the_reference_with_its_type_and_default() -> None:
-    table = README.partition("## Config reference")[2].partition("## ")[0]
+    table = CONFIGURATION.partition("## Keys")[2].partition("## ")[0]
     rows = {}
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -57,11 +71,79 @@ def test_every_key_is_in_the_reference_with_its_type_and_default() -> None:
             assert default == "null"
 
 
-def test_config_snippet_of_the_readme_loads(folder: Path) -> None:
-    snippet = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
-    (folder / "snippet.yaml").write_text(snippet)
-    config = load_config({"OPENAI_GATEWAY_CONFIG_PATHS": "snippet.yaml"}, cwd=folder)
-    assert config.servers["policy_model"].max_concurrent_requests == 64
+def _find_blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (name, block)
+        for name, text in TEXTS.items()
+        for block in re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize(("name", "block"), _find_blocks("yaml"))
+def test_config_in_a_page_loads(folder: Path, name: str, block: str) -> None:
+    assert isinstance(yaml.safe_load(block), dict)
+    if "responses_api_models" in block:
+        (folder / "snippet.yaml").write_text(block)
+        assert load_config({"OPENAI_GATEWAY_CONFIG_PATHS": "snippet.yaml"}, cwd=folder).servers
+
+
+@pytest.mark.parametrize(("name", "block"), _find_blocks("bash"))
+def test_commands_in_a_page_are_shell_and_their_options_are_there(name: str, block: str) -> None:
+    assert subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False).stderr == ""
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        for at, word in enumerate(words):
+            if word in ("openai-gateway", ".venv/bin/openai-gateway"):
+                _check_options(words[at + 1 :])
+
+
+def _check_options(words: list[str]) -> None:
+    end = next((at for at, word in enumerate(words) if word in ("&", "&&", "|", ">", ";")), len(words))
+    name, *arguments = words[:end]
+    command = main if name.startswith("-") else importlib.import_module(f"openai_gateway.cli.{name}").command
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
+
+
+def test_every_command_is_listed_in_the_readme() -> None:
+    listed = set(re.findall(r"^\| `openai-gateway (\w+)", README, re.MULTILINE))
+    assert listed == set(main.list_commands(click.Context(main)))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_and_paths_lead_somewhere(name: str) -> None:
+    folder = (ROOT / name).parent
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", TEXTS[name]):
+        assert link.startswith("https://") or (folder / link).exists(), link
+    for path in re.findall(r"`((?:conf|tests|openai_gateway|\.ci|\.github)/[\w./-]*)`", TEXTS[name]):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_the_readmes_table() -> None:
+    assert {f"openai_gateway/docs/{path.name}" for path in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
+
+
+def test_every_code_of_the_gateways_own_errors_is_in_the_table_of_errors() -> None:
+    table = TEXTS["openai_gateway/docs/relaying.md"].partition("## Errors of the gateway itself")[2].partition("## ")[0]
+    source = "\n".join(
+        path.read_text() for path in (ROOT / "openai_gateway").rglob("*.py") if "simulator" not in path.parts
+    )
+    codes = {code for kind in vars(errors).values() if isinstance(kind, type) and (code := getattr(kind, "code", None))}
+    codes |= set(re.findall(r'\bcode="(\w+)"', source))
+    assert codes <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_sample_row_is_one_that_collect_takes_and_its_first_command_estimates_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [block for name, block in _find_blocks("json") if "_params" in block or "messages" in block]
+    assert rows
+    monkeypatch.chdir(folder)
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(json.loads(row)) + "\n" for row in rows))
+    command = next(line for _, block in _find_blocks("bash") for line in block.splitlines() if "--dry-run" in line)
+    result = CliRunner().invoke(main, shlex.split(command, comments=True)[1:])
+    assert result.exit_code == 0, result.output
+    assert str(4 * len(rows)) in result.output
 
 
 def test_shipped_configs_load_alone_and_together(folder: Path) -> None:

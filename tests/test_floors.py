@@ -40,7 +40,7 @@ ROOMS = {
     "opentelemetry": {"accounting"},
     "prometheus_client": {"accounting"},
     "yaml": {"config", "simulator", "cli"},
-    "marshmallow": {"wire"},
+    "marshmallow": {"config", "wire"},
     "msgspec": {"accounting", "blueprints", "collect", "config", "transport", "upstream", "wire"},
 }
 # `wire` is pure: what it is given is all it knows.

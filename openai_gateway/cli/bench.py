@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 
+from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.probe.calling import Target
 from openai_gateway.probe.cures import to_failure
 from openai_gateway.probe.load import Load, Tally
@@ -81,13 +81,11 @@ def command(
 
 def _to_target(given: str, key: str) -> Target:
     try:
-        url = urlsplit(given)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise click.UsageError(f"{given[:60]!r} is no URL such as http://127.0.0.1:8000/v1")
-    whole = url.geturl() if url.path.strip("/") else url._replace(path="/v1").geturl()
+        url = parse_base_url(given)
+    except BadBaseUrl as error:
+        shown = repr(given[:60]) if error.may_be_shown else "what was given (not shown)"
+        raise click.UsageError(f"{shown} is no URL such as http://127.0.0.1:8000/v1") from None
+    whole = url.geturl() if url.path else url._replace(path="/v1").geturl()
     return Target(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
 
 

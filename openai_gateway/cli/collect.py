@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 
@@ -30,6 +29,7 @@ from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput, Past,
 from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.rows import CHAT, RESPONSES, to_max_output_tokens
 from openai_gateway.collect.run import Run
+from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
@@ -182,9 +182,8 @@ def _to_target(given: Mapping[str, Any], overrides: list[str]) -> _Target:
 
 def _is_base_url(url: str) -> bool:
     try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
-    except ValueError:
+        return not parse_base_url(url).query
+    except BadBaseUrl:
         return False
 
 

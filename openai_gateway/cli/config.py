@@ -14,8 +14,8 @@ import yaml
 
 from openai_gateway.cli import choosing
 from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.keys import KEYS
 from openai_gateway.config.redact import find_secrets, mask, mask_url, reveal_all
-from openai_gateway.config.schema import KEYS
 
 _PARENTS: Final = ("responses_api_models", "openai_model")
 _MOST_COLUMNS: Final = 56

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from openai_gateway.config.complaints import Problem
 from openai_gateway.config.files import CONFIG_PATHS_VARIABLE, DEFAULT_CONFIG_PATH, read
 from openai_gateway.config.load import find_servers
-from openai_gateway.config.schema import OLD_NAMES
-from openai_gateway.config.values import Problem
+from openai_gateway.config.names import OLD_NAMES
 
 _KEY: Final = "sk-simulated"
 _MODEL: Final = "simulated-model"

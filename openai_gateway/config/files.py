@@ -1,6 +1,6 @@
 """Reads config files, env.yaml and command-line overrides, and merges them as NeMo Gym does, keeping each key's origin.
 
-Interpolations stay as they are for `interpolate`; what the keys mean is `schema`'s.
+Interpolations stay as they are for `interpolate`; what the keys mean is `keys`'.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from openai_gateway.config.complaints import Problem
 from openai_gateway.config.parse import NotYaml, parse
-from openai_gateway.config.values import Problem
 
 DEFAULT_CONFIG_PATH: Final = "conf/openai_model.yaml"
 CONFIG_PATHS_VARIABLE: Final = "OPENAI_GATEWAY_CONFIG_PATHS"

@@ -11,8 +11,8 @@ from typing import Any, Final
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from openai_gateway.config.complaints import Problem
 from openai_gateway.config.files import Merged
-from openai_gateway.config.values import Problem
 
 UNSET: Final = "???"
 UNRESOLVED: Final = object()

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from openai_gateway.config.values import Problem, Secret
+from openai_gateway.config.complaints import Problem
+from openai_gateway.config.secret import Secret
 
 _MASK: Final = "***"
 _SHOWN_CHARS: Final = 60

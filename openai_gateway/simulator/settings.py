@@ -11,11 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
-from openai_gateway.simulator.setting_types import WANTED, to_value
+from openai_gateway.simulator.checks import (
+    API_KEY,
+    APIS_SERVED,
+    FAULT,
+    HEADER_VALUE,
+    NAMES,
+    STATUS,
+    TEXT,
+    Check,
+    checks_of,
+    number,
+    or_null,
+    setting,
+)
+
+
+_HOUR_MS: Final = 3_600_000
+_MAX_EVENTS: Final = 100_000
 
 
 class SettingsError(Exception):
@@ -31,17 +48,17 @@ class Script:
     fewer has it before its closing events. A `background` response is ready `latency_ms` after it was asked for.
     """
 
-    latency_ms: int = 0
-    event_gap_ms: int = 0
-    events: int = 0
-    status: int = 0
-    times: int = 0
-    key: str = ""
-    retry_after: str = ""
-    should_retry: str = ""
-    error_code: str = ""
-    fault: str = ""
-    after: int = 2
+    latency_ms: int = setting(number(0, _HOUR_MS), 0)
+    event_gap_ms: int = setting(number(0, _HOUR_MS), 0)
+    events: int = setting(number(0, _MAX_EVENTS), 0)
+    status: int = setting(STATUS, 0)
+    times: int = setting(number(0), 0)
+    key: str = setting(TEXT, "")
+    retry_after: str = setting(HEADER_VALUE, "")
+    should_retry: str = setting(HEADER_VALUE, "")
+    error_code: str = setting(TEXT, "")
+    fault: str = setting(FAULT, "")
+    after: int = setting(number(0), 2)
 
 
 @dataclass(frozen=True)
@@ -51,17 +68,17 @@ class Settings:
     `api_key` None takes any key, `models` None any model; `rpm` and `tpm` are enforced per minute, None not at all.
     """
 
-    api_key: str | None = None
-    models: tuple[str, ...] | None = None
-    rpm: int | None = None
-    tpm: int | None = None
-    apis: tuple[str, ...] = ("responses", "chat")
-    max_stored: int = 10_000
+    api_key: str | None = setting(or_null(API_KEY), None)
+    models: tuple[str, ...] | None = setting(or_null(NAMES), None)
+    rpm: int | None = setting(or_null(number(1)), None)
+    tpm: int | None = setting(or_null(number(1)), None)
+    apis: tuple[str, ...] = setting(APIS_SERVED, ("responses", "chat"))
+    max_stored: int = setting(number(1), 10_000)
     script: Script = field(default_factory=Script)
 
 
-_SCRIPT_NAMES = tuple(item.name for item in dataclasses.fields(Script))
-_GENERAL_NAMES = tuple(item.name for item in dataclasses.fields(Settings) if item.name != "script")
+_SCRIPT_CHECKS: Final = checks_of(Script)
+_CHECKS: Final = {**checks_of(Settings), **_SCRIPT_CHECKS}
 
 
 def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -74,9 +91,9 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
             raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(given, dict):
             raise SettingsError(f"{path} holds no mapping of settings")
-    values = _to_values({**given, **overrides}, (*_GENERAL_NAMES, *_SCRIPT_NAMES))
-    script = Script(**{name: value for name, value in values.items() if name in _SCRIPT_NAMES})
-    return Settings(script=script, **{name: value for name, value in values.items() if name in _GENERAL_NAMES})
+    values = _to_values({**given, **overrides}, _CHECKS)
+    script = Script(**{name: value for name, value in values.items() if name in _SCRIPT_CHECKS})
+    return Settings(script=script, **{name: value for name, value in values.items() if name not in _SCRIPT_CHECKS})
 
 
 def script_of(settings: Settings, body: Mapping[str, Any]) -> Script:
@@ -85,21 +102,21 @@ def script_of(settings: Settings, body: Mapping[str, Any]) -> Script:
     if not isinstance(metadata, dict):
         return settings.script
     own = {name[4:]: value for name, value in metadata.items() if name.startswith("sim_")}
-    return dataclasses.replace(settings.script, **_to_values(own, _SCRIPT_NAMES, "sim_")) if own else settings.script
+    return dataclasses.replace(settings.script, **_to_values(own, _SCRIPT_CHECKS, "sim_")) if own else settings.script
 
 
-def _to_values(given: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+def _to_values(given: Mapping[str, Any], checks: Mapping[str, Check], prefix: str = "") -> dict[str, Any]:
     values, complaints = {}, []
     for name, value in given.items():
-        if name not in names:
-            near = get_close_matches(str(name), names, 1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known are {', '.join(names)}"
+        if name not in checks:
+            near = get_close_matches(str(name), checks, 1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known are {', '.join(checks)}"
             complaints.append(f"unknown setting '{prefix}{name}'; {hint}")
             continue
         try:
-            values[name] = to_value(name, value)
+            values[name] = checks[name].convert(value)
         except ValueError:
-            complaints.append(f"'{prefix}{name}' must be {WANTED[name]}, not {value!r}")
+            complaints.append(f"'{prefix}{name}' must be {checks[name].wanted}, not {value!r}")
     if complaints:
         raise SettingsError("; ".join(complaints))
     return values

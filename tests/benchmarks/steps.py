@@ -17,7 +17,7 @@ import pyperf
 
 from openai_gateway.blueprints.intake import read_body
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.values import Secret
+from openai_gateway.config.secret import Secret
 from openai_gateway.errors import GatewayError
 from openai_gateway.server.worker import read_plain
 from openai_gateway.server.writer import RelayWriter

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from openai_gateway.cli.main import main
-from openai_gateway.config.schema import KEYS
+from openai_gateway.config.keys import KEYS
 
 CONFIG = """
 policy_model:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_gateway.config import ConfigError, load_config
-from openai_gateway.config.schema import KEYS
+from openai_gateway.config.keys import KEYS
 
 KEY = "sk-planted-in-the-config"
 VALUES = st.recursive(

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.values import Secret
+from openai_gateway.config.secret import Secret
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Recorder
 from openai_gateway.upstream.tail import Tail

@@ -1,0 +1,117 @@
+"""What each of the simulator's settings may be, and its value from YAML, JSON, or a metadata string.
+
+Which setting is checked by which, is said where it is declared. See also: settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+FAULTS: Final = (
+    "drop_before_headers",
+    "drop_in_body",
+    "drop_in_stream",
+    "silence_before_headers",
+    "silence_in_body",
+    "silence_in_stream",
+    "html_502",
+)
+APIS: Final = ("responses", "chat")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a setting must be, in words; `convert` returns its value and raises ValueError for any other."""
+
+    wanted: str
+    convert: Callable[[Any], Any]
+
+
+def setting(check: Check, default: Any) -> Any:
+    """Return the dataclass field of a setting, whose check `checks_of` finds."""
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def checks_of(declaring: type) -> dict[str, Check]:
+    """Return the checks of the settings that a dataclass declares, by name."""
+    fields = dataclasses.fields(declaring)
+    return {field.name: field.metadata["check"] for field in fields if "check" in field.metadata}
+
+
+def or_null(check: Check) -> Check:
+    """Return the check that takes null, too."""
+    return Check(f"{check.wanted}, or null", lambda given: None if given is None else check.convert(given))
+
+
+def number(least: int, most: int | None = None) -> Check:
+    """Return the check of a whole number; a string of digits is one, as metadata has it."""
+
+    def convert(given: Any) -> int:
+        is_number = isinstance(given, int) and not isinstance(given, bool)
+        if not is_number and not (isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 20):
+            raise ValueError
+        found = int(given)
+        if found < least or (most is not None and found > most):
+            raise ValueError
+        return found
+
+    return Check(f"a whole number from {least}" + (f" to {most}" if most is not None else ""), convert)
+
+
+def _to_status(given: Any) -> int:
+    status: int = number(0, 599).convert(given)
+    if 0 < status < 300:
+        raise ValueError
+    return status
+
+
+def _to_text(given: Any) -> str:
+    if isinstance(given, bool):
+        return str(given).lower()
+    if not isinstance(given, str | int | float):
+        raise ValueError
+    return str(given)
+
+
+def _to_header_value(given: Any) -> str:
+    text = _to_text(given)
+    if not (text.isascii() and (text.isprintable() or not text)):
+        raise ValueError
+    return text
+
+
+def _to_fault(given: Any) -> str:
+    if given not in ("", *FAULTS):
+        raise ValueError
+    return str(given)
+
+
+def _to_key(given: Any) -> str:
+    if not isinstance(given, str) or not given:
+        raise ValueError
+    return given
+
+
+def _to_names(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) and name for name in given):
+        raise ValueError
+    return tuple(given)
+
+
+def _to_apis(given: Any) -> tuple[str, ...]:
+    names = _to_names(given)
+    if not set(names) <= set(APIS):
+        raise ValueError
+    return names
+
+
+STATUS: Final = Check("0 or a status from 300 to 599", _to_status)
+TEXT: Final = Check("a string", _to_text)
+HEADER_VALUE: Final = Check("one line of printable ASCII", _to_header_value)
+FAULT: Final = Check(f"one of {', '.join(FAULTS)}, or ''", _to_fault)
+API_KEY: Final = Check("a string that isn't empty", _to_key)
+NAMES: Final = Check("a list of names", _to_names)
+APIS_SERVED: Final = Check("a list of 'responses' and 'chat'", _to_apis)

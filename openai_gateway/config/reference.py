@@ -35,7 +35,7 @@ def put_tables(page: str) -> str:
 
 def _render_table(title: str, keys: dict[str, Key]) -> str:
     rows = [
-        f"| `{name}` | {key.check.kind} | {_to_default(key)} | {key.meaning}{' ¹' if key.is_shared else ''} |"
+        f"| `{name}`{' ¹' if key.is_shared else ''} | {key.check.kind} | {_to_default(key)} | {key.meaning} |"
         for name, key in keys.items()
     ]
     return "\n".join([f"### {title}", "", "| key | type | default | meaning |", "|---|---|---|---|", *rows])

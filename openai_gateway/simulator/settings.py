@@ -30,7 +30,6 @@ from openai_gateway.simulator.checks import (
     setting,
 )
 
-
 _HOUR_MS: Final = 3_600_000
 _MAX_EVENTS: Final = 100_000
 

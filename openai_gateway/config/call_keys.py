@@ -1,0 +1,73 @@
+"""The keys that say when a server's calls are made, how long they may take, and when they are made again.
+
+See also: keys (all of a server's keys), declaration (what a line says).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from openai_gateway.config.checks import Boolean, Integer, Number, Seconds
+from openai_gateway.config.declaration import key
+from openai_gateway.config.upstream_keys import UpstreamKeys
+
+LIMITS: Final = "Limits"
+TIMES: Final = "Times"
+RETRIES: Final = "Retries"
+
+
+@dataclass(frozen=True, slots=True)
+class CallKeys(UpstreamKeys):
+    """Limits, times and retries. Times are seconds; None is no bound."""
+
+    max_concurrent_requests: int | None = key(
+        Integer(1), None, "cap on concurrent upstream calls, per worker process; null is no cap", LIMITS
+    )
+    max_queue: int | None = key(
+        Integer(0), None, "calls that may wait for a slot; one more gets 429 `gateway_queue_full`", LIMITS
+    )
+    queue_timeout_s: float | None = key(
+        Seconds(), None, "longest wait for a slot; then 429 `gateway_queue_timeout`", LIMITS
+    )
+    connect_timeout_s: float | None = key(Seconds(), 10.0, "for name lookup, connection and TLS", TIMES)
+    first_byte_timeout_s: float | None = key(
+        Seconds(), 600.0, "from sending the request to the answer's headers", TIMES
+    )
+    idle_timeout_s: float | None = key(Seconds(), 600.0, "between two pieces of an answer", TIMES)
+    client_timeout_s: float | None = key(
+        Seconds(), 60.0, "for the client to send its body, and to take each piece of the answer", TIMES
+    )
+    total_timeout_s: float | None = key(Seconds(), None, "for the whole call, retries and stream included", TIMES)
+    cancel_on_disconnect: bool = key(
+        Boolean(),
+        True,
+        "cancel the upstream call when its client leaves; calls with `background: true` never are",
+        TIMES,
+    )
+    max_retries: int = key(Integer(0), 2, "further attempts of a call", RETRIES)
+    retry_budget_s: float | None = key(
+        Seconds(),
+        60.0,
+        "no further attempt starts later than this after the call got its slot; null is no bound",
+        RETRIES,
+    )
+    retry_ratio: float | None = key(
+        Number(0, 1, may_be_null=True),
+        0.2,
+        "share of recent calls that may be retried for another reason than 429, beside a floor of 10; null is no bound",
+        RETRIES,
+    )
+    hint_clients: bool = key(
+        Boolean(),
+        True,
+        "add `x-should-retry: false` once the retries are used up, so that the SDKs don't multiply them",
+        RETRIES,
+    )
+    breaker_cooldown_s: float | None = key(
+        Seconds(),
+        30.0,
+        "after a refused key (401) or used-up quota, calls get that answer at once; one probe after each such time; "
+        "null: never",
+        RETRIES,
+    )

@@ -166,6 +166,18 @@ class Unavailable(GatewayError):
     code = "gateway_draining"
 
 
+class NoRecording(GatewayError):
+    """The call may not be made, and no answer to it is kept (RFC 9111 5.2.1.7)."""
+
+    status = 504
+    type = "upstream_error"
+    code = "gateway_no_recording"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.should_retry = False
+
+
 class ClientGone(Exception):
     """The client left; nobody is there to answer."""
 

@@ -17,6 +17,7 @@ FLOORS = {
     "transport": 3,
     "limits": 3,
     "accounting": 4,
+    "recordings": 4,
     "upstream": 4,
     "server": 5,
     "blueprints": 6,
@@ -31,7 +32,7 @@ FLOORS = {
 ROOMS = {
     "flask": {"app", "blueprints", "page", "simulator"},
     "werkzeug": {"app", "blueprints", "page", "simulator"},
-    "gevent": {"blueprints", "collect", "limits", "page", "server", "transport", "upstream", "wsgi"},
+    "gevent": {"blueprints", "collect", "limits", "page", "recordings", "server", "transport", "upstream", "wsgi"},
     "requests": {"cli", "collect", "transport", "upstream"},
     "urllib3": {"transport"},
     "gunicorn": {"blueprints", "server"},
@@ -41,7 +42,7 @@ ROOMS = {
     "prometheus_client": {"accounting"},
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"config", "wire"},
-    "msgspec": {"accounting", "blueprints", "collect", "config", "transport", "upstream", "wire"},
+    "msgspec": {"accounting", "blueprints", "collect", "config", "recordings", "transport", "upstream", "wire"},
 }
 # `wire` is pure: what it is given is all it knows.
 IMPURE = {"socket", "_socket", "ssl", "select", "time", "subprocess", "threading", "os"}

@@ -1,0 +1,78 @@
+"""A kept answer, and the payload that holds it: zlib of one line of JSON and the body.
+
+A stream's body is kept with the borders of the pieces it came in, and when each came.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+import msgspec
+
+from openai_gateway.wire.head import Header
+from openai_gateway.wire.usage import Usage
+
+_LEVEL: Final = 1
+
+
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """A whole answer: its head, its body, and what its call was and cost.
+
+    `pieces` are the lengths of the parts that a stream came in, `times_ms` when each came, counted from the call's
+    beginning; both are empty for an answer that was read at once. `headers` are those that go to a client.
+    """
+
+    path: str
+    status: int
+    reason: str
+    headers: list[Header]
+    body: bytes
+    pieces: list[int] = []
+    times_ms: list[int] = []
+    model: str | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    finish_reason: str | None = None
+
+    def to_pieces(self) -> list[bytes]:
+        """Return the body in the pieces that it came in."""
+        at, pieces = 0, []
+        for length in self.pieces or [len(self.body)]:
+            pieces.append(self.body[at : at + length])
+            at += length
+        return pieces
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """A KeptAnswer without its body, as it stands in the payload."""
+
+    path: str
+    status: int
+    reason: str
+    headers: list[Header]
+    pieces: list[int] = []
+    times_ms: list[int] = []
+    model: str | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    finish_reason: str | None = None
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def to_payload(answer: KeptAnswer) -> bytes:
+    """Return the bytes to keep."""
+    fields = {name: getattr(answer, name) for name in _Line.__struct_fields__}
+    return zlib.compress(msgspec.json.encode(_Line(**fields)) + b"\n" + answer.body, _LEVEL)
+
+
+def from_payload(payload: bytes) -> KeptAnswer | None:
+    """Return the answer in a payload; None if it is of another version."""
+    try:
+        line, _, body = zlib.decompress(payload).partition(b"\n")
+        found = _decoder.decode(line)
+    except (zlib.error, msgspec.MsgspecError):
+        return None
+    return KeptAnswer(body=body, **{name: getattr(found, name) for name in _Line.__struct_fields__})

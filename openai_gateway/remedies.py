@@ -18,6 +18,7 @@ _OWN: Final = {
     "invalid_type": _BAD_REQUEST,
     "missing_required_parameter": _BAD_REQUEST,
     "websocket_not_supported": "The client asked for the Responses API's WebSocket mode: it should send calls as POST.",
+    "gateway_no_recording": "No answer to this call is kept: record it first, or set recordings: reuse.",
     "unsupported_media_type": "The client must send its body as plain application/json.",
     "request_too_large": "The request is larger than max_body_bytes: send less, or raise it.",
     "request_timeout": "The client sent its body too slowly: check its network, or raise client_timeout_s.",

@@ -60,6 +60,7 @@ def _to_state(server: CallServer) -> dict[str, Any]:
     return {
         "in_flight": slots.in_flight,
         "queued": slots.queued,
+        "retrying": {reason: count for reason, count in server.relay.retrying.items() if count},
         "max_concurrent_requests": slots.cap,
         "breaker": "open" if server.relay.breaker.is_open else "closed",
     }

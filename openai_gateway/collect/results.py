@@ -27,11 +27,20 @@ from openai_gateway.collect.rows import (
 _NO_RESPONSE: Final = ("failed", "cancelled", "queued", "in_progress")
 
 
+class _Choice(msgspec.Struct):
+    error: Any = None
+    finish_reason: Any = None
+
+
 class _Verdict(msgspec.Struct):
     """What of an answer tells whether it is one."""
 
     status: Any = None
     error: Any = None
+    output: list[msgspec.Raw] | None = None
+    choices: list[_Choice] | None = None
+    detail: Any = None
+    message: Any = None
 
 
 def to_result(api: str, found: Answer | Failure) -> tuple[bytes, Failure | None]:
@@ -48,12 +57,28 @@ def to_result(api: str, found: Answer | Failure) -> tuple[bytes, Failure | None]
         verdict = msgspec.json.decode(response, type=_Verdict)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return b"", to_broken(found.status, "the answer is no JSON object")
-    # Some upstreams answer with 200 and an error.
-    error = verdict.error if isinstance(verdict.error, dict) else {}
-    if error or (api == RESPONSES and verdict.status in _NO_RESPONSE):
-        message = f"answered with status {verdict.status}: {error.get('message', '')}"
-        return b"", to_failed_response(found.status, str(error.get("code") or "") or None, message)
-    return response, None
+    wrong = _find_fault(api, verdict)
+    if wrong is None:
+        return response, None
+    code, message = wrong
+    return b"", to_failed_response(found.status, code, f"answered with 200, but {message}")
+
+
+def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
+    """Return code and message of what was answered with 200 in the place of an answer; None if it is one."""
+    failed = next((choice for choice in verdict.choices or () if choice.error or choice.finish_reason == "error"), None)
+    error = verdict.error or (failed.error if failed is not None else None)
+    if isinstance(error, dict):
+        code = error.get("code")
+        return None if code is None else str(code), f"with an error: {error.get('message', '')}"
+    if error or failed is not None:
+        return None, f"with an error: {error or ''}"
+    if api == RESPONSES and verdict.status in _NO_RESPONSE:
+        return None, f"with status {verdict.status}"
+    # `{}`, `{"detail": ...}`, `{"object": "error", ...}`: what proxies and servers of their own kind answer with.
+    if not (verdict.output is not None if api == RESPONSES else verdict.choices):
+        return None, f"without {'output' if api == RESPONSES else 'choices'}: {verdict.message or verdict.detail or ''}"
+    return None
 
 
 def to_answer_line(call: PlannedCall, response: bytes, duration_s: float) -> bytes:

@@ -33,6 +33,7 @@ class Progress(msgspec.Struct):
     slot: Slot | None = None
     queue_wait_s: float = 0.0
     attempts: int = 0
+    last_attempt: float = 0.0
     retries: tuple[str, ...] = ()
     status: int | None = None
     head: Head | None = None
@@ -47,11 +48,16 @@ class Progress(msgspec.Struct):
 
     def to_headers(self) -> list[Header]:
         """Return the gateway's own answer headers."""
-        return [
+        headers = [
             ("x-gateway-request-id", self.call.request_id),
             ("x-gateway-attempts", str(self.attempts)),
             ("x-gateway-queue-ms", f"{self.queue_wait_s * 1000:.0f}"),
         ]
+        if self.retries:
+            # Why attempts failed, and how long the last one had to wait for, in the queue, too.
+            headers.append(("x-gateway-retries", ",".join(self.retries)))
+            headers.append(("x-gateway-wait-ms", f"{(self.last_attempt - self.started) * 1000:.0f}"))
+        return headers
 
     def held_bytes(self) -> int:
         """Return how much of bodies this keeps in memory, at most."""

@@ -6,6 +6,7 @@ What each step does is in its own module; whether to try again is `wire.retries`
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic, time
 from typing import Final
@@ -28,6 +29,9 @@ from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
 
 MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
+# The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
+_MOST_TIMED_OUT: Final = 2
+_TIMED_OUT: Final = ("upstream_timeout", "504")
 
 
 class Relay:
@@ -45,6 +49,8 @@ class Relay:
         self.recorder = Recorder(server, observers, capture, self.sender.hide)
         self.last_head: Head | None = None
         self.answered_at = 0.0
+        # How many calls wait for another attempt now, by why the last one failed.
+        self.retrying: Counter[str] = Counter()
 
     def send(self, call: Call, watch: CallWatch) -> Answer:
         """Return the upstream's answer once its headers are in.
@@ -97,16 +103,22 @@ class Relay:
             if refusal is not None:
                 return refusal
             progress.attempts += 1
+            progress.last_attempt = monotonic()
             beginning, failure, outcome = self._attempt(call, watch)
             if beginning is not None and beginning.head.status < 400:
                 return beginning
-            wait_s = self._may_wait_s(outcome, progress, deadline)
+            reason = failure.code if failure is not None else str(outcome.status)
+            wait_s = self._may_wait_s(outcome, reason, progress, deadline)
             if wait_s is None:
                 return self._give_up(beginning, failure, outcome)
-            progress.retries += (failure.code if failure is not None else str(outcome.status),)
+            progress.retries += (reason,)
             if beginning is not None and beginning.raw is not None:
                 beginning.raw.close()
-            gevent.sleep(wait_s)
+            self.retrying[reason] += 1
+            try:
+                gevent.sleep(wait_s)
+            finally:
+                self.retrying[reason] -= 1
 
     def _attempt(self, call: Call, watch: CallWatch) -> tuple[Beginning | None, UpstreamError | None, Outcome]:
         """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
@@ -122,11 +134,16 @@ class Relay:
         finally:
             self.breaker.settle(beginning if is_final(outcome) else None, is_answered=beginning is not None)
 
-    def _may_wait_s(self, outcome: Outcome, progress: Progress, deadline: float | None) -> float | None:
-        """Return the wait before another attempt, None if there is to be none: used up, too late, or no use."""
+    def _may_wait_s(self, outcome: Outcome, reason: str, progress: Progress, deadline: float | None) -> float | None:
+        """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.
+
+        `reason` is why the last attempt failed, as it will stand in `progress.retries`.
+        """
         now = time()
         self._pause.learn(outcome, now)
         if progress.attempts > self.server.max_retries or not is_retryable(outcome, now):
+            return None
+        if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in progress.retries) + 1 >= _MOST_TIMED_OUT:
             return None
         wait_s = max(to_wait_s(outcome, progress.attempts - 1, now, random.random), self._pause.left_s())
         if deadline is not None and monotonic() + wait_s > deadline:

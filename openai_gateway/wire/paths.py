@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-_ROLLOUT = re.compile(r"/ng-rollout/([A-Za-z0-9._-]+)(/.*)")
+# NeMo Gym's agents put a second part there when a rollout's tokens are to be trained on: the same call to us.
+_ROLLOUT = re.compile(r"/ng-rollout/([A-Za-z0-9._-]+)(?:/training-token-capture)?(/.*)")
 ID_PATTERN: Final = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:=@+-]{1,512}"
 
 

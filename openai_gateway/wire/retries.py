@@ -18,6 +18,7 @@ MAX_RETRY_AFTER_S: Final = 120.0
 FINAL_QUOTA_CODES: Final = frozenset(
     {
         "insufficient_quota",
+        "billing_not_active",
         "credit_balance_exhausted",
         "organization_spend_limit_exceeded",
         "project_spend_limit_exceeded",

@@ -66,10 +66,10 @@ def test_message_is_found_in_whatever_form(body: bytes, message: str) -> None:
 
 
 def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
-    pretty = b'{\n  "status": "completed",\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
+    pretty = b'{\n  "status": "completed", "output": [],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
     response, failure = to_result("responses", Answer(200, {}, pretty))
     assert failure is None
-    assert response == b'{"status":"completed","big":12345678901234567890123,"t":"a\\nb  c"}'
+    assert response == b'{"status":"completed","output":[],"big":12345678901234567890123,"t":"a\\nb  c"}'
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,22 @@ def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     [
         ("responses", {"status": "failed", "error": {"code": "server_error", "message": "m"}}, "response_failed"),
         ("responses", {"status": "queued"}, "response_failed"),
-        ("responses", {"status": "incomplete", "error": None}, None),
+        ("responses", {"status": "incomplete", "error": None, "output": []}, None),
+        ("responses", {"output": [], "status": "completed"}, None),
+        ("responses", {"status": "completed"}, "response_failed"),
+        ("responses", {"choices": [{}]}, "response_failed"),
         ("chat", {"error": {"code": 502, "message": "m"}}, "response_failed"),
-        ("chat", {"choices": [], "status": 7}, None),
+        ("chat", {"choices": [{"finish_reason": "stop"}], "status": 7, "error": None}, None),
+        ("chat", {"choices": [{"finish_reason": None, "message": {}}]}, None),
+        ("chat", {"choices": []}, "response_failed"),
+        ("chat", {"choices": None}, "response_failed"),
+        ("chat", {"choices": [{"error": {"code": 502}}]}, "response_failed"),
+        ("chat", {"choices": [{}, {"finish_reason": "error"}]}, "response_failed"),
+        ("chat", {"output": []}, "response_failed"),
+        ("chat", {}, "response_failed"),
+        ("chat", {"error": "model overloaded", "choices": [{}]}, "response_failed"),
+        ("chat", {"detail": "Internal error"}, "response_failed"),
+        ("chat", {"object": "error", "message": "oops", "code": 500}, "response_failed"),
         ("chat", [1], "broken_answer"),
     ],
 )
@@ -93,6 +106,21 @@ def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
     _, failure = to_result("responses", Answer(200, {}, body))
     assert failure is not None
     assert failure.failure_class == "broken_answer"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ({"choices": [{"error": {"code": 502, "message": "provider gone"}}]}, "502", "provider gone"),
+        ({"error": "model overloaded"}, None, "model overloaded"),
+        ({"object": "error", "message": "oops"}, None, "without choices: oops"),
+        ({"detail": "Internal error"}, None, "without choices: Internal error"),
+    ],
+)
+def test_what_came_in_the_place_of_an_answer_is_told(answer: Any, code: str | None, said: str) -> None:
+    _, failure = to_result("chat", Answer(200, {}, json.dumps(answer).encode()))
+    assert failure is not None
+    assert (failure.code, said in failure.message) == (code, True)
 
 
 def test_failure_tells_attempts_and_request_id() -> None:

@@ -23,7 +23,7 @@ from tests.support.upstreams import (
 )
 
 REFUSAL = b'{"error": {"message": "Incorrect API key", "type": "x", "param": null, "code": "invalid_api_key"}}'
-READY_SERVER = {"in_flight": 0, "queued": 0, "max_concurrent_requests": None, "breaker": "closed"}
+READY_SERVER = {"in_flight": 0, "queued": 0, "max_concurrent_requests": None, "breaker": "closed", "retrying": {}}
 
 
 def _answer_with(status: str, body: bytes = b"{}") -> Any:

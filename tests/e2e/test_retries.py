@@ -25,6 +25,7 @@ from tests.support.upstreams import (
 )
 
 QUOTA = b'{"error": {"message": "quota", "type": "insufficient_quota", "param": null, "code": "insufficient_quota"}}'
+BILLING = b'{"error": {"message": "pay", "type": "billing_not_active", "param": null, "code": "billing_not_active"}}'
 RATE = b'{"error": {"message": "slow down", "type": "requests", "param": null, "code": "rate_limit_exceeded"}}'
 
 
@@ -82,6 +83,8 @@ def _post(gateway: Gunicorn, **kwargs: Any) -> requests.Response:
         pytest.param("500 Oops", "x-should-retry: false\r\n", b"{}", 1, id="nor is what the upstream says is final"),
         pytest.param("500 Oops", "retry-after: 121\r\n", b"{}", 1, id="nor what would take over two minutes"),
         pytest.param("429 Quota", "retry-after-ms: 10\r\n", QUOTA, 1, id="nor used-up quota"),
+        pytest.param("429 Quota", "retry-after-ms: 10\r\n", BILLING, 1, id="nor an account that is not paid for"),
+        pytest.param("504 Late", "retry-after-ms: 10\r\n", b"{}", 2, id="what timed out is tried again once"),
         pytest.param("401 No", "", b"{}", 1, id="nor a refused key"),
     ],
 )
@@ -93,7 +96,28 @@ def test_failure_is_tried_again_as_the_sdks_would(
     assert answer.status_code == int(status[:3])
     assert answer.content == body
     assert len(upstream.requests) == attempts
+    assert answer.headers.get("x-gateway-retries", "") == ",".join([status[:3]] * (attempts - 1))
     assert (answer.headers.get("x-should-retry") == "false") == (attempts > 1 or "x-should-retry: false" in headers)
+
+
+def test_calls_that_wait_for_another_attempt_are_told_with_their_reason(
+    gateway: Gunicorn, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("429 Slow", "retry-after: 1\r\n", RATE, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(_post, gateway)
+        eventually(lambda: _to_retrying(gateway) == {"429": 1})
+        answer = call.result()
+    assert answer.ok
+    assert (answer.headers["x-gateway-attempts"], answer.headers["x-gateway-retries"]) == ("2", "429")
+    assert int(answer.headers["x-gateway-wait-ms"]) >= 1000
+    assert _to_retrying(gateway) == {}
+
+
+def _to_retrying(gateway: Gunicorn) -> dict[str, int]:
+    (state,) = requests.get(f"{gateway.url}/readyz", timeout=10).json()["servers"].values()
+    retrying: dict[str, int] = state["retrying"]
+    return retrying
 
 
 def test_rate_limit_that_passes_is_waited_for_by_all_calls(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -127,6 +151,21 @@ def test_failures_other_than_rate_limits_are_bounded_by_the_retry_ratio(
     with run_gateway(tmp_path, upstream.url, {"max_retries": 20}) as gateway, ThreadPoolExecutor(20) as pool:
         assert {answer.status_code for answer in pool.map(lambda _: _post(gateway), range(calls))} == {503}
     assert len(upstream.requests) <= calls * 1.2 + 11
+
+
+def test_call_that_times_out_is_tried_twice_however_many_retries_there_are(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    def script(talk: Conversation) -> None:
+        if talk.read_request() is not None:
+            talk.wait_until_closed()
+
+    upstream.script = script
+    settings = {"max_retries": 100, "retry_ratio": None, "first_byte_timeout_s": 0.3, "retry_budget_s": 60}
+    with run_gateway(tmp_path, upstream.url, settings) as gateway:
+        answer = _post(gateway)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
+    assert len(upstream.requests) == 2
 
 
 def test_retries_end_with_their_budget_of_time(tmp_path: Path, upstream: ScriptedUpstream) -> None:

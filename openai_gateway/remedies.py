@@ -1,80 +1,172 @@
-"""Says what to do about a call that failed, in one sentence each, for people who look at the status page.
+"""What a failed call means and what a person can do about it: one kind and one cure for each status and code.
 
-Which calls failed is `accounting`'s to know.
+Three places tell people: the status page, `check` and `collect`. All ask here, so that the same error has the same
+advice everywhere. A cure is looked up from the most telling to the least: by the error's code, by the status, by the
+kind. Names in braces are what the reader would change; a caller may say more about them, such as where a value is
+from.
+
+See also: wire.retries (which failures are tried again), collect.failures (which ones end a run).
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
-_QUOTA: Final = (
-    "The account's quota or credit is used up: raise it in the upstream's billing settings; waiting does not help."
-)
-_BAD_REQUEST: Final = "The client's request is at fault: its error message names what is wrong; sending it again fails."
-_REFUSED_KEY: Final = "The upstream refused the key: check openai_api_key (or its file) and its project."
-_OWN: Final = {
-    "invalid_api_key": "The client sent no or a wrong key: it needs one of gateway_api_keys as its api_key.",
+from openai_gateway.wire.retries import FINAL_QUOTA_CODES
+
+KEY_REFUSED: Final = "key_refused"
+QUOTA_USED_UP: Final = "quota_used_up"
+FORBIDDEN: Final = "forbidden"
+MODEL_NOT_FOUND: Final = "model_not_found"
+UNKNOWN_URL: Final = "unknown_url"
+NOT_FOUND: Final = "not_found"
+INVALID_REQUEST: Final = "invalid_request"
+RATE_LIMITED: Final = "rate_limited"
+GATEWAY_FULL: Final = "gateway_full"
+GATEWAY_DRAINING: Final = "gateway_draining"
+TIMEOUT: Final = "timeout"
+UPSTREAM_UNREACHABLE: Final = "upstream_unreachable"
+UPSTREAM_UNAVAILABLE: Final = "upstream_unavailable"
+UPSTREAM_ERROR: Final = "upstream_error"
+
+_KINDS_BY_CODE: Final = {
+    **dict.fromkeys(FINAL_QUOTA_CODES, QUOTA_USED_UP),
+    "model_not_found": MODEL_NOT_FOUND,
+    # Azure's.
+    "DeploymentNotFound": MODEL_NOT_FOUND,
+    "gateway_queue_full": GATEWAY_FULL,
+    "gateway_queue_timeout": GATEWAY_FULL,
+    "gateway_draining": GATEWAY_DRAINING,
+    "upstream_unreachable": UPSTREAM_UNREACHABLE,
+    "upstream_timeout": TIMEOUT,
+}
+_KINDS_BY_STATUS: Final = {
+    401: KEY_REFUSED,
+    402: QUOTA_USED_UP,
+    403: FORBIDDEN,
+    405: UNKNOWN_URL,
+    408: TIMEOUT,
+    429: RATE_LIMITED,
+    501: UNKNOWN_URL,
+    502: UPSTREAM_UNAVAILABLE,
+    503: UPSTREAM_UNAVAILABLE,
+    504: TIMEOUT,
+    529: UPSTREAM_UNAVAILABLE,
+}
+# What servers that know nothing of a path answer with; any other code of a 404 is about something the call named.
+_CODES_OF_NO_PATH: Final = (None, "404", "unknown_url", "NotFound", "not_found")
+_NO_MODEL: Final = re.compile(r"\bmodel\b.*(not exist|not found)", re.IGNORECASE)
+
+_BAD_REQUEST: Final = "the request is at fault: its error message names what is wrong; sending it again fails"
+_AGAIN: Final = "send the call again"
+_CURES_BY_KIND: Final = {
+    KEY_REFUSED: "the key is wrong, revoked, or of another provider: set {key}",
+    QUOTA_USED_UP: "the quota is used up: add credit or raise the limit in the provider's billing settings; waiting"
+    " and retrying don't help",
+    FORBIDDEN: "the key may not do this: look at its permissions, its project, the model, and the provider's rules for"
+    " regions and content",
+    MODEL_NOT_FOUND: "there is no such model for this key: set {model}",
+    UNKNOWN_URL: "the upstream doesn't serve this path: check {url}, and that it has this API{api}; some answer so for"
+    " an unknown model, too: check {model}",
+    NOT_FOUND: "the upstream has no such item: check the ids that the request names",
+    INVALID_REQUEST: _BAD_REQUEST,
+    RATE_LIMITED: "the upstream's rate limit is reached: lower {concurrency}, or wait{wait}; long runs need a large"
+    " max_retries and retry_budget_s; if every call fails so, the quota is used up: check billing",
+    GATEWAY_FULL: "the gateway has more calls than slots and queue hold: lower {concurrency}, or raise max_queue and"
+    " queue_timeout_s",
+    GATEWAY_DRAINING: f"the gateway was stopping or reloading: {_AGAIN}",
+    TIMEOUT: f"the upstream was too slow: {_AGAIN}; if such calls take long, raise first_byte_timeout_s,"
+    " idle_timeout_s or total_timeout_s, or ask for shorter answers",
+    UPSTREAM_UNREACHABLE: "no connection to the upstream: check {url}, name resolution, firewall and certificate"
+    " (ssl_ca_file)",
+    UPSTREAM_UNAVAILABLE: f"the upstream is overloaded or down: {_AGAIN} in a while, or lower {{concurrency}}",
+    UPSTREAM_ERROR: f"the upstream has trouble of its own: {_AGAIN}; if this stays, look at its status page or log",
+}
+_CURES_BY_CODE: Final = {
+    "rate_limit_exceeded": "the upstream's rate limit is reached: lower {concurrency}, or wait{wait}; long runs need a"
+    " large max_retries and retry_budget_s",
+    "context_length_exceeded": "the input is longer than the model takes: shorten it",
     "invalid_json": _BAD_REQUEST,
     "invalid_type": _BAD_REQUEST,
     "missing_required_parameter": _BAD_REQUEST,
-    "websocket_not_supported": "The client asked for the Responses API's WebSocket mode: it should send calls as POST.",
-    "gateway_no_recording": "No answer to this call is kept: record it first, or set recordings: reuse.",
-    "unsupported_media_type": "The client must send its body as plain application/json.",
-    "request_too_large": "The request is larger than max_body_bytes: send less, or raise it.",
-    "request_timeout": "The client sent its body too slowly: check its network, or raise client_timeout_s.",
-    "gateway_queue_full": "More calls than slots and queue hold: send fewer at once, or raise max_concurrent_requests"
-    " or max_queue.",
-    "gateway_queue_timeout": "No slot came free within queue_timeout_s: send fewer calls at once, or raise"
-    " max_concurrent_requests.",
-    "gateway_draining": "The gateway was stopping or reloading: send the call again.",
-    "upstream_unreachable": "No connection to the upstream: check openai_base_url, name resolution, firewall and"
-    " certificate (ssl_ca_file).",
-    "upstream_protocol_error": "The upstream's answer broke off or was not HTTP: send the call again; if this stays,"
-    " check openai_base_url and what lies on the way.",
-    "upstream_timeout": "The upstream was too slow: send the call again; if such calls take long, raise"
-    " first_byte_timeout_s, idle_timeout_s or total_timeout_s.",
-    "internal_error": "The gateway itself failed: its log has the traceback; please report it.",
+    "websocket_not_supported": "the client asked for the Responses API's WebSocket mode: it should send calls as POST",
+    "gateway_no_recording": "no answer to this call is kept: record it first, or set recordings: reuse",
+    "unsupported_media_type": "the client must send its body as plain application/json",
+    "request_too_large": "the request is larger than max_body_bytes: send less, or raise it",
+    "request_timeout": "the client sent its body too slowly: check its network, or raise client_timeout_s",
+    "gateway_queue_full": "more calls than slots and queue hold: lower {concurrency}, or raise max_concurrent_requests"
+    " or max_queue",
+    "gateway_queue_timeout": "no slot came free within queue_timeout_s: lower {concurrency}, or raise"
+    " max_concurrent_requests",
+    "upstream_protocol_error": f"the upstream's answer broke off or was not HTTP: {_AGAIN}; if this stays, check"
+    " {url} and what lies on the way",
 }
-_UPSTREAM: Final = {
-    **dict.fromkeys(
-        (
-            "insufficient_quota",
-            "credit_balance_exhausted",
-            "organization_spend_limit_exceeded",
-            "project_spend_limit_exceeded",
-            "organization_usage_limit_exceeded",
-        ),
-        _QUOTA,
-    ),
-    "rate_limit_exceeded": "The upstream's rate limit is reached: lower max_concurrent_requests, or wait.",
-    "invalid_api_key": _REFUSED_KEY,
-    "model_not_found": "The upstream does not know this model, or the key may not use it: check openai_model.",
-    "context_length_exceeded": "The input is longer than the model takes: shorten it.",
+_CURES_BY_STATUS: Final = {
+    409: f"the upstream is busy with the same item: {_AGAIN}",
+    413: "the request is too large for the upstream: send less",
 }
-_STATUSES: Final = {
-    401: _REFUSED_KEY,
-    402: _QUOTA,
-    403: "The upstream does not allow this to the key: check its permissions, project, region and openai_model.",
-    404: "The upstream knows no such model, item or URL: check openai_model, openai_base_url and ids.",
-    408: "The upstream gave up waiting: send the call again.",
-    409: "The upstream is busy with the same item: send the call again.",
-    413: "The request is too large for the upstream: send less.",
-    429: "Rate limit: lower max_concurrent_requests, or wait. If every call fails so, the quota is used up:"
-    " check billing.",
-    503: "The upstream is overloaded: wait, or lower max_concurrent_requests.",
-    504: "A proxy before the upstream gave up waiting: send the call again.",
+_REDIRECTED: Final = "redirects are never followed, as the key would leak: set {url} to where it leads"
+# Codes that mean something else when the gateway itself answers.
+_OWN_CURES: Final = {
+    "invalid_api_key": "the client sent no or a wrong key: it needs one of gateway_api_keys as its api_key",
+    "internal_error": "the gateway itself failed: its log has the traceback; please report it",
 }
+_NAMES: Final = MappingProxyType(
+    {
+        "key": "openai_api_key (or its file)",
+        "model": "openai_model",
+        "url": "openai_base_url",
+        "api": "",
+        "concurrency": "max_concurrent_requests",
+        "wait": "",
+    }
+)
 
 
-def to_advice(status: int | None, code: str | None, outcome: str) -> str:
-    """Return what to do about a failed call.
+@dataclass(frozen=True)
+class Remedy:
+    """The kind of a failure, and what to do about it."""
+
+    kind: str
+    _template: str
+
+    def tell(self, **names: str) -> str:
+        """Return what to do; `names` say more of what the reader would change: key, model, url, api, ..."""
+        return self._template.format_map({**_NAMES, **names})
+
+
+def find_remedy(status: int, code: str | None, message: str = "") -> Remedy:
+    """Return what an answer with an error status means."""
+    kind = _find_kind(status, code, message)
+    cure = _CURES_BY_CODE.get(code or "")
+    if cure is None and status < 400:
+        cure = _REDIRECTED
+    return Remedy(kind, cure or _CURES_BY_STATUS.get(status) or _CURES_BY_KIND[kind])
+
+
+def advise(status: int | None, code: str | None, outcome: str) -> str:
+    """Return what to do about a call that is over, as a sentence.
 
     `outcome` as in CallRecord: if `failed`, the gateway itself answered or a stream broke, and the code is its own.
     """
-    known, unknown = (_OWN, "internal_error") if outcome == "failed" else (_UPSTREAM, "")
-    advice = known.get(code or unknown) or _STATUSES.get(status or 0)
-    if advice is not None:
-        return advice
-    if status is not None and status < 500:
-        return _BAD_REQUEST
-    return "The upstream failed: send the call again; if this stays, look at the upstream's status page."
+    cure = _OWN_CURES.get(code or "internal_error") if outcome == "failed" else None
+    if cure is None:
+        cure = find_remedy(status or 0, code).tell()
+    return f"{cure[0].upper()}{cure[1:]}."
+
+
+def _find_kind(status: int, code: str | None, message: str) -> str:
+    known = _KINDS_BY_CODE.get(code or "") or _KINDS_BY_STATUS.get(status)
+    if known is not None:
+        return known
+    if status == 404:
+        # vLLM's code is the status, and so is that of many who don't know the path.
+        if _NO_MODEL.search(message):
+            return MODEL_NOT_FOUND
+        return UNKNOWN_URL if code in _CODES_OF_NO_PATH else NOT_FOUND
+    if status < 400:
+        return UNKNOWN_URL
+    return INVALID_REQUEST if status < 500 else UPSTREAM_ERROR

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "openai_gateway"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0,
-    "remedies": 1,
     "config": 1,
     "wire": 2,
+    "remedies": 3,
     "transport": 3,
     "limits": 3,
     "accounting": 4,

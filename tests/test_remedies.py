@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openai_gateway import errors
-from openai_gateway.remedies import to_advice
+from openai_gateway.remedies import advise, find_remedy
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES
 
 OWN_CODES = {
@@ -41,14 +41,39 @@ OWN_CODES = {
     ],
 )
 def test_advice_names_the_cure(status: int | None, code: str | None, outcome: str, words: str) -> None:
-    assert words in to_advice(status, code, outcome)
+    advice = advise(status, code, outcome)
+    assert words in advice
+    assert "{" not in advice
+    assert (advice[0].isupper(), advice[-1]) == (True, ".")
 
 
 @pytest.mark.parametrize("code", sorted(OWN_CODES))
 def test_every_error_of_the_gateway_has_its_own_advice(code: str) -> None:
-    assert to_advice(599, code, "failed") != to_advice(599, None, "completed")
+    assert advise(599, code, "failed") != advise(599, None, "completed")
 
 
 @pytest.mark.parametrize("code", sorted(FINAL_QUOTA_CODES))
 def test_used_up_quota_is_a_matter_of_billing(code: str) -> None:
-    assert "billing" in to_advice(429, code, "completed")
+    assert "billing" in advise(429, code, "completed")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "kind"),
+    [
+        pytest.param(404, "404", "The model `x` does not exist.", "model_not_found", id="vLLM knows no such model"),
+        pytest.param(404, "DeploymentNotFound", "no", "model_not_found", id="Azure has no such deployment"),
+        pytest.param(403, "model_not_found", "no access", "model_not_found", id="the key may not use the model"),
+        pytest.param(404, "404", "Not Found", "unknown_url", id="a path that is not served"),
+        pytest.param(404, "item_not_found", "Item 'x' not found", "not_found", id="an item that the call names"),
+        pytest.param(301, None, "", "unknown_url", id="a redirect"),
+        pytest.param(529, "overloaded_error", "", "upstream_unavailable", id="overloaded"),
+        pytest.param(451, None, "", "invalid_request", id="another 4xx"),
+    ],
+)
+def test_kind_of_an_error(status: int, code: str | None, message: str, kind: str) -> None:
+    assert find_remedy(status, code, message).kind == kind
+
+
+def test_a_caller_may_say_more_of_what_to_change() -> None:
+    remedy = find_remedy(401, None)
+    assert remedy.tell(key="openai_api_key (now from env.yaml)").endswith("set openai_api_key (now from env.yaml)")

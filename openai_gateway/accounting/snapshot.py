@@ -17,7 +17,7 @@ from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.shared_files import SharedFiles
 from openai_gateway.accounting.spans import to_series, to_span, to_spans
 from openai_gateway.accounting.totals import KEPT_SECONDS, Consumption, ServerState, Totals
-from openai_gateway.remedies import to_advice
+from openai_gateway.remedies import advise
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
 
@@ -149,7 +149,7 @@ def _show_limit(limit: RateLimit) -> dict[str, float | None]:
 
 
 def _show_error(record: CallRecord) -> dict[str, Any]:
-    return {**_show_call(record), "advice": to_advice(record.status, record.error_code, record.outcome)}
+    return {**_show_call(record), "advice": advise(record.status, record.error_code, record.outcome)}
 
 
 def _show_call(record: CallRecord) -> dict[str, Any]:

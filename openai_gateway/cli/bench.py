@@ -17,10 +17,8 @@ from typing import Any, Final
 import click
 
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
-from openai_gateway.probe.calling import Target
-from openai_gateway.probe.cures import to_failure
-from openai_gateway.probe.load import Load, Tally
-from openai_gateway.probe.probes import FAILURES
+from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, explain_error
+from openai_gateway.probe.load import CallTimes, Load
 
 _TOKENS: Final = 64
 _TIMEOUT_S: Final = 600.0
@@ -70,7 +68,7 @@ def command(
     click.echo(f"{shown}: a real upstream charges for them.", err=True)
     with _progress(load.total) as show:
         is_whole = load.run(concurrency, show)
-    tallies = dict(zip(targets, load.tallies, strict=True))
+    tallies = dict(zip(targets, load.times, strict=True))
     result = _to_result(tallies, load)
     click.echo(json.dumps(result, indent=2) if is_json else "\n".join(_to_lines(result)))
     if not is_whole:
@@ -79,27 +77,27 @@ def command(
         raise click.exceptions.Exit(1)
 
 
-def _to_target(given: str, key: str) -> Target:
+def _to_target(given: str, key: str) -> Endpoint:
     try:
         url = parse_base_url(given)
     except BadBaseUrl as error:
         shown = repr(given[:60]) if error.may_be_shown else "what was given (not shown)"
         raise click.UsageError(f"{shown} is no URL such as http://127.0.0.1:8000/v1") from None
     whole = url.geturl() if url.path else url._replace(path="/v1").geturl()
-    return Target(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
+    return Endpoint(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
 
 
-def _await_answer(target: Target) -> None:
+def _await_answer(target: Endpoint) -> None:
     """Make sure that somebody answers before calls are paid for or timed: any answer to a free request will do."""
-    connection = target.to_connection()
+    connection = target.make_connection()
     connection.timeout = _READY_S
     is_connected = False
     try:
         connection.connect()
         is_connected = True
         target.call("/models", over=connection)
-    except FAILURES as error:
-        said, cure = to_failure(error, target.host, target.port, is_connected=is_connected, url_name="the URL")
+    except CALL_ERRORS as error:
+        said, cure = explain_error(error, target.host, target.port, is_connected=is_connected, url_name="the URL")
         raise click.ClickException(f"{target.host}:{target.port}: {said}; {cure}") from None
     finally:
         connection.close()
@@ -123,7 +121,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     yield show
 
 
-def _to_result(tallies: dict[str, Tally], load: Load) -> dict[str, Any]:
+def _to_result(tallies: dict[str, CallTimes], load: Load) -> dict[str, Any]:
     by_name: dict[str, Any] = {name: _to_figures(tally) for name, tally in tallies.items()}
     result = {
         "calls": sum(tally.calls for tally in tallies.values()),
@@ -140,7 +138,7 @@ def _to_result(tallies: dict[str, Tally], load: Load) -> dict[str, Any]:
     return result
 
 
-def _to_figures(tally: Tally) -> dict[str, Any]:
+def _to_figures(tally: CallTimes) -> dict[str, Any]:
     return {
         "calls": tally.calls,
         "failed": len(tally.errors),

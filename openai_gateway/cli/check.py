@@ -14,7 +14,7 @@ import click
 from openai_gateway.cli import choosing
 from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
-from openai_gateway.probe.examining import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
+from openai_gateway.probe.examination import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
 from openai_gateway.probe.probes import FEW_TOKENS, TOOL_TOKENS
 
 _MARKS: Final = {OK: ("✓", "green"), FAILED: ("✗", "red"), UNKNOWN: ("?", "yellow")}

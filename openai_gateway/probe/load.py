@@ -1,6 +1,6 @@
 """The load that `bench` makes: threads that call one or two endpoints, turn by turn, and keep what each call took.
 
-How it is shown is `bench`'s.
+See also: cli.bench (what the times come to, and how it is shown).
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from openai_gateway.probe.calling import PATHS, Answer, Target
-from openai_gateway.probe.cures import Meaning, to_failure
-from openai_gateway.probe.probes import FAILURES
+from openai_gateway.probe.endpoint import CALL_ERRORS, PATHS, Endpoint, Refusal, Reply, explain_error
 
 _POLL_S: Final = 0.1
 _LAST_CALLS_S: Final = 10.0
 
 
 @dataclass
-class Tally:
+class CallTimes:
     """What came of the calls of one endpoint; times in seconds, of calls that went well."""
 
     took_s: list[float] = field(default_factory=list)
@@ -32,19 +30,19 @@ class Tally:
 
     @property
     def calls(self) -> int:
-        """Return how many calls are over."""
+        """How many calls are over."""
         return len(self.took_s) + len(self.errors)
 
 
 class Load:
-    """Calls of one kind, the same number to each target; `tallies` are theirs, in the same order."""
+    """Calls of one kind, the same number to each endpoint; `times` are theirs, in the same order."""
 
-    def __init__(self, targets: Sequence[Target], api: str, body: Mapping[str, Any], calls: int) -> None:
-        self.tallies = [Tally() for _ in targets]
-        self.total = calls * len(targets)
+    def __init__(self, endpoints: Sequence[Endpoint], api: str, body: Mapping[str, Any], calls: int) -> None:
+        self.times = [CallTimes() for _ in endpoints]
+        self.total = calls * len(endpoints)
         self.took_s = 0.0
         self.cpu_s = 0.0
-        self._targets = targets
+        self._endpoints = endpoints
         self._api = api
         self._body = body
         self._numbers = itertools.count()
@@ -59,7 +57,7 @@ class Load:
                 thread.start()
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(_POLL_S)
-                on_progress(sum(tally.calls for tally in self.tallies))
+                on_progress(sum(times.calls for times in self.times))
         except KeyboardInterrupt:
             self._is_stopped = True
             deadline = perf_counter() + _LAST_CALLS_S
@@ -69,39 +67,39 @@ class Load:
         return not self._is_stopped
 
     def _call_on(self) -> None:
-        connections = [target.to_connection() for target in self._targets]
+        connections = [endpoint.make_connection() for endpoint in self._endpoints]
         for connection in connections:
             try:
                 # Not part of any call's time.
                 connection.connect()
-            except FAILURES:
+            except CALL_ERRORS:
                 connection.close()
         while not self._is_stopped and (number := next(self._numbers)) < self.total:
-            which = number % len(self._targets)
-            self._call(number, self._targets[which], connections[which], self.tallies[which])
+            which = number % len(self._endpoints)
+            self._call(number, self._endpoints[which], connections[which], self.times[which])
         for connection in connections:
             connection.close()
 
-    def _call(self, number: int, target: Target, connection: http.client.HTTPConnection, tally: Tally) -> None:
+    def _call(self, number: int, endpoint: Endpoint, connection: http.client.HTTPConnection, times: CallTimes) -> None:
         name = "input" if self._api == "responses" else "messages"
         prompt = f"Say hi to number {number}."
         given: Any = prompt if name == "input" else [{"role": "user", "content": prompt}]
         try:
-            answer = target.call(PATHS[self._api], {**self._body, name: given}, over=connection)
-        except FAILURES as error:
-            tally.errors.append(to_failure(error, target.host, target.port, is_connected=True)[0])
+            reply = endpoint.call(PATHS[self._api], {**self._body, name: given}, over=connection)
+        except CALL_ERRORS as error:
+            times.errors.append(explain_error(error, endpoint.host, endpoint.port, is_connected=True)[0])
             return
-        problem = self._find_problem(answer)
+        problem = self._find_problem(reply)
         if problem:
-            tally.errors.append(problem)
+            times.errors.append(problem)
             return
-        if answer.token_s is not None:
-            tally.token_s.append(answer.token_s)
-        tally.took_s.append(answer.took_s)
+        if reply.token_s is not None:
+            times.token_s.append(reply.token_s)
+        times.took_s.append(reply.took_s)
 
-    def _find_problem(self, answer: Answer) -> str:
-        if answer.status >= 300:
-            return f"{answer.status} {Meaning(answer).code}".strip()
-        if answer.is_stream != bool(self._body.get("stream")):
+    def _find_problem(self, reply: Reply) -> str:
+        if reply.status >= 300:
+            return f"{reply.status} {Refusal(reply).code}".strip()
+        if reply.is_stream != bool(self._body.get("stream")):
             return "no stream" if self._body.get("stream") else "an unasked stream"
-        return "" if not answer.is_stream or answer.is_complete(self._api) else "a stream that broke off"
+        return "" if not reply.is_stream or reply.is_complete(self._api) else "a stream that broke off"

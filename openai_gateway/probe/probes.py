@@ -1,11 +1,12 @@
-"""The small calls that `check` tries an upstream with, each made once, with the server's own key and parameters.
+"""The small calls that `check` makes to an upstream, with the server's own key and parameters; each is made once.
 
-What an answer means for the person who asked is `examining`'s.
+Nothing here raises, whatever the form of an answer.
+
+See also: examination (what the answers mean for the person who asked).
 """
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -13,11 +14,10 @@ from typing import Any, Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask, reveal_all
-from openai_gateway.probe.calling import PATHS, Answer, BrokenAnswer, Target
-from openai_gateway.probe.cures import Meaning
+from openai_gateway.probe.endpoint import CALL_ERRORS, PATHS, Endpoint, Refusal, Reply, to_line
 from openai_gateway.upstream.key import UpstreamKey
+from openai_gateway.wire.usage import read_answer
 
-FAILURES: Final = (OSError, http.client.HTTPException, BrokenAnswer)
 # The least that the Responses API takes.
 FEW_TOKENS: Final = 16
 TOOL_TOKENS: Final = 512
@@ -28,27 +28,40 @@ _TOOL_PROMPT: Final = "What is the weather in Paris? Use the tool."
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one probe: an answer, or the exception there was instead."""
+class Probe:
+    """What came of one call: a reply, or the exception there was instead."""
 
     took_s: float
-    answer: Answer | None = None
+    reply: Reply | None = None
     error: Exception | None = None
 
     @property
     def is_ok(self) -> bool:
         """Tell whether the answer is a success."""
-        return self.answer is not None and self.answer.status < 300
+        return self.reply is not None and self.reply.status < 300
 
     @property
-    def meaning(self) -> Meaning | None:
-        """Return what an error answer means, None if there is none."""
-        return Meaning(self.answer) if self.answer is not None and not self.is_ok else None
+    def refusal(self) -> Refusal | None:
+        """What an error answer says, None if there is none."""
+        return Refusal(self.reply) if self.reply is not None and not self.is_ok else None
 
     @property
     def kind(self) -> str:
-        """Return the kind of an error answer, `""` if there is none."""
-        return self.meaning.kind if self.meaning is not None else ""
+        """The kind of an error answer, `""` if there is none."""
+        return self.refusal.remedy.kind if self.refusal is not None else ""
+
+    @property
+    def is_json(self) -> bool:
+        """Tell whether it is a success and the body is JSON."""
+        return self.is_ok and self.reply is not None and self.reply.value is not None
+
+    @property
+    def model_names(self) -> list[str]:
+        """The names in a list of models, which some send without OpenAI's `data` around it."""
+        value = self.reply.value if self.reply is not None else None
+        found = value.get("data") if isinstance(value, dict) else value
+        models = found if isinstance(found, list) else []
+        return [to_line(model.get("id")) for model in models if isinstance(model, dict)]
 
 
 class Prober:
@@ -59,24 +72,24 @@ class Prober:
         configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)
-        self.target = Target(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
+        self.endpoint = Endpoint(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
         self._server = server
         self._secrets = {key.reveal(), *reveal_all(server.openai_default_headers)} - {""}
-        self._done: dict[tuple[str, str], Outcome] = {}
+        self._done: dict[tuple[str, str], Probe] = {}
 
-    def models(self, below: str = "") -> Outcome:
+    def models(self, below: str = "") -> Probe:
         """Ask for the models, which costs nothing; `below` goes between the base URL and the path."""
-        return self._once("models", below, lambda: self.target.call(f"{below}/models"))
+        return self._once("models", below, lambda: self.endpoint.call(f"{below}/models"))
 
-    def text(self, api: str) -> Outcome:
+    def text(self, api: str) -> Probe:
         """Ask for a few words."""
         return self._once(api, "text", lambda: self._call(api, _PROMPT, FEW_TOKENS))
 
-    def stream(self, api: str) -> Outcome:
+    def stream(self, api: str) -> Probe:
         """Ask for a few words as a stream."""
         return self._once(api, "stream", lambda: self._call(api, _PROMPT, FEW_TOKENS, stream=True))
 
-    def tool(self, api: str) -> Outcome:
+    def tool(self, api: str) -> Probe:
         """Ask for a function call."""
         tool = {"name": TOOL_NAME, "description": "The weather in a city.", "parameters": _PARAMETERS}
         listed = {"type": "function", **tool} if api == "responses" else {"type": "function", "function": tool}
@@ -89,17 +102,17 @@ class Prober:
         masked: str = mask(text, self._secrets)
         return masked
 
-    def _once(self, what: str, how: str, call: Callable[[], Answer]) -> Outcome:
+    def _once(self, what: str, how: str, call: Callable[[], Reply]) -> Probe:
         if (what, how) not in self._done:
             started = perf_counter()
             try:
-                answer = call()
-                self._done[what, how] = Outcome(answer.took_s, answer)
-            except FAILURES as error:
-                self._done[what, how] = Outcome(perf_counter() - started, error=error)
+                reply = call()
+                self._done[what, how] = Probe(reply.took_s, reply)
+            except CALL_ERRORS as error:
+                self._done[what, how] = Probe(perf_counter() - started, error=error)
         return self._done[what, how]
 
-    def _call(self, api: str, prompt: str, tokens: int, **more: Any) -> Answer:
+    def _call(self, api: str, prompt: str, tokens: int, **more: Any) -> Reply:
         server = self._server
         if api == "responses":
             own = server.extra_body_responses
@@ -108,9 +121,37 @@ class Prober:
             own = server.extra_body_chat
             asked = {"messages": [{"role": "user", "content": prompt}], "max_completion_tokens": tokens}
         body = {**server.extra_body, **own, "stream": False, **asked, **more, "model": server.openai_model}
-        answer = self.target.call(PATHS[api], body)
-        if api == "chat" and answer.status in (400, 422) and b"max_completion_tokens" in answer.body:
-            # Its name before 2024, which some backends still know only.
+        reply = self.endpoint.call(PATHS[api], body)
+        if api == "chat" and reply.status in (400, 422) and b"max_completion_tokens" in reply.body:
+            # Some backends know only the name that it had before 2024.
             del body["max_completion_tokens"]
-            answer = self.target.call(PATHS[api], {**body, "max_tokens": tokens})
-        return answer
+            reply = self.endpoint.call(PATHS[api], {**body, "max_tokens": tokens})
+        return reply
+
+
+def is_function_call(api: str, reply: Reply) -> bool:
+    """Tell whether the model called a function."""
+    if api == "chat":
+        message = _first_choice(reply.fields).get("message")
+        return isinstance(message, dict) and bool(message.get("tool_calls"))
+    output = reply.fields.get("output")
+    items = output if isinstance(output, list) else []
+    return any(isinstance(item, dict) and item.get("type") == "function_call" for item in items)
+
+
+def is_cut_short(reply: Reply) -> bool:
+    """Tell whether the model had to stop before it was done."""
+    return reply.fields.get("status") == "incomplete" or _first_choice(reply.fields).get("finish_reason") == "length"
+
+
+def describe_usage(reply: Reply) -> str:
+    """Return what an answer says that it took."""
+    usage = read_answer(reply.body).usage
+    if usage is None:
+        return "answers; it reports no tokens"
+    return f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
+
+
+def _first_choice(fields: dict[str, Any]) -> dict[str, Any]:
+    choices = fields.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

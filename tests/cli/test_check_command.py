@@ -199,10 +199,10 @@ def test_backend_with_chat_only(folder: Path, tmp_path_factory: pytest.TempPathF
     ("refusal", "said"),
     [
         (_error("429 Too Many Requests", "insufficient_quota"), "the quota is used up: add credit"),
-        (_error("429 Too Many Requests", "rate_limit_exceeded", "retry-after: 7\r\n"), "check again in 7 s"),
+        (_error("429 Too Many Requests", "rate_limit_exceeded", "retry-after: 7\r\n"), "or wait 7 s"),
         (_error("403 Forbidden", "forbidden"), "the key may not do this"),
         (_error("400 Bad Request", "unsupported_parameter"), "a parameter is refused"),
-        (_error("503 Service Unavailable", "overloaded"), "the upstream has trouble of its own"),
+        (_error("503 Service Unavailable", "overloaded"), "the upstream is overloaded or down"),
         (_error("401 Unauthorized", "invalid_api_key"), "the key is wrong"),
         (to_answer(b"<html>", headers="content-type: text/html\r\n"), "not in this API's form"),
         (to_answer(b'{"output": [], "status": "failed", "error": {"code": "x"}}'), "says that it failed"),
@@ -215,6 +215,28 @@ def test_refused_call_says_what_to_do(folder: Path, refusal: bytes, said: str) -
         result = _check(folder, f"{upstream.url}/v1", "--api", "responses")
     assert result.exit_code == 1
     assert said in _lines(result)["Responses"]
+
+
+def test_chat_stream_that_ends_without_done_is_a_note_and_one_that_breaks_off_a_failure(folder: Path) -> None:
+    words = [b'{"choices": [{"delta": {"content": "hi"}, "finish_reason": null}]}']
+    end = b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+    for events, mark, said in (
+        ([*words, end], "✓", "2 events, first words after"),
+        (words, "✗", "broke off after 1 event"),
+    ):
+        body = b"".join(b"data: " + event + b"\n\n" for event in events)
+
+        def script(talk: Conversation, body: bytes = body) -> None:
+            while (request := talk.read_request()) is not None:
+                is_stream = b'"stream": true' in request.body
+                kind = "content-type: text/event-stream\r\n"
+                whole = to_answer(b'{"choices": [], "data": [{"id": "gpt-5-mini"}]}')
+                talk.send(to_answer(body, headers=kind) if is_stream else whole)
+
+        with run_upstream(script) as upstream:
+            line = _lines(_check(folder, f"{upstream.url}/v1", "--api", "chat"))["Chat, streamed"]
+        assert (line[0], said in line) == (mark, True), line
+        assert ("ends without [DONE]" in line) == (mark == "✓")
 
 
 def test_web_page_and_redirect_at_the_base_url(folder: Path) -> None:

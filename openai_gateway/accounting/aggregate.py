@@ -7,13 +7,13 @@ them. See also: totals, the structs that are counted in; spans, which makes perc
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from openai_gateway.accounting.tally import to_step
 from openai_gateway.accounting.totals import (
     KEPT_CALLS,
     KEPT_SECONDS,
@@ -25,22 +25,10 @@ from openai_gateway.accounting.totals import (
 )
 from openai_gateway.wire.call import CallRecord
 
-# Eight steps to each doubling tell latencies apart to within 9 %.
-_STEPS_PER_E: Final = 8 / math.log(2)
 # No upstream has more models; one that makes up a name for each call must not fill the memory.
 _MOST_MODELS: Final = 200
 _OTHER: Final = "other"
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-def to_step(seconds: float) -> int:
-    """Return the step of a latency on the scale that `Second` counts by."""
-    return int(math.log(seconds * 1000.0 + 1.0) * _STEPS_PER_E)
-
-
-def to_milliseconds(step: int) -> float:
-    """Return the middle of a step."""
-    return math.exp((step + 0.5) / _STEPS_PER_E) - 1.0
 
 
 class Aggregate:
@@ -125,10 +113,7 @@ class Aggregate:
             if len(self.totals.consumption) >= _MOST_MODELS:
                 key = (record.server, _OTHER)
             consumption = self.totals.consumption.setdefault(key, Consumption())
-        consumption.input_tokens += usage.input_tokens
-        consumption.cached_tokens += usage.cached_tokens or 0
-        consumption.output_tokens += usage.output_tokens
-        consumption.reasoning_tokens += usage.reasoning_tokens or 0
+        consumption.add_usage(usage)
         second.input_tokens += usage.input_tokens
         second.output_tokens += usage.output_tokens
         if record.cost_usd is not None:

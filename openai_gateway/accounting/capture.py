@@ -9,11 +9,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import uuid
 from pathlib import Path
 from typing import Any, Final
 
+from openai_gateway.accounting.line_file import append_line
 from openai_gateway.accounting.streams import to_whole_answer
 from openai_gateway.wire.call import CallRecord
 
@@ -42,10 +42,7 @@ class Captures:
             self._folder.mkdir(parents=True, exist_ok=True)
             with path.open("ab", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                size = os.fstat(file.fileno()).st_size
-                if file.write(line) != len(line):
-                    file.truncate(size)
-                    raise OSError("the disk is full")
+                append_line(file.fileno(), line)
         except OSError as error:
             _log.error("a call was not captured in %s: %s", path, error.strerror or error)
 

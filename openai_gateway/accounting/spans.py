@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from openai_gateway.accounting.aggregate import to_milliseconds
+from openai_gateway.accounting.tally import find_percentile, to_milliseconds
 from openai_gateway.accounting.totals import KEPT_SECONDS, Second, add_counts
 
 STEP_S: Final = 5
-_SHARES: Final = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+_PERCENTS: Final = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}
 
 
 def to_span(seconds: Iterable[Second]) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def to_span(seconds: Iterable[Second]) -> dict[str, Any]:
         "cost_usd": cost_usd,
         "in_flight": in_flight,
         "queued": queued,
-        **{name: to_percentile_ms(durations, share) for name, share in _SHARES.items()},
-        "first_byte_p50_ms": to_percentile_ms(first_bytes, 0.5),
-        "first_byte_p95_ms": to_percentile_ms(first_bytes, 0.95),
+        **{name: to_percentile_ms(durations, percent) for name, percent in _PERCENTS.items()},
+        "first_byte_p50_ms": to_percentile_ms(first_bytes, 50),
+        "first_byte_p95_ms": to_percentile_ms(first_bytes, 95),
     }
 
 
@@ -64,11 +64,7 @@ def to_series(seconds: Sequence[Second], now: int) -> dict[str, list[Any]]:
     return {name: [span[name] for span in spans] for name in spans[0]}
 
 
-def to_percentile_ms(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the latency that so large a share of the calls stay under, None without calls."""
-    left = sum(counts.values()) * share
-    for step in sorted(counts):
-        left -= counts[step]
-        if left <= 0:
-            return round(to_milliseconds(step), 1)
-    return None
+def to_percentile_ms(counts: Mapping[int, int], percent: float) -> float | None:
+    """Return the latency that `percent` of the calls stay under, None without calls."""
+    step = find_percentile(counts.items(), percent)
+    return None if step is None else round(to_milliseconds(step), 1)

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from openai_gateway.accounting.tally import TokenSums
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
 
@@ -67,13 +68,9 @@ class Account(msgspec.Struct):
         self.duration.add(other.duration)
 
 
-class Consumption(msgspec.Struct):
+class Consumption(TokenSums):
     """The tokens used up at one server by one model, and their cost as far as it is known (`priced_calls`)."""
 
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
     cost_usd: float = 0.0
     priced_calls: int = 0
 
@@ -84,7 +81,7 @@ class Consumption(msgspec.Struct):
 
 
 class Second(msgspec.Struct):
-    """The calls that ended within one second of Unix time; latencies as counts by `aggregate.to_step`."""
+    """The calls that ended within one second of Unix time; latencies as counts by `tally.to_step`."""
 
     t: int
     calls: int = 0

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from openai_gateway.accounting.line_file import append_line, end_torn_line
 from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
@@ -43,7 +44,7 @@ class UsageLog:
         """Append a record; a disk that is full costs the line and a warning, never the call."""
         line = _encoder.encode(record) + b"\n"
         try:
-            _append(self._open(), line)
+            append_line(self._open(), line)
         except OSError as error:
             # A line may be left open; whoever opens the file anew ends it first.
             self._close()
@@ -66,7 +67,7 @@ class UsageLog:
         self._fd = os.open(self._path, _FLAGS, 0o640)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise OSError("it is no regular file")
-        _end_torn_line(self._fd)
+        end_torn_line(self._fd)
 
     def _close(self) -> None:
         if self._fd is not None:
@@ -98,20 +99,3 @@ class UsageLog:
         if now >= self._warn_at:
             self._warn_at = now + _WARN_S
             _log.error("calls are missing in the usage log %s: %s", self._path, error.strerror or error)
-
-
-def _append(fd: int, line: bytes) -> None:
-    written = os.write(fd, line)
-    if written == len(line):
-        return
-    # The piece is taken back while it is the last, lest another worker's line goes on in it.
-    end = os.lseek(fd, 0, os.SEEK_CUR)
-    if os.fstat(fd).st_size == end:
-        os.ftruncate(fd, end - written)
-    raise OSError("the disk is full")
-
-
-def _end_torn_line(fd: int) -> None:
-    size = os.fstat(fd).st_size
-    if size and os.pread(fd, 1, size - 1) != b"\n":
-        os.write(fd, b"\n")

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import click
 
+from openai_gateway.accounting.tally import find_percentile
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, explain_error
 from openai_gateway.probe.load import CallTimes, Load
@@ -149,11 +150,10 @@ def _to_figures(tally: CallTimes) -> dict[str, Any]:
 
 
 def _to_percentiles(times_s: Sequence[float]) -> dict[str, float] | None:
-    """Return nearest-rank percentiles in milliseconds, None of no times."""
-    ranked = sorted(times_s)
-    last = len(ranked) - 1
-    ranks = {percent: min(last, -(-percent * len(ranked) // 100) - 1) for percent in _PERCENTILES}
-    return {f"p{percent}": round(ranked[rank] * 1000, 2) for percent, rank in ranks.items()} if ranked else None
+    """Return percentiles in milliseconds, None of no times."""
+    counts = Counter(times_s).items()
+    found = {f"p{percent}": find_percentile(counts, percent) for percent in _PERCENTILES}
+    return {name: round(time_s * 1000, 2) for name, time_s in found.items() if time_s is not None} or None
 
 
 def _subtract(mine: dict[str, float] | None, other: dict[str, float] | None) -> dict[str, float] | None:

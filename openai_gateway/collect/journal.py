@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from openai_gateway.accounting.line_file import append_line
 from openai_gateway.collect.rows import (
     DURATION,
     FAILURE_CLASS,
@@ -128,14 +129,8 @@ class AppendFile:
 
     def append(self, line: bytes) -> None:
         """Write a line to the end, all of it or nothing. Raises OSError."""
-        try:
-            written = os.write(self._fd, line)
-            if written < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            os.ftruncate(self._fd, self.size)
-            raise
-        self.size += written
+        append_line(self._fd, line)
+        self.size += len(line)
 
     def sync(self) -> None:
         """Have the disk keep what was written, should the machine fail."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openai_gateway.accounting.aggregate import to_milliseconds, to_step
+from openai_gateway.accounting.tally import TokenSums, find_percentile, to_milliseconds, to_step
 from openai_gateway.wire.usage import Report
 
 _PERCENTILES: Final = (50, 90, 99)
@@ -44,15 +44,11 @@ class Latencies(msgspec.Struct):
         return {**found, "mean": round(self.total_s / self.count, 3), "max": round(self.longest_s, 3)}
 
     def _percentile_s(self, percent: int) -> float:
-        rest = self.count * percent / 100
-        for step, count in sorted(self.steps.items()):
-            rest -= count
-            if rest <= 0:
-                return min(to_milliseconds(step) / 1000, self.longest_s)
-        return self.longest_s
+        step = find_percentile(self.steps.items(), percent)
+        return self.longest_s if step is None else min(to_milliseconds(step) / 1000, self.longest_s)
 
 
-class Sums(msgspec.Struct):
+class Sums(TokenSums):
     """What some answers add up to.
 
     Tokens are of those that reported them (the others: `without_usage`), cost of those that also have a price (the
@@ -60,10 +56,6 @@ class Sums(msgspec.Struct):
     """
 
     answers: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
     without_usage: int = 0
     cost_usd: float = 0.0
     without_price: int = 0
@@ -82,10 +74,7 @@ class Sums(msgspec.Struct):
         if usage is None:
             self.without_usage += 1
             return
-        self.input_tokens += usage.input_tokens
-        self.cached_tokens += usage.cached_tokens or 0
-        self.output_tokens += usage.output_tokens
-        self.reasoning_tokens += usage.reasoning_tokens or 0
+        self.add_usage(usage)
         self.cost_usd += cost_usd or 0.0
         self.without_price += cost_usd is None
 

@@ -13,11 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openai_gateway.accounting import shared_files as shelf_module
-from openai_gateway.accounting.aggregate import Aggregate, to_milliseconds, to_step
+from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.metrics import render
 from openai_gateway.accounting.shared_files import SharedFiles, open_shared_files, remove_dead, to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots, to_states
 from openai_gateway.accounting.spans import STEP_S, to_percentile_ms, to_spans
+from openai_gateway.accounting.tally import to_milliseconds, to_step
 from openai_gateway.accounting.totals import (
     BOUNDS_S,
     KEPT_CALLS,
@@ -63,9 +64,9 @@ def test_step_of_a_latency_is_near_it(seconds: float) -> None:
 
 def test_percentile() -> None:
     counts = {to_step(0.1): 98, to_step(2.0): 2}
-    assert to_percentile_ms(counts, 0.5) == pytest.approx(100, rel=0.1)
-    assert to_percentile_ms(counts, 0.99) == pytest.approx(2000, rel=0.1)
-    assert to_percentile_ms({}, 0.5) is None
+    assert to_percentile_ms(counts, 50) == pytest.approx(100, rel=0.1)
+    assert to_percentile_ms(counts, 99) == pytest.approx(2000, rel=0.1)
+    assert to_percentile_ms({}, 50) is None
 
 
 def test_spans_add_up_and_begin_at_round_times() -> None:

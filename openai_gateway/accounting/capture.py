@@ -36,7 +36,7 @@ class Captures:
 
     def record(self, record: CallRecord, request: bytes, answer: bytes | None, is_stream: bool) -> None:
         """Append one exchange; `answer` None was too long to be kept. A failure costs the line and a warning."""
-        line = json.dumps(to_exchange(record, request, answer, is_stream=is_stream)).encode() + b"\n"
+        line = _to_line(record, request, answer, is_stream=is_stream)
         path = self._folder / f"{record.rollout_id}.capture.jsonl"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,18 @@ class Captures:
                 append_line(file.fileno(), line)
         except OSError as error:
             _log.error("a call was not captured in %s: %s", path, error.strerror or error)
+
+
+def _to_line(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> bytes:
+    exchange = to_exchange(record, request, answer, is_stream=is_stream)
+    try:
+        return json.dumps(exchange).encode() + b"\n"
+    except RecursionError:
+        # What was just shallow enough to be read can be too deep to be written inside a line: then it is kept as text.
+        raw = {"request": None, "response": None, "request_raw": request.decode(errors="replace")}
+        return (
+            json.dumps({**exchange, **raw, "response_raw": (answer or b"").decode(errors="replace")}).encode() + b"\n"
+        )
 
 
 def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +123,21 @@ def test_full_disk_costs_the_line_and_no_other(tmp_path: Any, caplog: pytest.Log
     assert "not captured" in caplog.text
     captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+
+
+def _is_read(depth: int) -> bool:
+    return to_exchange(to_record(), _nest(depth), None, is_stream=False)["request"] is not None
+
+
+def _nest(depth: int) -> bytes:
+    return b'{"input": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def test_exchange_nested_as_deeply_as_can_be_read_is_kept(tmp_path: Path) -> None:
+    # Reading and writing reach their ends a few levels apart, and each version of Python elsewhere.
+    last = bisect.bisect_left(range(1_000_000), True, key=lambda depth: not _is_read(depth)) - 1
+    for depth in range(last - 5, last + 25):
+        Captures(str(tmp_path)).record(to_record(rollout_id="r"), _nest(depth), _nest(depth), is_stream=False)
+        line = json.loads((tmp_path / "r.capture.jsonl").read_bytes().splitlines()[-1])
+        assert line["request_raw" if line["request"] is None else "request"]
+        assert line["response_raw" if line["response"] is None else "response"]

@@ -49,7 +49,7 @@ def test_parameters_go_out_byte_for_byte() -> None:
         (b"[1]", "no JSON object"),
         (b'{"a": 1', "no JSON object"),
         (b'{"messages": ["\xff"]}', "UTF-8"),
-        (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"messages": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "nested too deeply"),
         ({"prompt": "x"}, "has none of"),
         ({"responses_create_params": "x"}, "responses_create_params is no JSON object"),
         ({"chat_create_params": None}, "chat_create_params is no JSON object"),

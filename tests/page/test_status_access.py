@@ -31,7 +31,7 @@ def _client(*keys: tuple[str, ...], key_file: Path | None = None) -> FlaskClient
         )
         for index, given in enumerate(keys)
     }
-    return create_app(GatewayConfig(servers, "server0")).test_client()
+    return create_app(GatewayConfig(servers, "server0")).test_client(use_cookies=False)
 
 
 def _get(client: FlaskClient, path: str, headers: Mapping[str, str] | None = None, peer: str = "127.0.0.1") -> Any:

@@ -30,12 +30,15 @@ class CallLog:
 
     def observe(self, record: CallRecord) -> None:
         """Log a call that failed, whose client left, that the upstream answered with an error, or that took long."""
-        is_failed = record.outcome != "completed" or (record.status or 0) >= 400
         is_slow = self._slow_s is not None and record.duration_s > self._slow_s
-        if is_failed or is_slow:
-            level, how = logging.WARNING, record.outcome if is_failed else "slow"
+        if record.outcome != "completed":
+            level, how = logging.WARNING, record.outcome
+        elif (record.status or 0) >= 400:
+            level, how = logging.WARNING, "answered with an error"
+        elif is_slow:
+            level, how = logging.WARNING, "slow"
         elif self._is_complete:
-            level, how = logging.INFO, record.outcome
+            level, how = logging.INFO, "completed"
         else:
             return
         if _log.isEnabledFor(level):

@@ -33,11 +33,13 @@ class Endpoint:
     """How the calls of one endpoint are treated.
 
     `schema` None passes a body untouched. `takes_defaults`: the configured defaults are merged into the body.
+    `is_free`: a call costs nothing, and its answer reports no usage.
     """
 
     api: str
     schema: envelope.ModelEnvelope | None = None
     takes_defaults: bool = False
+    is_free: bool = False
 
 
 class CallServer:
@@ -144,7 +146,7 @@ class CallServer:
             background=envelope.is_true(values.get("background")),
             rollout_id=rollout_id,
             request_id=request_id,
-            is_metered=endpoint.schema is not None,
+            is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
         )
 

@@ -12,7 +12,9 @@ from openai_gateway.blueprints.serving import relay
 from openai_gateway.wire.envelope import ModelEnvelope, ResponsesEnvelope
 
 CREATE = Endpoint("responses", ResponsesEnvelope(), takes_defaults=True)
-_MODEL_ONLY = Endpoint("responses", ModelEnvelope())
+_COMPACT = Endpoint("responses", ModelEnvelope())
+# Counting is free, and its answer is no usage.
+_COUNT = Endpoint("responses", ModelEnvelope(), is_free=True)
 _STORED = Endpoint("responses")
 
 blueprint = flask.Blueprint("responses", __name__, url_prefix="/v1/responses")
@@ -25,10 +27,15 @@ def create() -> flask.Response:
 
 
 @blueprint.post("/compact")
+def compact() -> flask.Response:
+    """Compact a conversation."""
+    return relay(_COMPACT)
+
+
 @blueprint.post("/input_tokens")
-def compact_or_count() -> flask.Response:
-    """Compact a conversation, or count its input tokens."""
-    return relay(_MODEL_ONLY)
+def count() -> flask.Response:
+    """Count the input tokens of a call."""
+    return relay(_COUNT)
 
 
 @blueprint.get("/<item_id:response_id>")

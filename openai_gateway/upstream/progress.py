@@ -18,7 +18,7 @@ from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.usage import NOTHING, Report, decompress, read_answer, read_stream
+from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
 
 
 class Progress(msgspec.Struct):
@@ -83,7 +83,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         upstream_request_id=headers.get("x-request-id"),
         outcome=progress.outcome,
         status=progress.status,
-        error_code=progress.error.code if progress.error is not None else _to_error_code(progress, headers),
+        error_code=progress.error.code if progress.error is not None else _to_error_code(progress),
         attempts=progress.attempts,
         retries=progress.retries,
         queue_wait_s=progress.queue_wait_s,
@@ -102,19 +102,13 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
     )
 
 
-def _to_error_code(progress: Progress, headers: Mapping[str, str]) -> str | None:
+def _to_error_code(progress: Progress) -> str | None:
     """Return the code in an error answer of the upstream."""
     if progress.tail is None or (progress.status or 0) < 400:
         return None
-    body, encoding = progress.tail.end(), headers.get("content-encoding", "identity")
-    return to_error_code(body if encoding == "identity" else decompress(body, encoding))
+    return to_error_code(progress.tail.end())
 
 
 def _to_report(headers: Mapping[str, str], tail: Tail) -> Report:
-    is_stream = is_event_stream(headers.get("content-type", ""))
-    body = tail.end()
-    encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        # A compressed stream's end can't be read without its beginning.
-        body = b"" if is_stream else decompress(body, encoding)
-    return read_stream(body) if is_stream else read_answer(body)
+    read = read_stream if is_event_stream(headers.get("content-type", "")) else read_answer
+    return read(tail.end(), tail.beginning())

@@ -23,12 +23,11 @@ from openai_gateway.upstream.attempt import Beginning, Sender
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capture, Observer, Recorder
-from openai_gateway.upstream.tail import RecordingTail, Tail
+from openai_gateway.upstream.tail import Tail, to_tail
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
 
-MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
 # The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
 _MOST_TIMED_OUT: Final = 2
 _TIMED_OUT: Final = ("upstream_timeout", "504")
@@ -75,11 +74,13 @@ class Relay:
                 idle_s=self.server.idle_timeout_s,
                 client_s=self.server.client_timeout_s,
                 on_close=lambda answer: self._end(progress, answer.outcome, answer.error, answer.tail),
-                tail=RecordingTail(MAX_CAPTURED_BYTES) if call.received is not None else Tail(),
+                tail=to_tail(beginning.head, is_captured=call.received is not None),
                 added_headers=progress.to_headers() if self.server.gateway_headers else (),
             )
         except BaseException as error:
             watch.stop()
+            if progress.slot is None:
+                progress.queue_wait_s = monotonic() - progress.started
             reason = _to_reason(error)
             self._end_early(progress, reason)
             if reason is error:

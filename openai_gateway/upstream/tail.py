@@ -1,91 +1,244 @@
-"""What is kept of an answer that goes by: how much it was, when it began, and its last pieces, which report the usage.
+"""What is kept of an answer that goes by: how much it was, when it began, and the parts that report on it.
 
-A stream is never buffered: its last four pieces are kept, or the end of a large one.
+Strategy: an answer is never buffered. Token counts and service tier stand at an answer's end, the model at its
+beginning, and there may be megabytes between them. So a *window* of the last bytes is kept, and the beginning of what
+the window begins within: of the line, if the answer is a stream of events, of the whole answer otherwise. Most events
+are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
+large, or ends within an event, goes into the window, together with what was kept until then.
+
+See also: wire.usage, which reads the report; pump, which hands over most of the pieces.
 """
 
 from __future__ import annotations
 
+import zlib
 from time import monotonic
 from typing import Final
 
 from openai_gateway.wire.body import ChunkedDecoder
+from openai_gateway.wire.head import Head
+from openai_gateway.wire.sse import is_event_stream
 
 SMALL_BYTES: Final = 4 * 1024
-_KEPT_BYTES: Final = 16 * 1024
-_KEPT_PIECES: Final = 4
+MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
+_WINDOW_BYTES: Final = 32 * 1024
+_BEGINNING_BYTES: Final = 16 * 1024
+_KEPT_EVENTS: Final = 4
+# Comments may follow the report, one every few seconds; whatever is longer than this is an event.
+_COMMENT_BYTES: Final = 64
+_GZIP: Final = ("gzip", "x-gzip", "deflate")
+_ANY_WINDOW: Final = zlib.MAX_WBITS | 32
+_DECODED_AT_ONCE_BYTES: Final = 64 * 1024
+# What a small compressed answer may come to must not hold up the worker.
+_MAX_DECODED_BYTES: Final = 16 * 1024 * 1024
 
 
 class Tail:
-    """The end of a body; `length` in bytes, `began` on the monotonic clock, None before the first byte."""
+    """The end of a stream of events; `length` in bytes, `began` on the monotonic clock, None before the first byte."""
 
-    __slots__ = ("_at", "_pieces", "began", "length")
+    __slots__ = ("_at", "_beginning", "_is_within", "_pieces", "_window", "began", "length")
     takes_chunks = True
 
     def __init__(self) -> None:
         self.length = 0
         self.began: float | None = None
-        # Replaced in turn, so that a new piece touches no memory but that of the one it replaces. What isn't chunks is
+        # Replaced in turn, so that a new event touches no memory but that of the one it replaces. What isn't chunks is
         # in a tuple.
         self._pieces: list[bytes | tuple[bytes]] = []
         self._at = -1
+        # What came before the pieces, and the beginning of the line that it begins within.
+        self._window = b""
+        self._beginning = b""
+        self._is_within = False
 
     def add(self, piece: bytes) -> None:
         """Note a piece that went by."""
         self.length += len(piece)
-        if len(piece) > SMALL_BYTES:
-            # Its end holds the report; pieces that are kept whole make the next ones go through fresh, cold memory.
-            self._pieces, self._at = [], -1
-            piece = piece[-_KEPT_BYTES:]
-        self._keep((piece,))
+        if self._is_within or len(piece) > SMALL_BYTES or not piece.endswith(b"\n"):
+            self._slide(piece)
+        elif len(piece) > _COMMENT_BYTES or not piece.startswith(b":"):
+            self._keep((piece,))
 
     def add_chunks(self, chunks: bytes) -> None:
         """Note a few whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
-        # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
-        self._keep(chunks[:-2])
-
-    def _keep(self, piece: bytes | tuple[bytes]) -> None:
-        if len(self._pieces) < _KEPT_PIECES:
-            if self.began is None:
-                self.began = monotonic()
-            self._pieces.append(piece)
-        else:
-            self._at = at = (self._at + 1) % _KEPT_PIECES
-            self._pieces[at] = piece
+        if self._is_within or not chunks.endswith(b"\n\r\n"):
+            self._slide(_to_body(chunks))
+        elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
+            # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
+            self._keep(chunks[:-2])
 
     def end(self) -> bytes:
         """Return the last bytes."""
-        latest = self._pieces[self._at + 1 :] + self._pieces[: self._at + 1]
-        return b"".join([piece[0] if isinstance(piece, tuple) else _to_body(piece) for piece in latest])
+        return (b"" if self.beginning() else self._beginning) + self._window + self._join_events()
+
+    def beginning(self) -> bytes:
+        """Return the beginning of the line that `end()` begins within; `b""` if it begins with a line."""
+        # Unless it is as long as may be, what `end()` begins with follows at once.
+        return self._beginning if len(self._beginning) == _BEGINNING_BYTES else b""
 
     def kept(self) -> bytes | None:
         """Return the whole body if it was kept, which only a RecordingTail does."""
         return None
 
+    def _join_events(self) -> bytes:
+        latest = self._pieces[self._at + 1 :] + self._pieces[: self._at + 1]
+        return b"".join([piece[0] if isinstance(piece, tuple) else _to_body(piece) for piece in latest])
+
+    def _keep(self, piece: bytes | tuple[bytes]) -> None:
+        if len(self._pieces) < _KEPT_EVENTS:
+            if self.began is None:
+                self.began = monotonic()
+            self._pieces.append(piece)
+            if len(self._pieces) == _KEPT_EVENTS:
+                self._window = self._beginning = b""
+        else:
+            self._at = at = (self._at + 1) % _KEPT_EVENTS
+            self._pieces[at] = piece
+
+    def _slide(self, piece: bytes) -> None:
+        """Move the window on to the end of a piece."""
+        if self.began is None:
+            self.began = monotonic()
+        self._is_within = not piece.endswith(b"\n")
+        window = self._window
+        if self._pieces:
+            window += self._join_events()
+            self._pieces, self._at = [], -1
+        if len(piece) > _WINDOW_BYTES:
+            # Not put together first: that would be a copy of a large piece.
+            self._leave_behind(window, len(window))
+            window = piece
+        elif window:
+            window += piece
+        else:
+            window = piece
+        left = len(window) - _WINDOW_BYTES
+        if left > 0:
+            self._leave_behind(window, left)
+            window = window[left:]
+        self._window = window
+
+    def _leave_behind(self, text: bytes, length: int) -> None:
+        """Take the beginning of the line that `length` bytes of a text end within."""
+        start = text.rfind(b"\n", 0, length) + 1
+        if start:
+            self._beginning = b""
+        self._begin(text, start, length)
+
+    def _begin(self, text: bytes, start: int, end: int) -> None:
+        room = _BEGINNING_BYTES - len(self._beginning)
+        if room > 0:
+            self._beginning += text[start : min(end, start + room)]
+
+
+class BodyTail(Tail):
+    """The end of an answer that is no stream of events, and its beginning."""
+
+    __slots__ = ()
+
+    def add(self, piece: bytes) -> None:
+        """Note a piece that went by."""
+        self.length += len(piece)
+        self._slide(piece)
+
+    def add_chunks(self, chunks: bytes) -> None:
+        """Note a few whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
+        self._slide(_to_body(chunks))
+
+    def _leave_behind(self, text: bytes, length: int) -> None:
+        self._begin(text, 0, length)
+
 
 class RecordingTail(Tail):
-    """Keeps the whole body, up to `most_bytes`: of a longer one nothing."""
+    """Keeps the whole body beside what `tail` keeps, up to `most_bytes`: of a longer one nothing."""
 
-    __slots__ = ("_left", "_whole")
+    __slots__ = ("_left", "_tail", "_whole")
     takes_chunks = False
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, tail: Tail | None = None) -> None:
         super().__init__()
+        self._tail = tail or Tail()
         self._left = most_bytes
         self._whole: list[bytes] = []
 
     def add(self, piece: bytes) -> None:
         """Note and keep a piece."""
-        super().add(piece)
+        self._tail.add(piece)
+        self.length, self.began = self._tail.length, self._tail.began
         self._left -= len(piece)
         if self._left >= 0:
             self._whole.append(piece)
         else:
             self._whole.clear()
 
+    def end(self) -> bytes:
+        """Return the last bytes."""
+        return self._tail.end()
+
+    def beginning(self) -> bytes:
+        """Return what `tail` does."""
+        return self._tail.beginning()
+
     def kept(self) -> bytes | None:
         """Return the whole body, None if it was too long."""
         return b"".join(self._whole) if self._left >= 0 else None
 
 
+class DecodingTail(Tail):
+    """Hands a compressed body to `tail` decompressed; of one in another encoding only the length is kept."""
+
+    __slots__ = ("_decoder", "_left", "_tail")
+    takes_chunks = False
+
+    def __init__(self, encoding: str, tail: Tail) -> None:
+        super().__init__()
+        self._tail = tail
+        self._decoder = zlib.decompressobj(_ANY_WINDOW) if encoding in _GZIP else None
+        self._left = _MAX_DECODED_BYTES
+
+    def add(self, piece: bytes) -> None:
+        """Note a piece."""
+        self.length += len(piece)
+        if self.began is None:
+            self.began = monotonic()
+        while piece and self._decoder is not None:
+            try:
+                decoded = self._decoder.decompress(piece, _DECODED_AT_ONCE_BYTES)
+            except zlib.error:
+                decoded, self._decoder = b"", None
+                break
+            if decoded:
+                self._tail.add(decoded)
+            self._left -= len(decoded)
+            piece = self._decoder.unconsumed_tail
+            if self._decoder.eof:
+                piece = self._decoder.unused_data
+                self._decoder = zlib.decompressobj(_ANY_WINDOW)
+            elif self._left < 0:
+                self._decoder = None
+
+    def end(self) -> bytes:
+        """Return the last bytes as they were before."""
+        return self._tail.end() if self._decoder is not None else b""
+
+    def beginning(self) -> bytes:
+        """Return what `tail` does."""
+        return self._tail.beginning()
+
+    def kept(self) -> bytes | None:
+        """Return the whole body as it was before, None if it was too long or can't be decoded."""
+        return self._tail.kept() if self._decoder is not None else None
+
+
+def to_tail(head: Head, *, is_captured: bool) -> Tail:
+    """Return what keeps the tail of an answer with this head; if captured, all of it up to MAX_CAPTURED_BYTES."""
+    known = head.known
+    tail = Tail() if is_event_stream(known.get("content-type", "")) else BodyTail()
+    if is_captured:
+        tail = RecordingTail(MAX_CAPTURED_BYTES, tail)
+    encoding = known.get("content-encoding", "identity")
+    return tail if encoding == "identity" else DecodingTail(encoding.strip().lower(), tail)
+
+
 def _to_body(chunks: bytes) -> bytes:
-    return ChunkedDecoder().feed(chunks + b"\r\n")
+    return ChunkedDecoder().feed(chunks if chunks.endswith(b"\r\n") else chunks + b"\r\n")

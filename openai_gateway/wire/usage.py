@@ -1,35 +1,38 @@
-"""What an answer reports of itself: token counts, why it ended, and which model gave it.
+"""What an answer reports of itself: token counts, why it ended, which model gave it, at which service tier.
 
-From a JSON answer, or from a stream's last bytes; what was not reported is None, never zero.
+From a JSON answer, or from a stream's last bytes; what was not reported is None, never zero. Of a long answer only
+the beginning and the end are at hand. See also: members, which reads those; upstream.tail, which keeps them.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-# A stream's report is in its last three events, of at most three lines each: finish, usage, [DONE].
-_MAX_LINES: Final = 18
+from openai_gateway.wire.members import read_beginning, read_end
+
+# A stream's report is in its last three events: finish, usage, [DONE]. Comments may follow.
+_MAX_EVENTS: Final = 6
 _USAGE_KEY: Final = re.compile(rb'(?<!\\)"usage"\s*:\s*(?=\{)')
 _MAX_USAGE_BYTES: Final = 4096
 _MAX_CANDIDATES: Final = 3
-_ANY_WINDOW: Final = zlib.MAX_WBITS | 32
-_MAX_DECOMPRESSED_BYTES: Final = 8 * 1024 * 1024
 # What every JSON reader takes whole; sums of it keep to 64 bits.
 _MOST_TOKENS: Final = 2**53
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Token counts; cached and newly cached ones are parts of the input, `reasoning_tokens` of the output."""
+    """Token counts; cached, newly cached and audio ones are parts of the input, `reasoning_tokens` of the output."""
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -46,16 +49,17 @@ NOTHING: Final = Report()
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: int | float | None = None
+    cache_write_tokens: int | float | None = None
+    reasoning_tokens: int | float | None = None
+    audio_tokens: int | float | None = None
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    input_tokens: int | float | None = None
+    output_tokens: int | float | None = None
+    prompt_tokens: int | float | None = None
+    completion_tokens: int | float | None = None
     input_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
     prompt_tokens_details: _Details | None = None
@@ -84,44 +88,44 @@ class _Event(_Answer):
     response: _Answer | None = None
 
 
+# The members of an answer that are scalars or small objects.
+_REPORTED: Final = frozenset(name.encode() for name in _Answer.__struct_fields__) - {b"choices"}
+_LAST_EVENTS: Final = (b"completed", b"incomplete", b"failed")
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _event_decoder = msgspec.json.Decoder(_Event)
 _usage_decoder = msgspec.json.Decoder(_Usage)
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_answer(body: bytes) -> Report:
-    """Return what a JSON answer of either API reports, or its end if `body` lacks the beginning; NOTHING if none."""
+def read_answer(body: bytes, beginning: bytes = b"") -> Report:
+    """Return what a JSON answer of either API reports, NOTHING if it is none.
+
+    If `beginning` is given, `body` is only the answer's end, and what is between them is missing.
+    """
+    if beginning:
+        return _read_parts(beginning, body)
     try:
         return _to_report(_answer_decoder.decode(body))
     except _BROKEN:
         return Report(usage=_find_usage(body))
 
 
-def decompress(body: bytes, encoding: str) -> bytes:
-    """Return a gzip or deflate body as it was before, at most its first 8 MiB; `b""` for any other encoding."""
-    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        return b""
-    try:
-        return zlib.decompressobj(_ANY_WINDOW).decompress(body, _MAX_DECOMPRESSED_BYTES)
-    except zlib.error:
-        return b""
+def read_stream(tail: bytes, beginning: bytes = b"") -> Report:
+    """Return what a stream's last events report.
 
-
-def read_stream(tail: bytes) -> Report:
-    """Return what a stream's last events report; of the first one in `tail` only the end may be there."""
+    `tail` may begin within an event; `beginning` is then the beginning of that one's line, if it is at hand.
+    """
     usage: Usage | None = None
     finish_reason: str | None = None
     last: _Answer | None = None
-    # From the end, and no further than need be: the tail may hold hundreds of events.
-    lines = tail.rsplit(b"\n", _MAX_LINES)
-    for line in reversed(lines[1:] if len(lines) > _MAX_LINES else lines):
-        if not line.startswith(b"data:") or line.startswith(b"data: [DONE]"):
-            continue
+    for is_whole, payload in _read_backwards(tail):
+        if not is_whole and beginning.startswith(b"data:"):
+            report = _read_parts(beginning[5:], payload)
+            return report if usage is None else msgspec.structs.replace(report, usage=usage)
         try:
-            event = _event_decoder.decode(line[5:])
+            event = _event_decoder.decode(payload)
         except _BROKEN:
-            usage = usage or _find_usage(line)
+            usage = usage or _find_usage(payload)
             continue
         if event.response is not None:
             return _to_report(event.response)
@@ -133,6 +137,41 @@ def read_stream(tail: bytes) -> Report:
     if last is None:
         return Report(usage=usage or _find_usage(tail))
     return Report(usage, finish_reason, last.model, last.service_tier, last.system_fingerprint)
+
+
+def _read_backwards(tail: bytes) -> Iterator[tuple[bool, bytes]]:
+    """Yield the payloads of a stream's last events, the last one first, and whether each is whole.
+
+    No further than need be: the tail may hold hundreds of events.
+    """
+    end, found = len(tail), 0
+    while end > 0 and found < _MAX_EVENTS:
+        start = tail.rfind(b"\n", 0, end) + 1
+        line = tail[start:end]
+        end = start - 1
+        if line.startswith(b"data:"):
+            if not line.startswith(b"data: [DONE]"):
+                found += 1
+                yield True, line[5:]
+        elif start == 0 and line.rstrip().endswith(b"}"):
+            yield False, line
+
+
+def _read_parts(beginning: bytes, end: bytes) -> Report:
+    """Return what an answer, or the last event with a whole response, reports whose middle is missing."""
+    first = read_beginning(beginning)
+    depth = 2 if (1, b"response") in first else 1
+    if depth == 2 and first.get((1, b"type"), b"").rpartition(b".")[2].strip(b'"') not in _LAST_EVENTS:
+        return Report(usage=_find_usage(end))
+    last = read_end(end)
+    found = {key: value for (at, key), value in (*first.items(), *last.items()) if at == depth and key in _REPORTED}
+    finish = last.get((depth + 2, b"finish_reason"))
+    if finish is not None:
+        found[b"choices"] = b'[{"finish_reason":%b}]' % finish
+    try:
+        return _to_report(_answer_decoder.decode(b"{%b}" % b",".join(b'"%b":%b' % pair for pair in found.items())))
+    except _BROKEN:
+        return Report(usage=_find_usage(end))
 
 
 def _to_report(answer: _Answer) -> Report:
@@ -166,11 +205,14 @@ def _to_usage(found: _Usage | None) -> Usage | None:
         _to_count(of_input.cached_tokens),
         _to_count(of_input.cache_write_tokens),
         _to_count(of_output.reasoning_tokens),
+        _to_count(of_input.audio_tokens),
+        _to_count(of_output.audio_tokens),
     )
 
 
-def _to_count(tokens: int | None) -> int | None:
-    return tokens if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
+def _to_count(tokens: int | float | None) -> int | None:
+    """Return a count as a whole number; some upstreams tell of 14417.0 tokens, or of 14417.92."""
+    return round(tokens) if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
 
 
 def _find_usage(text: bytes) -> Usage | None:

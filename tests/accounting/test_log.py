@@ -24,7 +24,7 @@ def _server(**settings: Any) -> ServerConfig:
     [
         pytest.param(to_record(), {}, None, id="an ordinary call gets no line"),
         pytest.param(to_record(), {"access_log": True}, "call completed", id="unless every call does"),
-        pytest.param(to_record(status=404), {}, "call completed", id="the upstream's error"),
+        pytest.param(to_record(status=404), {}, "call answered with an error", id="the upstream's error"),
         pytest.param(to_record(outcome="failed", status=502), {}, "call failed", id="failed"),
         pytest.param(to_record(outcome="client_gone", status=None), {}, "call client_gone", id="client gone"),
         pytest.param(to_record(duration_s=301.0), {}, "call slow", id="slow"),
@@ -49,7 +49,11 @@ def line(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
 
 def test_json_line_has_the_call_in_fields(line: logging.LogRecord) -> None:
     found = json.loads(JsonFormatter().format(line))
-    assert (found["level"], found["logger"], found["message"]) == ("warning", "openai_gateway", "call completed")
+    assert (found["level"], found["logger"], found["message"]) == (
+        "warning",
+        "openai_gateway",
+        "call answered with an error",
+    )
     assert found["time"].endswith("Z")
     assert (found["status"], found["rollout"], found["client_request_id"]) == (500, "7", 'a b="c"')
     assert (found["input_tokens"], found["output_tokens"], found["duration_s"]) == (100, 50, 1.0)
@@ -57,7 +61,7 @@ def test_json_line_has_the_call_in_fields(line: logging.LogRecord) -> None:
 
 def test_plain_line_quotes_what_could_be_taken_for_more(line: logging.LogRecord) -> None:
     text = PlainFormatter("%(levelname)s %(message)s").format(line)
-    assert text.startswith("WARNING call completed server=s" if "server=s " in text else "WARNING call completed")
+    assert text.startswith("WARNING call answered with an error server=")
     assert 'client_request_id="a b=\\"c\\""' in text
     assert "status=500" in text
 

@@ -189,6 +189,11 @@ def test_chat_stream_without_usage_has_unknown_tokens_not_zero(gateway: Gunicorn
     eventually(lambda: _sum(_metrics(gateway), "openai_gateway_calls_without_usage_total") == unknown > 0)
 
 
+def test_counting_tokens_is_free_and_no_unknown_usage(gateway: Gunicorn, folder: Path) -> None:
+    record = _record(folder, _post(gateway.url, "/v1/responses/input_tokens", {"input": "x"}))
+    assert (record["status"], record["is_metered"], record["usage"], record["cost_usd"]) == (200, False, None, None)
+
+
 def test_client_that_left_gives_a_record(gateway: Gunicorn, folder: Path) -> None:
     body = {"input": "x", "stream": True, "metadata": {"sim_event_gap_ms": "200"}}
     with requests.post(f"{gateway.url}/v1/responses", json=body, stream=True, timeout=10) as answer:

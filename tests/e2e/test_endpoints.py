@@ -269,15 +269,22 @@ def test_queue_is_bounded_in_length_and_time(tmp_path: Path, simulator: Gunicorn
     def call(number: int) -> tuple[int, str]:
         body = {"input": "x", "metadata": {"sim_latency_ms": "900"}}
         answer = requests.post(f"{gateway.url}/v1/responses", json=body, timeout=30)
-        return answer.status_code, answer.json().get("error", {}).get("code", "") if not answer.ok else ""
+        code = answer.json().get("error", {}).get("code", "") if not answer.ok else ""
+        if code == "gateway_queue_timeout":
+            assert int(answer.headers["x-gateway-queue-ms"]) >= 300
+        return answer.status_code, code
 
-    settings = {"max_concurrent_requests": 1, "max_queue": 2, "queue_timeout_s": 0.3}
+    usage_log = tmp_path / "usage.jsonl"
+    settings = {"max_concurrent_requests": 1, "max_queue": 2, "queue_timeout_s": 0.3, "usage_log": str(usage_log)}
     with run_gateway(tmp_path, simulator.url, settings) as gateway, ThreadPoolExecutor(6) as pool:
         answers = sorted(pool.map(call, range(6)))
     assert answers == [
         (200, ""), (429, "gateway_queue_full"), (429, "gateway_queue_full"), (429, "gateway_queue_full"),
         (429, "gateway_queue_timeout"), (429, "gateway_queue_timeout"),
     ]  # fmt: skip
+    records = [json.loads(line) for line in usage_log.read_text().splitlines()]
+    waits = [record["queue_wait_s"] for record in records if record["error_code"] == "gateway_queue_timeout"]
+    assert [wait >= 0.3 for wait in waits] == [True, True]
 
 
 @pytest.mark.parametrize("prefix", ["", "/policy_model", "/ng-rollout/r1", "/ng-rollout/r1/policy_model"])

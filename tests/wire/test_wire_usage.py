@@ -62,7 +62,23 @@ def _stream(*events: Any, newline: str = "\n") -> bytes:
         ),
         pytest.param({"object": "list", "data": []}, NOTHING, id="another object"),
         pytest.param([1], NOTHING, id="no object"),
-        pytest.param({"usage": {"prompt_tokens": 1.5, "completion_tokens": 2}}, NOTHING, id="a broken count"),
+        pytest.param({"usage": {"prompt_tokens": "1", "completion_tokens": 2}}, NOTHING, id="a broken count"),
+        pytest.param(
+            {"usage": {"prompt_tokens": 5.0, "completion_tokens": 14417.92}},
+            Report(Usage(5, 14418)),
+            id="counts as numbers with a point",
+        ),
+        pytest.param(
+            {
+                "usage": {
+                    **CHAT_USAGE,
+                    "prompt_tokens_details": {"audio_tokens": 8},
+                    "completion_tokens_details": {"audio_tokens": 4},
+                }
+            },
+            Report(Usage(10, 5, None, None, None, 8, 4)),
+            id="audio",
+        ),
         pytest.param({"model": 5, "usage": CHAT_USAGE}, Report(Usage(10, 5, 3, None, 2)), id="odd model, usage found"),
     ],
 )

@@ -135,7 +135,7 @@ def test_shipped_configs_load_alone_and_together(folder: Path) -> None:
     paths = "conf/openai_model.yaml,conf/openai_judge_model.yaml"
     both = load_config({"OPENAI_GATEWAY_CONFIG_PATHS": paths}, cwd=folder)
     assert set(both.servers) == {"policy_model", "judge_model"}
-    (folder / "env.yaml").write_text((ROOT / "conf" / "env.example.yaml").read_text())
+    (folder / "env.yaml").write_text((ROOT / "conf" / "env.example.yaml").read_text().replace("sk-...", "sk-mine"))
     assert load_config({}, cwd=folder).servers["policy_model"].openai_base_url == "https://api.openai.com/v1"
 
 

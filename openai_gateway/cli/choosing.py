@@ -15,7 +15,8 @@ from typing import IO, Any, Final, TypeVar
 import click
 
 from openai_gateway.config import ConfigError, GatewayConfig, load_config
-from openai_gateway.config.files import CONFIG_PATHS_VARIABLE, OVERRIDES_VARIABLE
+from openai_gateway.config.files import CONFIG_PATHS_VARIABLE
+from openai_gateway.config.overrides import OVERRIDES_VARIABLE
 from openai_gateway.config.redact import mask
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -39,7 +40,7 @@ def config_options(command: _Command) -> _Command:
         multiple=True,
         metavar="FILE",
         help=f"Config file; may be repeated, or several with commas. Default: ${CONFIG_PATHS_VARIABLE}, else "
-        "conf/openai_model.yaml.",
+        "conf/openai_model.yaml, else the built-in one.",
     )
     given = click.argument("overrides", nargs=-1, metavar="[+KEY=VALUE]...", callback=_check)
     return named(given(command))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS
-from openai_gateway.config.parse import NotYaml, parse
+from openai_gateway.config.override_value import BadValue, parse_value
 
 MOST_CONCURRENT: Final = 4000
 # Gym's name of an option, and ours.
@@ -60,9 +60,9 @@ def take_gym_options(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str
 
 def _parse(key: str, text: str) -> Any:
     try:
-        return parse(text)
-    except NotYaml as error:
-        raise click.UsageError(f"the value of +{key} is not valid YAML ({error})") from None
+        return parse_value(text)
+    except BadValue as error:
+        raise click.UsageError(f"the value of +{key} can't be read ({error})") from None
 
 
 def _check(key: str, ours: str, value: Any) -> Any:

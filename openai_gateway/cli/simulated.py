@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from openai_gateway.config.complaints import Problem
-from openai_gateway.config.files import CONFIG_PATHS_VARIABLE, DEFAULT_CONFIG_PATH, read
+from openai_gateway.config.files import read
 from openai_gateway.config.load import find_servers
 from openai_gateway.config.names import OLD_NAMES
 
@@ -21,18 +20,10 @@ _REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)\s*\}")
 
 
 def to_overrides(environ: Mapping[str, str], base_url: str) -> list[str]:
-    """Return overrides that lead each server to `base_url` and stand in for what only a real endpoint needs.
-
-    Without any config there is one server, `policy_model`.
-    """
-    problems: list[Problem] = []
-    merged = read(environ, (), Path.cwd(), problems)
+    """Return overrides that lead each server to `base_url` and stand in for what only a real endpoint needs."""
+    merged = read(environ, (), Path.cwd(), [])
     servers = find_servers(merged.tree)
     made = [f"++{name}={_MODEL}" for name in sorted({*_find_references(servers)} - merged.tree.keys())]
-    is_default_away = [problem.place for problem in problems] == [DEFAULT_CONFIG_PATH]
-    if is_default_away and not servers and not environ.get(CONFIG_PATHS_VARIABLE):
-        servers = {"policy_model": {"openai_model": _MODEL}}
-        made = ["+config_paths=[]", f"++policy_model.responses_api_models.openai_model.openai_model={_MODEL}"]
     for server, settings in servers.items():
         for key, value in (("openai_base_url", base_url), ("openai_api_key", _KEY), ("openai_api_key_file", "null")):
             name = next((old for old, new in OLD_NAMES.items() if new == key and old in settings), key)

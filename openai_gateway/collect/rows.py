@@ -5,6 +5,7 @@ Which calls of a row are still to be made is `plan`'s.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -153,11 +154,22 @@ def _decode(text: bytes | msgspec.Raw, what: str) -> _Fields:
             text.decode()
         return _fields_decoder.decode(text)
     except msgspec.MsgspecError as error:
+        if _holds_lone_surrogate(text):
+            raise BadRow(f"{what} holds half of a surrogate pair such as \\ud83d, which is no character") from None
         raise BadRow(f"{what} is no JSON object ({error})") from None
     except UnicodeDecodeError:
         raise BadRow(f"{what} is not UTF-8") from None
     except RecursionError:
         raise BadRow(f"{what} is nested too deeply") from None
+
+
+def _holds_lone_surrogate(text: bytes | msgspec.Raw) -> bool:
+    """Tell whether that is all that is wrong with a text that msgspec refuses: JSON itself allows it."""
+    try:
+        json.loads(bytes(text))
+    except ValueError:
+        return False
+    return b"\\ud" in bytes(text).lower()
 
 
 def _to_index(fields: _Fields, name: str, default: int) -> int:

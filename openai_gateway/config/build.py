@@ -14,9 +14,9 @@ from marshmallow import Schema, ValidationError
 from openai_gateway.config import names
 from openai_gateway.config.checks import INPUT
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.files import Merged
-from openai_gateway.config.interpolate import UNRESOLVED, UNSET
+from openai_gateway.config.interpolate import UNRESOLVED
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, ServerConfig
+from openai_gateway.config.merged import UNSET, Merged
 from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
 from openai_gateway.config.redact import show

@@ -18,6 +18,7 @@ from openai_gateway.config.secret import Secret
 
 INPUT: Final = "{input}"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|%[A-Za-z_]\w*%")
 _MOST_SECONDS: Final = 1e9  # what a socket's timeout can hold
 
 
@@ -58,6 +59,17 @@ def _to_number(value: Any) -> Any:
 def _kind(value: Any) -> str:
     names = {str: "such a string", dict: "a mapping", list: "a list", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+def find_doubt(key: str) -> str | None:
+    """Return why a string can't be a key although it could be sent as one; None if it can."""
+    if key[0] in "'\"" or key[-1] in "'\"":
+        return "begins or ends with a quote, which belongs to a shell or another file; write it without"
+    if _VARIABLE.fullmatch(key):
+        return "is the name of an environment variable, which nothing puts in here; write ${oc.env:NAME}"
+    if key.endswith("...") or (key.startswith("<") and key.endswith(">")):
+        return "stands for one in an example; put your own in"
+    return None
 
 
 class Integer(Check):
@@ -163,6 +175,8 @@ class SecretText(Check):
             raise ValidationError(
                 f"a key is wanted: a string of visible ASCII characters, not {_kind(value)} (value not shown)"
             )
+        if (doubt := find_doubt(value)) is not None:
+            raise ValidationError(f"the key {doubt} (value not shown)")
         return Secret(value)
 
 
@@ -218,7 +232,9 @@ class BodyDefaults(Check):
         if "model" in value:
             raise ValidationError("'model' doesn't belong here: the model is always openai_model")
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValidationError("a text in it holds half of a surrogate pair, which UTF-8 has no form for") from None
         except ValueError:
             raise ValidationError("a number in it is infinite or not a number, which JSON has no form for") from None
         return value

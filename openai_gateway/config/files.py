@@ -1,174 +1,194 @@
-"""Reads config files, env.yaml and command-line overrides, and merges them as NeMo Gym does, keeping each key's origin.
+"""Reads config files, env.yaml and overrides, and merges them as NeMo Gym does.
 
-Interpolations stay as they are for `interpolate`; what the keys mean is `keys`'.
+Which file wins: one named later over one named earlier, a file over those that it names itself, env.yaml over files,
+overrides over all. Interpolations stay for `interpolate`; what the keys mean is `keys`'.
+See also: merged (the rules of merging), overrides, inherit (Gym's directives).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from openai_gateway.config.complaints import Problem
+from openai_gateway.config.inherit import carry_out_directives
+from openai_gateway.config.merged import UNSET, Merged
+from openai_gateway.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
 from openai_gateway.config.parse import NotYaml, parse
 
 DEFAULT_CONFIG_PATH: Final = "conf/openai_model.yaml"
+BUILT_IN: Final = "the built-in openai_model.yaml"
 CONFIG_PATHS_VARIABLE: Final = "OPENAI_GATEWAY_CONFIG_PATHS"
 ENV_YAML_VARIABLE: Final = "OPENAI_GATEWAY_ENV_YAML"
-OVERRIDES_VARIABLE: Final = "OPENAI_GATEWAY_OVERRIDES"
-COMMAND_LINE: Final = "command line"
+_PATHS: Final = "config_paths"
 
 
-@dataclass
-class Merged:
-    """The merged tree, interpolations still in it, and where each dotted key came from."""
+def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]) -> Merged:
+    """Return everything merged, Gym's directives carried out; what is wrong is appended to `problems`.
 
-    tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def place_of(self, *dotted: str) -> str:
-        """Return where the first of these keys that is set, or anything below it, came from; "" for none."""
-        for wanted in dotted:
-            for key, place in self.origins.items():
-                if key == wanted or key.startswith(f"{wanted}."):
-                    return place
-        return ""
-
-
-def read(environ: Mapping[str, str], overrides: Sequence[str], cwd: Path, problems: list[Problem]) -> Merged:
-    """Return everything merged: files < env.yaml < overrides; what is wrong is appended to `problems`.
-
-    Overrides that a command line handed down in OPENAI_GATEWAY_OVERRIDES, a JSON list, come before `overrides`.
+    Without any file named, and none at the usual place, the built-in one is read.
     """
+    overrides = list(parse_overrides(environ, arguments, problems))
+    reader = _Reader(cwd, problems)
+    env_place, env_tree = reader.read_env_yaml(environ.get(ENV_YAML_VARIABLE))
     merged = Merged()
-    changes = list(_parse_overrides([*_handed_down(environ, problems), *overrides], problems))
-    paths = _split(environ.get(CONFIG_PATHS_VARIABLE) or DEFAULT_CONFIG_PATH)
-    for given in (value for key, value, _ in changes if key == "config_paths"):
-        paths = _to_paths(given, COMMAND_LINE, problems)
-    for path in paths:
-        _merge_file(merged, path, cwd, [], problems)
-    _merge_env_yaml(merged, environ.get(ENV_YAML_VARIABLE), cwd, problems)
-    for key, value, is_addition in changes:
-        if key != "config_paths":
-            _override(merged, key, value, is_addition, problems)
+    for place, tree in reader.read_all(_find_paths(environ, overrides, env_tree, env_place, problems)):
+        _keep_servers(merged, tree, place, problems)
+        merged.merge(tree, place)
+    env_tree.pop(_PATHS, None)
+    _keep_servers(merged, env_tree, env_place, problems)
+    merged.merge(env_tree, env_place)
+    for override in overrides:
+        if override.key != _PATHS and _keep_servers(merged, {override.key: override.value}, COMMAND_LINE, problems):
+            apply_override(merged, override, problems)
+    merged.is_partial = bool(problems)
+    carry_out_directives(merged, problems)
     return merged
 
 
-def _handed_down(environ: Mapping[str, str], problems: list[Problem]) -> list[str]:
-    try:
-        given = json.loads(environ.get(OVERRIDES_VARIABLE) or "[]")
-    except ValueError:
-        given = None
-    if isinstance(given, list) and all(isinstance(override, str) for override in given):
-        return given
-    problems.append(Problem("environment", OVERRIDES_VARIABLE, 'a JSON list such as ["++key=value"] is wanted'))
-    return []
+def _keep_servers(merged: Merged, tree: dict[str, Any], place: str, problems: list[Problem]) -> bool:
+    """Take out of a source's tree what would put a text in a server's place, complain, and tell whether there was none.
+
+    As `policy_model: gpt-5-mini` would, meant for policy_model_name.
+    """
+    wrong = [
+        key
+        for key, value in tree.items()
+        if isinstance(value, str | int | float | list)
+        and not str(value).startswith("${")
+        and value != UNSET
+        and isinstance(entry := merged.tree.get(key), dict)
+        and "responses_api_models" in entry
+    ]
+    for key in wrong:
+        del tree[key]
+        cure = f"is a server's entry, which a single value can't replace; a model's name belongs to {key}_name"
+        problems.append(Problem(place, key, cure))
+    return not wrong
+
+
+def _find_paths(
+    environ: Mapping[str, str],
+    overrides: Sequence[Override],
+    env_tree: Mapping[str, Any],
+    env_place: str,
+    problems: list[Problem],
+) -> list[str] | None:
+    """Return the files that are named: by the command line, else the environment, else env.yaml; None if none is."""
+    given = [override.value for override in overrides if override.key == _PATHS]
+    known = {**env_tree, **{override.key: override.value for override in overrides if "." not in override.key}}
+    if given:
+        return _to_paths(_resolve(given[-1], known), COMMAND_LINE, problems)
+    if environ.get(CONFIG_PATHS_VARIABLE):
+        return _split(environ[CONFIG_PATHS_VARIABLE])
+    if env_tree.get(_PATHS):
+        return _to_paths(_resolve(env_tree[_PATHS], known), env_place, problems)
+    return None
+
+
+class _Reader:
+    """Reads files into trees; complaints go to `problems`."""
+
+    def __init__(self, cwd: Path, problems: list[Problem]) -> None:
+        self._cwd = cwd
+        self._problems = problems
+
+    def read_env_yaml(self, place: str | None) -> tuple[str, dict[str, Any]]:
+        """Return where env.yaml is and what it holds, nothing if there is none."""
+        if not place and not (self._cwd / "env.yaml").exists():
+            return "env.yaml", {}
+        return place or "env.yaml", self._load(place or "env.yaml", ENV_YAML_VARIABLE)
+
+    def read_all(self, paths: list[str] | None) -> list[tuple[str, dict[str, Any]]]:
+        """Return the files' places and trees in the order of merging.
+
+        A file is read once, where it is named first; those that it names come before it.
+        """
+        if paths is None:
+            if not (self._cwd / DEFAULT_CONFIG_PATH).is_file():
+                return [(BUILT_IN, parse(read_built_in()))]
+            paths = [DEFAULT_CONFIG_PATH]
+        trees: list[tuple[str, dict[str, Any]]] = []
+        known, named_by, children = list(dict.fromkeys(paths)), dict[str, str](), dict[str, list[str]]()
+        for path in known:  # grows as it is gone through
+            tree = self._load(path, CONFIG_PATHS_VARIABLE)
+            inner = _to_paths(_resolve(tree.pop(_PATHS, None), tree), path, self._problems)
+            for name in inner:
+                if name in (above := _to_ancestry(path, named_by)):
+                    loop = " > ".join([*reversed(above[: above.index(name) + 1]), name])
+                    self._problems.append(Problem(name, _PATHS, f"names itself by way of {loop}"))
+            children[path] = [name for name in dict.fromkeys(inner) if name not in known]
+            named_by.update(dict.fromkeys(children[path], path))
+            known += children[path]
+            trees.append((path, tree))
+        by_path = dict(trees)
+        return [(path, by_path[path]) for root in dict.fromkeys(paths) for path in _to_order(root, children)]
+
+    def _load(self, path: str, variable: str) -> dict[str, Any]:
+        """Return a file's mapping; `variable` is the one that says where such files are."""
+        option = " or --config" if variable == CONFIG_PATHS_VARIABLE else ""
+        try:
+            tree = parse((self._cwd / path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._complain(path, f"there is no such file in {self._cwd}; {variable}{option} says where it is")
+        except NotYaml as error:
+            # Only the place: the offending line may hold a key.
+            line = f"line {error.line}" if error.line else ""
+            self._problems.append(Problem(path, line, f"is not valid YAML ({error})"))
+        except (OSError, ValueError) as error:
+            self._complain(path, f"the file can't be read ({type(error).__name__})")
+        else:
+            if tree is None or isinstance(tree, dict):
+                return tree or {}
+            self._complain(path, "a mapping of server names is wanted at the top level")
+        return {}
+
+    def _complain(self, path: str, message: str) -> None:
+        self._problems.append(Problem(path, "", message))
+
+
+def read_built_in() -> str:
+    """Return the config that is used where none is named and conf/openai_model.yaml isn't there."""
+    return (resources.files("openai_gateway.config") / "openai_model.yaml").read_text(encoding="utf-8")
+
+
+def _to_ancestry(path: str, named_by: Mapping[str, str]) -> list[str]:
+    """Return a file, the one that names it, the one that names that, and so on."""
+    above = [path]
+    while above[-1] in named_by:
+        above.append(named_by[above[-1]])
+    return above
+
+
+def _to_order(path: str, children: Mapping[str, list[str]]) -> list[str]:
+    return [*(inner for child in children[path] for inner in _to_order(child, children)), path]
 
 
 def _split(paths: str) -> list[str]:
     return [path.strip() for path in paths.split(",") if path.strip()]
 
 
-def _merge_file(merged: Merged, path: str, cwd: Path, inside: list[str], problems: list[Problem]) -> None:
-    if path in inside:
-        problems.append(Problem(path, "config_paths", f"names itself by way of {' > '.join([*inside, path])}"))
-        return
-    tree = _load(path, cwd, CONFIG_PATHS_VARIABLE, problems)
-    # NeMo Gym: the file that names others wins over them.
-    for name in _to_paths(tree.pop("config_paths", None), path, problems):
-        _merge_file(merged, name, cwd, [*inside, path], problems)
-    _merge_tree(merged, tree, path)
-
-
 def _to_paths(value: Any, place: str, problems: list[Problem]) -> list[str]:
-    if isinstance(value, str):
+    if isinstance(value, str) and "${" not in value:
         return _split(value)
     if value is None or (isinstance(value, list) and all(isinstance(path, str) for path in value)):
         return list(value or [])
-    problems.append(Problem(place, "config_paths", "a list of paths is wanted"))
+    wanted = f"{value} can't be resolved" if isinstance(value, str) else "a list of paths is wanted"
+    problems.append(Problem(place, _PATHS, wanted))
     return []
 
 
-def _merge_env_yaml(merged: Merged, place: str | None, cwd: Path, problems: list[Problem]) -> None:
-    if place or (cwd / "env.yaml").exists():
-        path = place or "env.yaml"
-        _merge_tree(merged, _load(path, cwd, ENV_YAML_VARIABLE, problems), path)
-
-
-def _load(path: str, cwd: Path, variable: str, problems: list[Problem]) -> dict[str, Any]:
-    """Return a file's mapping; `variable` is the one that says where such files are."""
-    option = " or --config" if variable == CONFIG_PATHS_VARIABLE else ""
+def _resolve(value: Any, tree: Mapping[str, Any]) -> Any:
+    """Return the value with the interpolations in it resolved in a tree; as it is if they can't be."""
+    if "${" not in str(value):
+        return value
     try:
-        tree = parse((cwd / path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(Problem(path, "", f"there is no such file in {cwd}; {variable}{option} says where it is"))
-    except NotYaml as error:
-        # Only the place: the offending line may hold a key.
-        line = f"line {error.line}" if error.line else ""
-        problems.append(Problem(path, line, f"is not valid YAML ({error})"))
-    except (OSError, ValueError) as error:
-        problems.append(Problem(path, "", f"the file can't be read ({type(error).__name__})"))
-    else:
-        if tree is None or isinstance(tree, dict):
-            return tree or {}
-        problems.append(Problem(path, "", "a mapping of server names is wanted at the top level"))
-    return {}
-
-
-def _merge_tree(merged: Merged, tree: dict[str, Any], place: str) -> None:
-    _merge_into(merged.tree, tree)
-    merged.origins.update((key, place) for key in _leaves(tree))
-
-
-def _merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        mine = target.get(key)
-        if isinstance(mine, dict) and isinstance(value, dict):
-            _merge_into(mine, value)
-        else:
-            target[key] = deepcopy(value)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{dotted}.")
-        else:
-            yield dotted
-
-
-def _parse_overrides(overrides: Sequence[str], problems: list[Problem]) -> Iterator[tuple[str, Any, bool]]:
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        key = name.lstrip("+")
-        if not equals or not all(key.split(".")) or len(name) - len(key) > 2:
-            shown = name[:60] if equals else "an argument without '='"
-            problems.append(Problem(COMMAND_LINE, "", f"'+key=value' or '++key=value' is wanted, not {shown!r}"))
-            continue
-        try:
-            value = parse(text)
-        except NotYaml as error:
-            problems.append(Problem(COMMAND_LINE, key, f"the value is not valid YAML ({error})"))
-            continue
-        yield key, value, name.startswith("+")
-
-
-def _override(merged: Merged, key: str, value: Any, is_addition: bool, problems: list[Problem]) -> None:
-    at: Any = merged.tree
-    *parents, last = key.split(".")
-    for parent in parents:
-        if is_addition and not isinstance(at.get(parent), dict):
-            at[parent] = {}
-        at = at.get(parent)
-        if not isinstance(at, dict):
-            break
-    else:
-        if is_addition or last in at:
-            _merge_into(at, {last: value})
-            merged.origins.update((leaf, COMMAND_LINE) for leaf in _leaves({key: value}))
-            return
-    problems.append(Problem(COMMAND_LINE, key, f"there is no such key to override; add one with '++{key}=...'"))
+        resolved = OmegaConf.create({**tree, _PATHS: value})[_PATHS]
+        return OmegaConf.to_container(resolved, resolve=True) if OmegaConf.is_config(resolved) else resolved
+    except OmegaConfBaseException:
+        return value

@@ -5,6 +5,7 @@ Only what is asked for is resolved: the other entries of a Gym run's files may n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,10 +13,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.files import Merged
+from openai_gateway.config.merged import UNSET, Merged
 
-UNSET: Final = "???"
 UNRESOLVED: Final = object()
+_MISSING_KEY: Final = re.compile(r"Interpolation key '([\w.-]+)' not found")
 
 
 class Interpolation:
@@ -55,7 +56,9 @@ class Interpolation:
                 return UNRESOLVED
             value = node[key]
         except OmegaConfBaseException as error:
-            self._complain(dotted, _to_cure(node, key, error))
+            # What couldn't be read may hold what is missing here: its complaint is the one to cure.
+            if not self._merged.is_partial:
+                self._complain(dotted, _to_cure(node, key, error))
             return UNRESOLVED
         if isinstance(value, DictConfig):
             return {name: self._resolve_value(value, name, f"{dotted}.{name}") for name in map(str, value)}
@@ -96,9 +99,37 @@ def _to_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseExcept
     raw: Any = OmegaConf.to_container(node, resolve=False)
     expression = raw[key]
     # Anything longer than a reference may hold text of its own.
+    shown = ""
     if isinstance(expression, str) and expression.startswith("${") and len(expression) < 80:
-        return f"{expression} can't be resolved; set it in env.yaml, in a config file or on the command line"
+        shown = expression
+    variable = _find_unset_variable(error)
+    if variable is not None:
+        what = shown or "the interpolation"
+        return f"{what} can't be resolved: the environment variable {variable} is not set"
+    missing = _MISSING_KEY.search(str(error))
+    if missing is not None and shown and f"${{{missing[1]}}}" != shown:
+        shown = f"{shown} leads to ${{{missing[1]}}}, which"
+    if shown:
+        return f"{shown} can't be resolved; set it in env.yaml, in a config file or on the command line"
     return f"the interpolation can't be resolved ({type(error).__name__})"
+
+
+def _find_unset_variable(error: BaseException) -> str | None:
+    """Return the variable that an interpolation failed for, at whatever depth."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, _UnsetVariable):
+            return found.name
+        found = found.__cause__ or found.__context__
+    return None
+
+
+class _UnsetVariable(Exception):
+    """An environment variable that is asked for without a default is not set."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 def _from_environ(environ: Mapping[str, str], name: str, *default: Any) -> Any:
@@ -106,4 +137,4 @@ def _from_environ(environ: Mapping[str, str], name: str, *default: Any) -> Any:
         return environ[name]
     if default:
         return default[0]
-    raise KeyError(f"the environment variable {name} is not set")
+    raise _UnsetVariable(name)

@@ -15,9 +15,10 @@ from typing import Any, Final
 from openai_gateway.config import names
 from openai_gateway.config.build import PARENTS, Context, ServerBuilder
 from openai_gateway.config.complaints import ConfigError, Problem
-from openai_gateway.config.files import Merged, read
+from openai_gateway.config.files import read
 from openai_gateway.config.interpolate import Interpolation
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, GatewayConfig, ServerConfig
+from openai_gateway.config.merged import Merged
 from openai_gateway.config.origins import Origins
 from openai_gateway.config.redact import find_secrets, without_secrets
 

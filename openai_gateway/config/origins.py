@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from openai_gateway.config.files import COMMAND_LINE, Merged
+from openai_gateway.config.merged import Merged
+from openai_gateway.config.overrides import COMMAND_LINE
 
 DEFAULT: Final = "default"
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.env:\s*(?P<variable>\w+)|(?P<key>[A-Za-z_][\w.-]*)\s*(?=\}))")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from marshmallow import ValidationError
 
-from openai_gateway.config.checks import Text
+from openai_gateway.config.checks import Text, find_doubt
 from openai_gateway.config.key_file import to_keys
 
 
@@ -43,8 +43,11 @@ class KeyFilePath(_InputFile):
     """A file with keys in it, one a line."""
 
     def _read(self, path: Path) -> None:
-        if not to_keys(path.read_text(encoding="utf-8")):
+        keys = to_keys(path.read_text(encoding="utf-8"))
+        if not keys:
             raise ValidationError(f"the file {path} holds no usable key")
+        for doubt in filter(None, map(find_doubt, keys)):
+            raise ValidationError(f"a key in the file {path} {doubt} (value not shown)")
 
 
 class CertificateFile(_InputFile):

@@ -108,6 +108,8 @@ def parse(body: bytes, schema: ModelEnvelope) -> Values:
         message = str(error).replace("Expected `object`", "a JSON object was expected at the top level")
         raise InvalidRequest(f"The request body is not valid: {message}.", code="invalid_type") from None
     except RecursionError:
+        # From Python 3.14 on, a body is only refused if the C stack can't hold it. That is as well: values are relayed
+        # unparsed, so nothing else depends on it, and counting levels would cost a large body more than parsing does.
         raise InvalidRequest("The request body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         values = _parse_lone_surrogates(body, error)
@@ -173,7 +175,10 @@ def drop_reasoning_items(values: Values) -> None:
     given = bytes(values["input"])
     # A stand-in of the same length: msgspec refuses lone surrogates.
     readable = _SURROGATE.sub(rb"\\u0", given)
-    items = _items_decoder.decode(readable)
+    try:
+        items = _items_decoder.decode(readable)
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
     kept, end = [], 1
     for item in items:
         text = bytes(item)
@@ -188,7 +193,7 @@ def drop_reasoning_items(values: Values) -> None:
 def _is_reasoning(item: msgspec.Raw) -> bool:
     try:
         return msgspec.json.decode(item, type=_Item).type == "reasoning"
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return False
 
 

@@ -36,7 +36,7 @@ def test_gyms_options_are_ours_and_the_rest_are_overrides() -> None:
         ("+num_repeats=100001", "from 1 to 100000"),
         ("+limit=99999999999999999999", "from 1 to"),
         ("+num_repeats={agent: 2}", "whole number from 1"),
-        ("+limit=[", "not valid YAML"),
+        ("+limit=[", "can't be read"),
         ("+resume_from_cache=3", "true or false"),
         ("+agent_name=simple_agent", "no agent is run here"),
         ("+responses_create_params.temperature=0.5", "extra_body_responses"),

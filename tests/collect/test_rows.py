@@ -49,6 +49,8 @@ def test_parameters_go_out_byte_for_byte() -> None:
         (b"[1]", "no JSON object"),
         (b'{"a": 1', "no JSON object"),
         (b'{"messages": ["\xff"]}', "UTF-8"),
+        (b'{"messages": ["\\ud83d b"]}', "half of a surrogate pair"),
+        (b'{"messages": ["\\ud83d", }', "no JSON object"),
         (b'{"messages": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "nested too deeply"),
         ({"prompt": "x"}, "has none of"),
         ({"responses_create_params": "x"}, "responses_create_params is no JSON object"),

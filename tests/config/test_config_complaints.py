@@ -102,7 +102,9 @@ def test_cycle_of_config_paths_is_named(folder: Folder) -> None:
         pytest.param(PLANTED_KEY, "an argument without '='", id="no equals sign"),
         pytest.param("=1", "is wanted", id="no key"),
         pytest.param("+++a=1", "'+++a'", id="three plus signs"),
-        pytest.param(f"+a=[{PLANTED_KEY}", "a: the value is not valid YAML", id="a value that is no YAML"),
+        pytest.param(
+            f"+a=[{PLANTED_KEY}", "a: the value can't be read (a list's bracket is not closed)", id="an open list"
+        ),
         pytest.param(f"nowhere.at.all={PLANTED_KEY}", "nowhere.at.all: there is no such key", id="nothing to override"),
         pytest.param(f"{DOTTED}.max_queue=1", "there is no such key", id="a last part that isn't there"),
     ],

@@ -97,7 +97,7 @@ def test_override_adds_a_server_with_all_above_it(folder: Folder) -> None:
     assert config.servers["judge"].openai_model == "m"
 
 
-def test_overriding_value_is_read_as_yaml(folder: Folder) -> None:
+def test_overriding_value_may_be_a_mapping(folder: Folder) -> None:
     server = folder.server(f"++{DOTTED}.extra_body={{temperature: 0.5, stop: [a, b], user: null}}")
     assert server.extra_body == {"temperature": 0.5, "stop": ["a", "b"], "user": None}
 

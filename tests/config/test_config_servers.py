@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.config import Secret, load_config
+from openai_gateway.config import ConfigError, Secret, load_config
 from tests.config.folder import DOTTED, GYM_SNIPPET, PLANTED_KEY, Folder, to_server
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +39,17 @@ def test_shipped_files_load_with_the_env_yaml_they_ask_for(folder: Folder) -> No
 
 
 def test_shipped_env_example_has_all_that_the_shipped_files_ask_for(tmp_path: Path) -> None:
+    env_yaml = tmp_path / "env.yaml"
     environ = {
         "OPENAI_GATEWAY_CONFIG_PATHS": "conf/openai_model.yaml,conf/openai_judge_model.yaml",
-        "OPENAI_GATEWAY_ENV_YAML": "conf/env.example.yaml",
+        "OPENAI_GATEWAY_ENV_YAML": str(env_yaml),
     }
+    example = (ROOT / "conf" / "env.example.yaml").read_text()
+    env_yaml.write_text(example)
+    with pytest.raises(ConfigError, match="put your own in") as refused:
+        load_config(environ, cwd=ROOT)
+    assert len(refused.value.problems) == 2
+    env_yaml.write_text(example.replace("sk-...", "sk-mine"))
     assert len(load_config(environ, cwd=ROOT).servers) == 2
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,23 +30,28 @@ def test_percentile_is_the_nearest_rank(counts: list[tuple[int, int]], percent: 
     assert find_percentile(counts, percent) == expected
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """Let this process write files of 64 bytes at most: what a full disk does to a write."""
+@contextmanager
+def _no_file_above(size: int) -> Iterator[None]:
+    """Let this process write files of `size` bytes at most: what a full disk does to a write.
+
+    For as short as can be: pytest keeps its own output in files.
+    """
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield 64
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_line_that_finds_no_room_leaves_nothing_of_itself(tmp_path: Path, small_files: int) -> None:
+def test_line_that_finds_no_room_leaves_nothing_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         append_line(fd, b"whole\n")
-        with pytest.raises(OSError, match="No space left"):
-            append_line(fd, b"x" * small_files + b"\n")
+        with pytest.raises(OSError, match="No space left"), _no_file_above(64):
+            append_line(fd, b"x" * 64 + b"\n")
         append_line(fd, b"another\n")
     finally:
         os.close(fd)

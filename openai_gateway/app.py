@@ -72,7 +72,7 @@ class GatewayApp(flask.Flask):
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
         usage_logs = _open_usage_logs(config)
         self._servers = {
-            name: CallServer(_make_relay(server, shared, usage_logs)) for name, server in config.servers.items()
+            name: CallServer(server, _make_relay(server, shared, usage_logs)) for name, server in config.servers.items()
         }
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers
@@ -107,7 +107,7 @@ class GatewayApp(flask.Flask):
     def _get_states(self) -> dict[str, ServerState]:
         for server in self._servers.values():
             # Whoever asks wants to know of every call that is over.
-            server.relay.recorder.settle()
+            server.settle_records()
         return {name: server.state() for name, server in self._servers.items()}
 
 

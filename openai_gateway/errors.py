@@ -188,6 +188,6 @@ class Cancelled(BaseException):
     A BaseException, so that no `except OSError` or `except Exception` of a library on the way wraps it.
     """
 
-    def __init__(self, reason: GatewayError | ClientGone) -> None:
+    def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
         self.reason = reason

@@ -18,12 +18,13 @@ import msgspec
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
-from openai_gateway.errors import BodyTimeout, Cancelled, ClientGone, GatewayError
-from openai_gateway.transport.watch import CallWatch
-from openai_gateway.upstream.relay import Relay
+from openai_gateway.config import ServerConfig
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError
+from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
+from openai_gateway.upstream.relay import Load, Relay
 from openai_gateway.wire import envelope, headers
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
 
 _MOST_HEADS: Final = 256
 
@@ -36,7 +37,7 @@ class Endpoint:
     `is_free`: a call costs nothing, and its answer reports no usage.
     """
 
-    api: str
+    api: Api
     schema: envelope.ModelEnvelope | None = None
     takes_defaults: bool = False
     is_free: bool = False
@@ -45,67 +46,61 @@ class Endpoint:
 class CallServer:
     """Serves the calls to one configured server: what it adds to bodies, and the relay they go through."""
 
-    def __init__(self, relay: Relay) -> None:
-        self._server = server = relay.server
-        self.relay = relay
+    def __init__(self, server: ServerConfig, relay: Relay) -> None:
+        self.model = server.openai_model
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
-        self._limits: dict[str, RateLimit] = {}
-        self._limits_at = 0.0
+        self._server = server
+        self._relay = relay
+        self._timeouts = relay.timeouts
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
-        self._own_headers: Mapping[str, str] = {}
         self._is_captured = server.model_call_capture_dir is not None
-        self._model = msgspec.Raw(msgspec.json.encode(server.openai_model))
+        self._raw_model = msgspec.Raw(msgspec.json.encode(server.openai_model))
         self._defaults = {
-            "responses": envelope.to_raw({**server.extra_body, **server.extra_body_responses}),
-            "chat": envelope.to_raw({**server.extra_body, **server.extra_body_chat}),
+            api: envelope.to_raw({**server.extra_body, **getattr(server, api.defaults_key)}) for api in Api
         }
 
     def state(self) -> ServerState:
-        """Return how this server is now, in this worker; the rate limits are those of the last answer that had any."""
-        said = self.relay.last_head.headers if self.relay.last_head is not None else ()
-        limits = read_rate_limits({name.lower(): value for name, value in said})
-        if limits:
-            self._limits, self._limits_at = limits, self.relay.answered_at
-        slots = self.relay.slots
+        """Return how this server is now, in this worker."""
+        load = self._relay.load()
+        limits, limits_at = self._relay.rate_limits()
         return ServerState(
-            model=self._server.openai_model,
+            model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
-            in_flight=slots.in_flight,
-            queued=slots.queued,
-            cap=slots.cap,
-            is_breaker_open=self.relay.breaker.is_open,
-            rate_limits=self._limits,
-            limits_at=self._limits_at,
+            in_flight=load.in_flight,
+            queued=load.queued,
+            cap=load.cap,
+            is_breaker_open=load.is_breaker_open,
+            rate_limits=limits,
+            limits_at=limits_at,
         )
 
+    def load(self) -> Load:
+        """Return how much is under way."""
+        return self._relay.load()
+
+    def is_refusing(self) -> bool:
+        """Tell whether a call would be refused now."""
+        return self._relay.is_refusing()
+
     def probe(self, seconds: float) -> int | str:
-        """Ask the upstream for its models, past cap and retries; return the status, or the code of what went wrong."""
-        watch = CallWatch()
-        watch.bound(seconds)
-        sender = self.relay.sender
-        try:
-            beginning = sender.send(Call("models", "GET", "/models", sender.own_headers(), None), watch)
-        except Cancelled:
-            return "upstream_timeout"
-        except GatewayError as error:
-            return error.code
-        finally:
-            watch.stop()
-        if beginning.raw is not None:
-            beginning.raw.close()
-        return beginning.head.status
+        """Ask the upstream for its models; return the status, or the code of what went wrong."""
+        return self._relay.probe(seconds)
+
+    def settle_records(self) -> None:
+        """Have every call that is over recorded now."""
+        self._relay.settle_records()
 
     def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
-        watch = CallWatch()
+        watch = CallWatch(self._timeouts)
         try:
             call = self._to_call(environ, endpoint, watch)
             client = environ.get("gunicorn.socket")
-            if client is not None and self._server.cancel_on_disconnect and not call.background:
-                watch.watch_client(client.fileno())
-            watch.bound(self._server.total_timeout_s)
-            return RelayedResponse(self.relay.send(call, watch))
+            if not self._server.cancel_on_disconnect or call.background:
+                client = None
+            watch.begin(None if client is None else client.fileno())
+            return RelayedResponse(self._relay.send(call, watch))
         except ClientGone:
             return DroppedResponse()
         except BaseException:
@@ -135,7 +130,7 @@ class CallServer:
             refused = Call(
                 endpoint.api, method, path, headers.RequestHeaders(), None, rollout_id=rollout_id, request_id=request_id
             )
-            self.relay.refuse(refused, error, started)
+            self._relay.refuse(refused, error, started)
             raise
         return Call(
             api=endpoint.api,
@@ -151,24 +146,21 @@ class CallServer:
         )
 
     def _to_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
-        own = self.relay.sender.own_headers()
         head = environ.get(headers.CLIENT_HEAD)
         if head is None or not has_body:
-            return headers.to_upstream(environ, own, has_body=has_body)
-        if own is not self._own_headers or len(self._headers) > _MOST_HEADS:
-            self._own_headers = own
-            self._headers.clear()
+            return headers.to_upstream(environ, has_body=has_body)
         made = self._headers.get(head)
         if made is None:
-            made = self._headers[head] = headers.to_upstream(environ, own, has_body=True)
+            if len(self._headers) >= _MOST_HEADS:
+                self._headers.clear()
+            made = self._headers[head] = headers.to_upstream(environ, has_body=True)
         return made
 
     def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:
         if type(environ["wsgi.input"]) is io.BytesIO:
             # It came with the head: there is nothing to wait for.
             return read_body(environ, self._server.max_body_bytes)
-        client_s = self._server.client_timeout_s
-        watch.arm(client_s, lambda: BodyTimeout(f"The request body did not arrive within {client_s:g} s."))
+        watch.arm(REQUEST_BODY)
         try:
             return read_body(environ, self._server.max_body_bytes)
         except Cancelled as cancelled:
@@ -180,7 +172,7 @@ class CallServer:
     def _rewrite(self, body: bytes, endpoint: Endpoint) -> tuple[envelope.Values, bytes]:
         assert endpoint.schema is not None
         values = envelope.parse(body, endpoint.schema)
-        if self._server.drop_input_reasoning_items and endpoint.api == "responses":
+        if self._server.drop_input_reasoning_items and endpoint.api is Api.RESPONSES:
             envelope.drop_reasoning_items(values)
         defaults = self._defaults[endpoint.api] if endpoint.takes_defaults else {}
-        return values, envelope.rewrite(values, self._model, defaults)
+        return values, envelope.rewrite(values, self._raw_model, defaults)

@@ -9,10 +9,11 @@ import flask
 
 from openai_gateway.blueprints.calls import Endpoint
 from openai_gateway.blueprints.serving import relay
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.envelope import ChatEnvelope
 
-CREATE = Endpoint("chat", ChatEnvelope(), takes_defaults=True)
-_STORED = Endpoint("chat")
+CREATE = Endpoint(Api.CHAT, ChatEnvelope(), takes_defaults=True)
+_STORED = Endpoint(Api.CHAT)
 
 blueprint = flask.Blueprint("chat", __name__, url_prefix="/v1/chat/completions")
 

@@ -21,13 +21,13 @@ blueprint = flask.Blueprint("models", __name__, url_prefix="/v1/models")
 @blueprint.get("")
 def list_models() -> dict[str, Any]:
     """List the configured model."""
-    return {"object": "list", "data": [_to_model(current_server().relay.server.openai_model)]}
+    return {"object": "list", "data": [_to_model(current_server().model)]}
 
 
 @blueprint.get("/<path:model>")
 def retrieve_model(model: str) -> dict[str, Any]:
     """Return the configured model if `model` is its name."""
-    configured = current_server().relay.server.openai_model
+    configured = current_server().model
     if model != configured:
         raise UnknownUrl(
             f"The model '{model[:200]}' does not exist here; this gateway serves '{configured}'.",

@@ -47,7 +47,7 @@ def readiness() -> tuple[dict[str, Any], int]:
     states = {name: _to_state(server) for name, server in servers.items()}
     is_ready = not flask.current_app.is_draining  # type: ignore[attr-defined]
     # Not `is_open`: once its next probe is due, a call must come to make it, or the breaker would never close.
-    is_ready = is_ready and not any(server.relay.breaker.blocks() for server in servers.values())
+    is_ready = is_ready and not any(server.is_refusing() for server in servers.values())
     if flask.request.args.get("upstream") == "1":
         for name, server in servers.items():
             status = states[name]["upstream"] = server.probe(_PROBE_S)
@@ -56,11 +56,11 @@ def readiness() -> tuple[dict[str, Any], int]:
 
 
 def _to_state(server: CallServer) -> dict[str, Any]:
-    slots = server.relay.slots
+    load = server.load()
     return {
-        "in_flight": slots.in_flight,
-        "queued": slots.queued,
-        "retrying": {reason: count for reason, count in server.relay.retrying.items() if count},
-        "max_concurrent_requests": slots.cap,
-        "breaker": "open" if server.relay.breaker.is_open else "closed",
+        "in_flight": load.in_flight,
+        "queued": load.queued,
+        "retrying": load.retrying,
+        "max_concurrent_requests": load.cap,
+        "breaker": "open" if load.is_breaker_open else "closed",
     }

@@ -23,50 +23,11 @@ from openai_gateway.wire.sse import is_event_stream
 StartResponse = Callable[..., Any]
 
 
-class RelayedResponse(flask.Response):
-    """An Answer as Flask's response: goes to the server as it is, past werkzeug's own machinery."""
+class Source(Protocol):
+    """A body that can be iterated or write itself into a client's connection, and has to be closed."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._relayed = answer
-        self.direct_passthrough = True
-
-    @property  # type: ignore[misc]
-    def status_code(self) -> int:
-        """The upstream's status."""
-        return self._relayed.head.status
-
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Start the response and return its body; the server closes it."""
-        answer = self._relayed
-        try:
-            head = answer.head
-            status = f"{head.status} {head.reason or REASONS.get(head.status, 'Unknown')}"
-            headers = [*head.passing, *answer.added_headers]
-            length = _to_content_length(answer)
-            if length is not None:
-                headers.append(("content-length", length))
-            writer = adopt(start_response, environ)
-            start_response(status, headers)
-        except BaseException:
-            answer.close()
-            raise
-        if writer is None:
-            return answer
-        if answer.body is None:
-            return PumpedBody(answer, writer)
-        try:
-            answer.pump_into(writer)
-        finally:
-            answer.close()
-        return ()
-
-    def close(self) -> None:
-        """Give back what the answer holds; for a response that never reached the server."""
-        self._relayed.close()
-
-
-class Pumpable(Protocol):
-    """What can write itself into a client's connection, and has to be closed."""
+    def __next__(self) -> bytes:
+        """Return its next bytes."""
 
     def pump_into(self, sink: Sink) -> None:
         """Write all of it."""
@@ -75,25 +36,64 @@ class Pumpable(Protocol):
         """Give back what it holds."""
 
 
-class PumpedBody:
-    """A body that, when first asked for bytes, has the answer pump itself to the client and then is at its end."""
+class PumpedResponse(flask.Response):
+    """A response that is its own body: when first asked for bytes, it writes all of them into the client's connection.
 
-    __slots__ = ("_answer", "_writer")
+    Under a server whose writer isn't ours, it is iterated as any other body.
+    """
 
-    def __init__(self, answer: Pumpable, writer: Sink) -> None:
-        self._answer = answer
-        self._writer = writer
+    automatically_set_content_length = False
+    _writer: Sink | None = None
+    _source: Source
 
-    def __iter__(self) -> PumpedBody:
+    def __iter__(self) -> PumpedResponse:
         return self
 
     def __next__(self) -> bytes:
-        self._answer.pump_into(self._writer)
+        if self._writer is None:
+            return next(self._source)
+        self._source.pump_into(self._writer)
         raise StopIteration
 
     def close(self) -> None:
-        """Close the answer."""
-        self._answer.close()
+        """Give back what the body holds; also for a response that never reached the server."""
+        self._source.close()
+
+
+class RelayedResponse(PumpedResponse):
+    """An Answer as Flask's response: goes to the server as it is, past werkzeug's own machinery."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._source = self._answer = answer
+        self.direct_passthrough = True
+
+    @property  # type: ignore[misc]
+    def status_code(self) -> int:
+        """The upstream's status."""
+        return self._answer.head.status
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Start the response and return its body; the server closes it."""
+        answer = self._answer
+        try:
+            head = answer.head
+            status = f"{head.status} {head.reason or REASONS.get(head.status, 'Unknown')}"
+            headers = [*head.passing, *answer.added_headers]
+            length = _to_content_length(answer)
+            if length is not None:
+                headers.append(("content-length", length))
+            self._writer = writer = adopt(start_response, environ)
+            start_response(status, headers)
+        except BaseException:
+            answer.close()
+            raise
+        if writer is None or answer.body is None:
+            return self
+        try:
+            answer.pump_into(writer)
+        finally:
+            answer.close()
+        return ()
 
 
 class LastResponse(flask.Response):

@@ -9,13 +9,14 @@ import flask
 
 from openai_gateway.blueprints.calls import Endpoint
 from openai_gateway.blueprints.serving import relay
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.envelope import ModelEnvelope, ResponsesEnvelope
 
-CREATE = Endpoint("responses", ResponsesEnvelope(), takes_defaults=True)
-_COMPACT = Endpoint("responses", ModelEnvelope())
+CREATE = Endpoint(Api.RESPONSES, ResponsesEnvelope(), takes_defaults=True)
+_COMPACT = Endpoint(Api.RESPONSES, ModelEnvelope())
 # Counting is free, and its answer is no usage.
-_COUNT = Endpoint("responses", ModelEnvelope(), is_free=True)
-_STORED = Endpoint("responses")
+_COUNT = Endpoint(Api.RESPONSES, ModelEnvelope(), is_free=True)
+_STORED = Endpoint(Api.RESPONSES)
 
 blueprint = flask.Blueprint("responses", __name__, url_prefix="/v1/responses")
 

@@ -16,15 +16,15 @@ from gevent.event import Event
 
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
 from openai_gateway.collect.rows import PATHS
-from openai_gateway.errors import Cancelled, UpstreamError, UpstreamUnreachable
-from openai_gateway.transport.exchange import Timeouts
-from openai_gateway.transport.session import RelayRequest, RelaySession
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.errors import Cancelled
+from openai_gateway.transport.errors import PeerError, Unreachable
+from openai_gateway.transport.session import PeerRequest, PeerSession
+from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
 
 # The gateway bounds each call; an end that the network swallowed is noticed by TCP's keepalive.
-_TIMEOUTS: Final = Timeouts(connect_s=10.0, first_byte_s=None, idle_s=None)
+_TIMEOUTS: Final = Timeouts(connect_s=10.0)
 _MOST_TRIES: Final = 10
 _NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
 _PROBE: Final = "collect"
@@ -63,7 +63,7 @@ class Gateway:
                 **({"authorization": f"Bearer {key}"} if key else {}),
             }
         )
-        self._session = RelaySession(base_url, _TIMEOUTS, os.environ.get("SSL_CERT_FILE"))
+        self._session = PeerSession(base_url, os.environ.get("SSL_CERT_FILE"))
         self.knows_rollouts = False
 
     def greet(self) -> list[str] | Failure:
@@ -106,21 +106,19 @@ class Gateway:
         return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
 
     def _send(self, method: str, url: str, body: bytes | None) -> Answer | Failure:
-        watch = CallWatch()
+        watch = CallWatch(_TIMEOUTS)
         raw = None
         try:
-            raw = self._session.send(RelayRequest(method, url, self._headers, body, watch)).raw
+            raw = self._session.exchange(PeerRequest(method, url, self._headers, body, watch))
             pieces = []
-            while piece := raw.read1():
+            while piece := raw.read():
                 pieces.append(piece)
-            headers = {name.lower(): value for name, value in raw.headers.items()}
-            return Answer(raw.status, headers, b"".join(pieces))
-        except UpstreamUnreachable as error:
-            # Our transport knows the gateway as its upstream.
-            why = error.message.replace("The upstream", "it").replace("the upstream", "it").rstrip(".")
-            return to_unreachable(f"no answer from {self._origin}: {why}")
-        except UpstreamError:
-            return to_broken(None if raw is None else raw.status, "the gateway broke off its answer")
+            headers = {name.lower(): value for name, value in raw.head.headers}
+            return Answer(raw.head.status, headers, b"".join(pieces))
+        except Unreachable as error:
+            return to_unreachable(f"no answer from {self._origin}: it {error}")
+        except PeerError:
+            return to_broken(None if raw is None else raw.head.status, "the gateway broke off its answer")
         except Cancelled:
             return to_unreachable(f"no connection to {self._origin} within {_TIMEOUTS.connect_s:g} s")
         finally:

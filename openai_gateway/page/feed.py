@@ -13,15 +13,15 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from openai_gateway.errors import Cancelled, ClientGone, Unavailable
+from openai_gateway.errors import Cancelled, Unavailable
 from openai_gateway.page.view import to_view
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.transport.watch import CLIENT, CallWatch, Timeouts
 from openai_gateway.upstream.pump import Sink
 
 MOST_VIEWERS: Final = 20
 _INTERVAL_S: Final = 1.0
 # A viewer that stops reading must not keep its place.
-_SEND_S: Final = 10.0
+_TIMEOUTS: Final = Timeouts(client_s=10.0)
 # Then the browser comes again by itself, and shows its key anew.
 _LONGEST_S: Final = 900.0
 _GREETING: Final = b"retry: 1000\n\n"
@@ -87,12 +87,11 @@ class Viewer:
 
     def pump_into(self, sink: Sink) -> None:
         """Write the events into `sink`; a viewer that left or stopped reading is noticed meanwhile."""
-        watch = CallWatch()
+        watch = CallWatch(_TIMEOUTS)
         try:
-            if self._client_fd is not None:
-                watch.watch_client(self._client_fd)
+            watch.begin(self._client_fd)
             for event in self:
-                watch.arm(_SEND_S, ClientGone)
+                watch.arm(CLIENT)
                 sink.send_all(sink.to_frame(event, is_last=False))
                 watch.disarm()
         except Cancelled:

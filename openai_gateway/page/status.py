@@ -12,7 +12,7 @@ from typing import Any, Final
 import flask
 
 from openai_gateway.blueprints.calls import CallServer
-from openai_gateway.blueprints.reply import PumpedBody, StartResponse
+from openai_gateway.blueprints.reply import PumpedResponse, StartResponse
 from openai_gateway.blueprints.serving import FEED, SERVERS
 from openai_gateway.page.access import admit
 from openai_gateway.page.feed import Feed, Viewer
@@ -33,30 +33,24 @@ _HEADERS: Final = {
 blueprint = flask.Blueprint("status", __name__, url_prefix="/status", template_folder=".")
 
 
-class _EventsResponse(flask.Response):
+class _EventsResponse(PumpedResponse):
     """A viewer's events as a response, written past werkzeug's machinery so that a viewer who left is noticed."""
-
-    automatically_set_content_length = False
 
     def __init__(self, viewer: Viewer) -> None:
         # A proxy must not hold events back.
         headers = {**_HEADERS, "x-accel-buffering": "no"}
         super().__init__(content_type="text/event-stream", headers=headers)
-        self._viewer = viewer
+        self._source = viewer
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Start the response and return its body; the server closes it."""
         try:
-            writer = adopt(start_response, environ)
+            self._writer = adopt(start_response, environ)
             start_response(self.status, self.headers.to_wsgi_list())
         except BaseException:
-            self._viewer.close()
+            self.close()
             raise
-        return self._viewer if writer is None else PumpedBody(self._viewer, writer)
-
-    def close(self) -> None:
-        """Give the viewer's place back; for a response that never reached the server."""
-        self._viewer.close()
+        return self
 
 
 @blueprint.before_request

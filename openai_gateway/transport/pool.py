@@ -1,6 +1,6 @@
-"""The connections to one upstream: idle ones kept, stale ones dropped, new ones made.
+"""The connections to one peer: idle ones are kept, stale ones dropped, new ones made.
 
-What is said over a connection is `exchange`'s.
+What is said over a connection is `exchange`'s, how a TLS one is made `tls`'.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections import deque
 from time import monotonic
 from typing import Any, Final
 
-from openai_gateway.errors import UpstreamUnreachable
 from openai_gateway.transport.connection import Connection, connect
+from openai_gateway.transport.errors import Unreachable
 from openai_gateway.transport.tls import TlsConnection
 
 MAX_IDLE_S: Final = 60.0
@@ -19,7 +19,7 @@ _ADDRESS_TIMEOUT_S: Final = 3.0
 
 
 class ConnectionPool:
-    """Keeps the connections of one upstream host; the last one given back is the first one taken.
+    """Keeps the connections of one host; the last one given back is the first one taken.
 
     Unbounded by itself: the slots bound how many are in use, idleness how many are kept.
     """
@@ -53,11 +53,11 @@ class ConnectionPool:
         self._idle.append((monotonic(), connection))
 
     def connect(self) -> Connection:
-        """Return a new connection, TLS verified. Raises UpstreamUnreachable; the caller's watch bounds the time."""
+        """Return a new connection, TLS verified. Raises Unreachable; the caller's watch bounds the time."""
         try:
             sock = connect(self._host, self._port, _ADDRESS_TIMEOUT_S)
         except OSError as error:
-            raise UpstreamUnreachable(f"Could not connect to the upstream: {_why(error)}.") from None
+            raise Unreachable(f"can't be reached: {_why(error)}") from None
         if self._tls is None:
             return Connection(sock)
         connection = TlsConnection(sock, self._tls, self._host, self._tls_session)
@@ -66,7 +66,7 @@ class ConnectionPool:
         except BaseException as error:
             connection.close()
             if isinstance(error, OSError):
-                raise UpstreamUnreachable(f"TLS with the upstream failed: {_why(error)}.") from None
+                raise Unreachable(f"failed the TLS handshake: {_why(error)}") from None
             raise
         return connection
 

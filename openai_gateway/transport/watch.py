@@ -1,19 +1,32 @@
-"""Watches one call: is its client still there, is its time up; if not, throws Cancelled into its greenlet.
+"""Watches one call: whether its client is still there and whether its time is up; if so, ends it with Cancelled.
 
-One ticking timer serves all deadlines of a kind, so that a deadline costs a call no timer of its own.
+A greenlet that serves a call may be parked anywhere: in the queue, in a connect, in a read, in a backoff. None of those
+waits knows of clients or deadlines. The watch stands beside them: it is made by the greenlet that it may have to end,
+and throws Cancelled into that greenlet, from the hub, wherever it is parked.
+
+States: made -> armed for a phase (each phase has its time-out) <-> disarmed -> stopped. From `begin` on, the whole
+call is bounded and its client watched. A call that ran into a phase's time-out may be tried again with the same watch;
+one whose client has left is over.
+
+One ticking timer serves all watches, ten times a second: a deadline is a number that is compared at the next tick, so
+that it costs a call no timer of its own.
+
+See also: server.worker (ticks idle clients), wsgi (ends all calls when draining is over).
 """
 
 from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
 from gevent.monkey import get_original
 
-from openai_gateway.errors import CallTimeout, Cancelled, ClientGone, GatewayError
+from openai_gateway.errors import BodyTimeout, CallTimeout, Cancelled, ClientGone
+from openai_gateway.transport.errors import TimedOut
 
 TICK_S: Final = 0.1
 _READ: Final = 1
@@ -28,55 +41,82 @@ def has_left(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-class CallWatch:
-    """Watches the call that the current greenlet serves, from its making to `stop()`.
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The bounds of a call's phases in seconds; None is no bound.
 
-    A client that left ends the watch; after a deadline it goes on, for a further attempt.
+    `client_s` bounds each wait for the client, to send its body or to read; `total_s` everything after its body.
     """
+
+    connect_s: float | None = None
+    first_byte_s: float | None = None
+    idle_s: float | None = None
+    client_s: float | None = None
+    total_s: float | None = None
+
+
+class Phase:
+    """Something that a call waits for: the name of its bound in Timeouts, and what the call ends with after that."""
+
+    __slots__ = ("bound", "to_error")
+
+    def __init__(self, bound: str, to_error: Callable[[float], Exception]) -> None:
+        self.bound = bound
+        self.to_error = to_error
+
+
+CONNECT: Final = Phase("connect_s", lambda s: TimedOut(f"did not accept a connection within {s:g} s"))
+FIRST_BYTE: Final = Phase("first_byte_s", lambda s: TimedOut(f"did not answer within {s:g} s"))
+IDLE: Final = Phase("idle_s", lambda s: TimedOut(f"sent nothing for {s:g} s"))
+REQUEST_BODY: Final = Phase("client_s", lambda s: BodyTimeout(f"The request body did not arrive within {s:g} s."))
+CLIENT: Final = Phase("client_s", lambda _: ClientGone())
+
+
+class CallWatch:
+    """Watches the call that the current greenlet serves, from its making to `stop()`."""
 
     __slots__ = (
         "_client_fd",
         "_deadline",
         "_greenlet",
         "_io",
+        "_is_probing",
         "_patience_s",
-        "_probing",
-        "_to_error",
+        "_phase",
+        "_timeouts",
         "_total_deadline",
-        "_total_s",
         "has_moved",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self._greenlet = gevent.getcurrent()
-        self._client_fd: int | None = None
+        self._timeouts = timeouts
+        self._phase = CONNECT
         self._deadline: float | None = None
         self._patience_s = 0.0
-        # Set by whoever moves bytes: the deadline then starts anew at the next tick, without a look at the clock.
+        # Set by whoever moves bytes: at the next tick the deadline starts anew from there. A clock read for each of a
+        # stream's events would cost more than the event.
         self.has_moved = False
-        self._to_error: Callable[[], GatewayError | ClientGone] | None = None
-        self._total_s: float | None = None
         self._total_deadline: float | None = None
-        self._probing = False
+        self._client_fd: int | None = None
+        self._is_probing = False
         self._io: Any = None
         _watches.add(self)
 
-    def bound(self, total_s: float | None) -> None:
-        """End the whole call `total_s` from now; None is no limit."""
-        if total_s is not None:
-            self._total_s = total_s
-            self._total_deadline = monotonic() + total_s
+    def begin(self, client_fd: int | None) -> None:
+        """Bound the whole call from now on, and watch the client's socket unless `client_fd` is None.
 
-    def watch_client(self, fd: int) -> None:
-        """Watch the client's socket too; to be called once its body is read, for what comes after is a sign.
-
-        From the next tick on: most calls that are over before it need no watch, which costs four system calls.
+        To be called once the client's body is read: what becomes readable later is a sign. The socket is looked at
+        from the next tick on: most calls are over before it, and a watch costs four system calls.
         """
-        self._client_fd = fd
+        self._client_fd = client_fd
+        if self._timeouts.total_s is not None:
+            self._total_deadline = monotonic() + self._timeouts.total_s
 
-    def arm(self, seconds: float | None, to_error: Callable[[], GatewayError | ClientGone]) -> None:
-        """End the call with `to_error()` unless it is armed anew or disarmed within `seconds`; None is no limit."""
-        self._to_error = to_error
+    def arm(self, phase: Phase) -> None:
+        """End the call with the phase's error unless armed anew or disarmed within the phase's bound."""
+        self._phase = phase
+        seconds = getattr(self._timeouts, phase.bound)
         if seconds is None:
             self._deadline = None
         else:
@@ -84,16 +124,14 @@ class CallWatch:
             self._deadline = monotonic() + seconds
 
     def disarm(self) -> None:
-        """Take the deadline away."""
+        """Take the phase's deadline away."""
         self._deadline = None
 
     def stop(self) -> None:
         """End the watch; nothing is thrown from here on."""
         self._deadline = None
         self._total_deadline = None
-        # Whoever made it may hold this watch: no cycle is left to the garbage collector.
-        self._to_error = None
-        self._probing = False
+        self._is_probing = False
         self._client_fd = None
         if self._io is not None:
             self._io.stop()
@@ -102,25 +140,26 @@ class CallWatch:
         _watches.discard(self)
 
     def tick(self, now: float) -> None:
-        """Look at the clock, and at a client whose pipelined bytes keep its socket readable."""
+        """Look at the clock, and at the client."""
         if self.has_moved:
             self.has_moved = False
             if self._deadline is not None:
                 self._deadline = now + self._patience_s
-        if self._deadline is not None and now >= self._deadline and self._to_error is not None:
+        if self._deadline is not None and now >= self._deadline:
             self._deadline = None
-            self._greenlet.throw(Cancelled(self._to_error()))
+            self._greenlet.throw(Cancelled(self._phase.to_error(self._patience_s)))
         elif self._total_deadline is not None and now >= self._total_deadline:
             self._total_deadline = None
-            self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {self._total_s:g} s.")))
+            total_s = self._timeouts.total_s
+            self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {total_s:g} s.")))
         elif self._client_fd is not None:
             if self._io is None:
                 self._io = gevent.get_hub().loop.io(self._client_fd, _READ)
                 self._io.start(self._on_readable)
-            elif self._probing and has_left(self._client_fd):
+            elif self._is_probing and has_left(self._client_fd):
                 self._leave()
 
-    def cancel(self, reason: GatewayError) -> None:
+    def cancel(self, reason: Exception) -> None:
         """End the call with `reason` now; to be called from the hub."""
         self.stop()
         self._greenlet.throw(Cancelled(reason))
@@ -131,9 +170,10 @@ class CallWatch:
         if has_left(self._client_fd):
             self._leave()
         else:
-            # Pipelined bytes: the socket stays readable, so look at each tick instead of spinning.
+            # The client has sent its next request already: its socket stays readable, and a watch for that would be
+            # called without end. Ask at each tick instead.
             self._io.stop()
-            self._probing = True
+            self._is_probing = True
 
     def _leave(self) -> None:
         self.stop()
@@ -184,12 +224,12 @@ class Ticker(Generic[TickedT]):
 _watches: Ticker[CallWatch] = Ticker()
 
 
-def _cancel_all(to_reason: Callable[[], GatewayError]) -> None:
+def _cancel_all(to_reason: Callable[[], Exception]) -> None:
     for watch in _watches:
         watch.cancel(to_reason())
 
 
-def cancel_all_in(seconds: float, to_reason: Callable[[], GatewayError]) -> None:
+def cancel_all_in(seconds: float, to_reason: Callable[[], Exception]) -> None:
     """End every call that is still under way so many seconds from now with `to_reason()`."""
     call_in_hub(seconds, _cancel_all, to_reason)
 

@@ -1,6 +1,12 @@
-"""An upstream's answer on its way to the client: status, headers, a body to iterate, and `close()`.
+"""An upstream's answer on its way to the client: status, headers, a body, and `close()`.
 
-Owns slot, connection and watch of its call; `close()` gives all of them back, whatever happened before.
+From the moment that the upstream's head is in, this object owns all that the call holds: the connection (by its
+RawAnswer), the slot (by its Progress), and the watch. `close()` gives them back, whatever happened before, and has the
+call recorded; whoever got the answer has to call it, once or more often. It is an object and no generator because a
+generator that was never started runs none of its `finally`.
+
+The body goes out in one of two ways: pumped into a `Sink` (under gunicorn), or iterated (under any other server). How
+it went is noted in the Progress: `client_gone` until the last byte is out or something breaks.
 """
 
 from __future__ import annotations
@@ -10,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import gevent
 
-from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamTimeout
-from openai_gateway.transport.exchange import RawAnswer
-from openai_gateway.transport.session import to_upstream_error
-from openai_gateway.transport.watch import CallWatch
-from openai_gateway.upstream.attempt import Beginning
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.errors import PeerError
+from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
+from openai_gateway.upstream.attempt import to_upstream_error
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Pump, Sink
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Header
@@ -24,35 +31,29 @@ from openai_gateway.wire.sse import is_event_stream, to_closing_event
 class Answer:
     """What `Relay.send` returns once the upstream's headers are in: iterate it, or `pump_into` a sink.
 
-    `body` is the whole body if it was read at once, else None. `added_headers` are the gateway's own. `on_close(self)`
-    is called once; by then `outcome` (as in CallRecord), `error` and `tail` say how it went.
+    `added_headers` are the gateway's own. `on_over` is called once, with the call's Progress.
     """
 
     def __init__(
         self,
-        beginning: Beginning,
-        *,
-        api: str,
+        raw: RawAnswer,
+        progress: Progress,
+        tail: Tail,
         watch: CallWatch,
-        idle_s: float | None,
-        client_s: float | None,
-        on_close: Callable[[Answer], None],
-        tail: Tail | None = None,
+        on_over: Callable[[Progress], None],
         added_headers: Sequence[Header] = (),
     ) -> None:
-        self.head = beginning.head
-        self.body = beginning.body if beginning.raw is None else None
-        self._raw = beginning.raw
-        self._first = beginning.body
-        self._api = api
-        self._watch = watch
-        self._idle_s = idle_s
-        self._client_s = client_s
-        self._on_close: Callable[[Answer], None] | None = on_close
-        self.outcome = "client_gone"
-        self.error: GatewayError | None = None
-        self.tail = tail if tail is not None else Tail()
+        self.head = raw.head
+        # The whole body if all of it is in.
+        self.body = raw.body if raw.is_whole else None
         self.added_headers = added_headers
+        self._raw = raw
+        self._tail = progress.tail = tail
+        self._progress = progress
+        self._watch = watch
+        self._on_over: Callable[[Progress], None] | None = on_over
+        # What was read ahead, until it has gone out.
+        self._ahead = raw.body
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -63,8 +64,8 @@ class Answer:
         A broken event stream ends with an error event. Any other broken body raises ConnectionResetError, on which
         the server cuts the client's connection: the client must not take it for complete.
         """
-        piece, self._first = self._first, b""
-        if not piece and self._raw is not None:
+        piece, self._ahead = self._ahead, b""
+        if not piece and not self._raw.is_whole:
             try:
                 piece = self._read()
             except (Cancelled, gevent.GreenletExit, Exception) as error:
@@ -72,35 +73,32 @@ class Answer:
         if not piece:
             self.mark_delivered()
             raise StopIteration
-        self.tail.add(piece)
+        self._tail.add(piece)
         return piece
 
     def pump_into(self, sink: Sink) -> None:
         """Write the body into `sink`, as it comes; ends and breaks as iterating does."""
         try:
-            if self._raw is None:
-                self.tail.add(self._first)
-                self._write(sink, self._first, is_last=True)
+            if self.body is not None:
+                self._tail.add(self.body)
+                self._write(sink, self.body, is_last=True)
                 self.mark_delivered()
-            elif isinstance(self._raw, RawAnswer):
-                self._pump(self._raw, sink)
             else:
-                for piece in self:
-                    self._write(sink, piece, is_last=False)
-                self._write(sink, b"", is_last=True)
+                self._pump(sink)
         except Cancelled:
             raise ConnectionResetError(errno.ECONNRESET, "the client left or stopped reading") from None
 
-    def _pump(self, raw: RawAnswer, sink: Sink) -> None:
-        if self._first:
-            self.tail.add(self._first)
-            self._write(sink, self._first, is_last=False)
-        pump = Pump(raw, sink, self.tail, self._watch, self._idle_s, self._to_idle_timeout, self._client_s)
+    def _pump(self, sink: Sink) -> None:
+        ahead, self._ahead = self._ahead, b""
+        if ahead:
+            self._tail.add(ahead)
+            self._write(sink, ahead, is_last=False)
+        pump = Pump(self._raw, sink, self._tail, self._watch)
         try:
             pump.run()
         except OSError:
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
-        except (Cancelled, GatewayError, gevent.GreenletExit) as error:
+        except (Cancelled, GatewayError, PeerError, gevent.GreenletExit) as error:
             event = self._end_early(error)
             if pump.is_torn:
                 raise ConnectionResetError(errno.ECONNRESET, "an event was torn") from None
@@ -111,46 +109,46 @@ class Answer:
     def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
         rest = sink.offer(piece, is_last=is_last)
         if rest:
-            self._watch.arm(self._client_s, ClientGone)
+            self._watch.arm(CLIENT)
             sink.send_all(rest)
             self._watch.disarm()
 
     def mark_delivered(self) -> None:
         """Note that the last byte is out."""
-        if self.error is None:
-            self.outcome = "completed"
+        if self._progress.error is None:
+            self._progress.outcome = "completed"
 
     def close(self) -> None:
         """Give connection, slot and watch back; safe to call again."""
-        on_close, self._on_close = self._on_close, None
-        if on_close is not None:
+        on_over, self._on_over = self._on_over, None
+        if on_over is not None:
             self._watch.stop()
-            if self._raw is not None:
-                self._raw.close()
-            on_close(self)
+            self._raw.close()
+            on_over(self._progress)
 
     def _read(self) -> bytes:
-        self._watch.arm(self._idle_s, self._to_idle_timeout)
+        self._watch.arm(IDLE)
         try:
-            piece: bytes = self._raw.read1()
+            return self._raw.read()
         finally:
             self._watch.disarm()
-        return piece
 
     def _end_early(self, error: BaseException) -> bytes:
-        if self._raw is not None:
-            self._raw.close()
-            self._raw = None
+        """Return the event that ends a broken stream; of anything else, have the connection cut."""
+        self._raw.close()
+        # Nothing more is read: whoever goes on iterating is at the end.
+        self._raw.is_whole = True
         reason: BaseException = error.reason if isinstance(error, Cancelled) else error
         if isinstance(reason, ClientGone):
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
-        if isinstance(reason, gevent.GreenletExit):
+        if isinstance(reason, PeerError):
+            reason = to_upstream_error(reason)
+        elif isinstance(reason, gevent.GreenletExit):
             reason = Unavailable("The gateway is shutting down.")
-        self.error = reason if isinstance(reason, GatewayError) else to_upstream_error(reason)
-        self.outcome = "failed"
+        self._progress.outcome = "failed"
+        if not isinstance(reason, GatewayError):
+            raise reason
+        self._progress.error = reason
         if not is_event_stream(self.head.known.get("content-type", "")):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
-        return to_closing_event(self.error, api=self._api, tail=self.tail.end()[-4:])
-
-    def _to_idle_timeout(self) -> GatewayError:
-        return UpstreamTimeout(f"The upstream sent nothing for {self._idle_s:g} s.")
+        return to_closing_event(reason, api=self._progress.call.api, tail=self._tail.end()[-4:])

@@ -24,7 +24,8 @@ from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
 class Progress(msgspec.Struct):
     """The state of one call; `slot` is None while it waits for one, `head` is None until the answer's is in.
 
-    `outcome` to `ended` are set when it is over; `tail` stays None if no answer of the upstream was relayed.
+    `outcome` and `error` say how it went, as in CallRecord: its client is taken to have left until something else is
+    known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed.
     """
 
     call: Call
@@ -37,7 +38,7 @@ class Progress(msgspec.Struct):
     retries: tuple[str, ...] = ()
     status: int | None = None
     head: Head | None = None
-    outcome: str = ""
+    outcome: str = "client_gone"
     error: GatewayError | None = None
     tail: Tail | None = None
     ended: float = 0.0

@@ -1,6 +1,15 @@
 """Moves a stream from the upstream's connection to the client from within the hub, with no greenlet switch an event.
 
-The serving greenlet is parked meanwhile; it is woken at the end, at an error, and when the client reads too slowly.
+A stream's events are small and many, and waking a greenlet for each costs more than moving its bytes. So the greenlet
+that serves the call parks itself, and the hub calls `_on_readable` whenever the upstream's connection has bytes: they
+are received, stripped of their framing, framed anew, and sent, all without waiting. Most often even that is too much:
+whole chunks of sizes that were seen before go to the client as they are.
+
+States: parked (the hub moves bytes) <-> sending (the client's socket is full: the greenlet itself sends `_rest` and
+waits for the client, and nothing is received meanwhile, so that a slow client slows its upstream down) -> ended, or
+`_error` is set. The greenlet is woken for each change of state and by the watch, never for an event.
+
+See also: answer (what a break means to the client), transport.watch (the idle and the client's time-out).
 """
 
 from __future__ import annotations
@@ -11,9 +20,9 @@ from typing import Protocol
 import gevent
 from gevent.hub import Waiter
 
-from openai_gateway.errors import Cancelled, ClientGone, GatewayError
-from openai_gateway.transport.exchange import RawAnswer, to_broken_off
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.errors import Cancelled
+from openai_gateway.transport.answer import RawAnswer, to_broken_off
+from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.tail import SMALL_BYTES, Tail
 from openai_gateway.wire.body import ChunkedDecoder
 
@@ -42,10 +51,8 @@ class Pump:
 
     __slots__ = (
         "_chunks",
-        "_client_s",
         "_decoder",
         "_error",
-        "_idle_s",
         "_passed",
         "_raw",
         "_receive",
@@ -53,21 +60,11 @@ class Pump:
         "_send",
         "_sink",
         "_tail",
-        "_to_idle_timeout",
         "_waiter",
         "_watch",
     )
 
-    def __init__(
-        self,
-        raw: RawAnswer,
-        sink: Sink,
-        tail: Tail,
-        watch: CallWatch,
-        idle_s: float | None,
-        to_idle_timeout: Callable[[], GatewayError],
-        client_s: float | None,
-    ) -> None:
+    def __init__(self, raw: RawAnswer, sink: Sink, tail: Tail, watch: CallWatch) -> None:
         self._raw = raw
         self._receive = raw.connection.receive
         self._decoder = raw.decoder
@@ -78,9 +75,6 @@ class Pump:
         self._sink = sink
         self._tail = tail
         self._watch = watch
-        self._idle_s = idle_s
-        self._to_idle_timeout = to_idle_timeout
-        self._client_s = client_s
         self._waiter: Waiter[None] = Waiter(gevent.get_hub())
         self._rest: bytes | memoryview = b""
         self._error: BaseException | None = None
@@ -91,9 +85,9 @@ class Pump:
         return bool(self._rest)
 
     def run(self) -> None:
-        """Relay until the body's end. Raises UpstreamError, Cancelled, and OSError for the client's side."""
+        """Relay until the body's end. Raises PeerError, Cancelled, and OSError for the client's side."""
         # The status goes out now, with the first bytes of the body only if they are here already.
-        self._offer((self._raw.receive() if self._raw.first else None) or b"")
+        self._offer((self._raw.receive() if self._raw.received else None) or b"")
         if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
             self._chunks, self._send = self._decoder, self._sink.to_chunk_sender()
         try:
@@ -101,7 +95,7 @@ class Pump:
                 if self._error is not None:
                     raise self._error
                 if self._rest:
-                    self._watch.arm(self._client_s, ClientGone)
+                    self._watch.arm(CLIENT)
                     self._sink.send_all(self._rest)
                     self._watch.disarm()
                     self._rest = b""
@@ -115,7 +109,7 @@ class Pump:
 
     def _park(self) -> None:
         connection = self._raw.connection
-        self._watch.arm(self._idle_s, self._to_idle_timeout)
+        self._watch.arm(IDLE)
         self._waiter.clear()
         connection.on_readable(self._on_readable)
         try:

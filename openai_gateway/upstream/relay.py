@@ -1,10 +1,16 @@
 """The order of things for one call, written out once: slot, pause, attempts, retries; the answer owns the rest.
 
-What each step does is in its own module; whether to try again is `wire.retries`'.
+States of a call: refused (it was never sent) | queued -> (paused -> sent)* -> answered -> over. Until it is answered,
+`send` holds what the call holds, and gives it back on any way out but success; from then on the Answer does. A failed
+attempt is tried again as the official SDKs would, within the bounds of `max_retries`, `retry_budget_s` and
+`retry_ratio`; a call keeps its slot meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
+
+What each step does is in its own module; whether an outcome may be tried again is `wire.retries`'.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -12,25 +18,44 @@ from time import monotonic, time
 from typing import Final
 
 import gevent
+import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
 from openai_gateway.limits.pacing import Pause, RetryRatio
 from openai_gateway.limits.slots import Slots
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
-from openai_gateway.upstream.attempt import Beginning, Sender
+from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capture, Observer, Recorder
-from openai_gateway.upstream.tail import Tail, to_tail
+from openai_gateway.upstream.tail import to_tail
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.headers import RequestHeaders
+from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
 
 # The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
 _MOST_TIMED_OUT: Final = 2
 _TIMED_OUT: Final = ("upstream_timeout", "504")
+RateLimits = dict[str, RateLimit]
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How much is under way in this process; `cap` None is no cap.
+
+    `retrying` counts the calls that wait for another attempt, by why the last one failed.
+    """
+
+    in_flight: int
+    queued: int
+    cap: int | None
+    retrying: dict[str, int]
+    is_breaker_open: bool
 
 
 class Relay:
@@ -39,17 +64,25 @@ class Relay:
     def __init__(
         self, server: ServerConfig, observers: Sequence[Observer] = (), capture: Capture | None = None
     ) -> None:
-        self.server = server
-        self.slots = Slots(server.max_concurrent_requests, server.max_queue, server.queue_timeout_s)
-        self.breaker: Breaker[Beginning] = Breaker(server.breaker_cooldown_s)
-        self.sender = Sender(server, on_new_key=self.breaker.reset)
+        self.timeouts = Timeouts(
+            server.connect_timeout_s,
+            server.first_byte_timeout_s,
+            server.idle_timeout_s,
+            server.client_timeout_s,
+            server.total_timeout_s,
+        )
+        self._server = server
+        self._slots = Slots(server.max_concurrent_requests, server.max_queue, server.queue_timeout_s)
+        self._breaker: Breaker[RawAnswer] = Breaker(server.breaker_cooldown_s)
+        self._sender = Sender(server, on_new_key=self._breaker.reset)
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
-        self.recorder = Recorder(server, observers, capture, self.sender.hide)
-        self.last_head: Head | None = None
-        self.answered_at = 0.0
-        # How many calls wait for another attempt now, by why the last one failed.
-        self.retrying: Counter[str] = Counter()
+        self._retrying: Counter[str] = Counter()
+        self._recorder = Recorder(server, observers, capture, self._sender.hide)
+        self._last_head: Head | None = None
+        self._answered_at = 0.0
+        self._limits: RateLimits = {}
+        self._limits_at = 0.0
 
     def send(self, call: Call, watch: CallWatch) -> Answer:
         """Return the upstream's answer once its headers are in.
@@ -59,24 +92,17 @@ class Relay:
         """
         progress = Progress(call, len(call.body or b""))
         try:
-            progress.slot = self.slots.take()
+            progress.slot = self._slots.take()
             progress.queue_wait_s = monotonic() - progress.started
-            beginning = self._attempt_until_done(call, watch, progress)
-            progress.status = beginning.head.status
-            if beginning.raw is not None:
+            raw = self._attempt_until_done(call, watch, progress)
+            progress.status = raw.head.status
+            if not raw.is_whole:
                 progress.drop_body()
-            self.answered_at = time()
-            progress.head = self.last_head = beginning.head
-            return Answer(
-                beginning,
-                api=call.api,
-                watch=watch,
-                idle_s=self.server.idle_timeout_s,
-                client_s=self.server.client_timeout_s,
-                on_close=lambda answer: self._end(progress, answer.outcome, answer.error, answer.tail),
-                tail=to_tail(beginning.head, is_captured=call.received is not None),
-                added_headers=progress.to_headers() if self.server.gateway_headers else (),
-            )
+            self._answered_at = time()
+            progress.head = self._last_head = raw.head
+            tail = to_tail(raw.head, is_captured=call.received is not None)
+            added = progress.to_headers() if self._server.gateway_headers else ()
+            return Answer(raw, progress, tail, watch, self._end, added)
         except BaseException as error:
             watch.stop()
             if progress.slot is None:
@@ -87,6 +113,45 @@ class Relay:
                 raise
             raise reason from None
 
+    def load(self) -> Load:
+        """Return how much is under way."""
+        slots = self._slots
+        retrying = {reason: count for reason, count in self._retrying.items() if count}
+        return Load(slots.in_flight, slots.queued, slots.cap, retrying, self._breaker.is_open)
+
+    def is_refusing(self) -> bool:
+        """Tell whether a call would be refused now, for the upstream has refused the key or has no quota left."""
+        return self._breaker.blocks()
+
+    def rate_limits(self) -> tuple[RateLimits, float]:
+        """Return the rate limits by the last answer that had any, and when that was (Unix time, 0.0: never)."""
+        said = self._last_head.headers if self._last_head is not None else ()
+        limits = read_rate_limits({name.lower(): value for name, value in said})
+        if limits:
+            self._limits, self._limits_at = limits, self._answered_at
+        return self._limits, self._limits_at
+
+    def settle_records(self) -> None:
+        """Have every call that is over recorded now."""
+        self._recorder.settle()
+
+    def probe(self, seconds: float) -> int | str:
+        """Ask the upstream for its models, past cap and retries; return the status, or the code of what went wrong."""
+        watch = CallWatch(dataclasses.replace(self.timeouts, total_s=seconds))
+        watch.begin(None)
+        raw: RawAnswer | None = None
+        try:
+            raw = self._sender.send(Call(Api.CHAT, "GET", "/models", RequestHeaders(), None), watch)
+            return raw.head.status
+        except Cancelled:
+            return "upstream_timeout"
+        except GatewayError as error:
+            return error.code
+        finally:
+            watch.stop()
+            if raw is not None:
+                raw.close()
+
     def refuse(self, call: Call, error: GatewayError | ClientGone, started: float) -> None:
         """Record a request that was never sent: it was malformed, or its client left while sending it.
 
@@ -94,46 +159,46 @@ class Relay:
         """
         self._end_early(Progress(call, started=started), error)
 
-    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> Beginning:
+    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> RawAnswer:
         self._ratio.count_call()
-        budget_s = self.server.retry_budget_s
+        budget_s = self._server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._pause.wait(deadline, self.breaker.blocks)
-            refusal = self.breaker.refusal()
-            if refusal is not None:
+            self._pause.wait(deadline, self._breaker.blocks)
+            refusal = self._breaker.refusal()
+            if refusal is not None and not self._sender.has_new_key():
                 return refusal
             progress.attempts += 1
             progress.last_attempt = monotonic()
-            beginning, failure, outcome = self._attempt(call, watch)
-            if beginning is not None and beginning.head.status < 400:
-                return beginning
+            raw, failure, outcome = self._attempt(call, watch)
+            if raw is not None and raw.head.status < 400:
+                return raw
             reason = failure.code if failure is not None else str(outcome.status)
             wait_s = self._may_wait_s(outcome, reason, progress, deadline)
             if wait_s is None:
-                return self._give_up(beginning, failure, outcome)
+                return self._give_up(raw, failure, outcome)
             progress.retries += (reason,)
-            if beginning is not None and beginning.raw is not None:
-                beginning.raw.close()
-            self.retrying[reason] += 1
+            if raw is not None:
+                raw.close()
+            self._retrying[reason] += 1
             try:
                 gevent.sleep(wait_s)
             finally:
-                self.retrying[reason] -= 1
+                self._retrying[reason] -= 1
 
-    def _attempt(self, call: Call, watch: CallWatch) -> tuple[Beginning | None, UpstreamError | None, Outcome]:
+    def _attempt(self, call: Call, watch: CallWatch) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
         """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
-        beginning: Beginning | None = None
+        raw: RawAnswer | None = None
         outcome = UNANSWERED
         try:
-            beginning = self.sender.send(call, watch)
-            if beginning.head.status >= 400:
-                outcome = beginning.to_outcome()
-            return beginning, None, outcome
+            raw = self._sender.send(call, watch)
+            if raw.head.status >= 400:
+                outcome = to_outcome(raw)
+            return raw, None, outcome
         except UpstreamError as failure:
             return None, failure, outcome
         finally:
-            self.breaker.settle(beginning if is_final(outcome) else None, is_answered=beginning is not None)
+            self._breaker.settle(raw if is_final(outcome) else None, is_answered=raw is not None)
 
     def _may_wait_s(self, outcome: Outcome, reason: str, progress: Progress, deadline: float | None) -> float | None:
         """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.
@@ -142,7 +207,7 @@ class Relay:
         """
         now = time()
         self._pause.learn(outcome, now)
-        if progress.attempts > self.server.max_retries or not is_retryable(outcome, now):
+        if progress.attempts > self._server.max_retries or not is_retryable(outcome, now):
             return None
         if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in progress.retries) + 1 >= _MOST_TIMED_OUT:
             return None
@@ -153,37 +218,34 @@ class Relay:
             return None
         return wait_s
 
-    def _give_up(self, beginning: Beginning | None, failure: UpstreamError | None, outcome: Outcome) -> Beginning:
+    def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""
-        is_used_up = self.server.hint_clients and self.server.max_retries > 0 and is_retryable(outcome, time())
-        if beginning is None:
+        is_used_up = self._server.hint_clients and self._server.max_retries > 0 and is_retryable(outcome, time())
+        if raw is None:
             error = failure or UpstreamError("No attempt was made.")
             error.should_retry = False if is_used_up else None
             raise error
-        if not is_used_up:
-            return beginning
-        head = beginning.head
-        headers = [header for header in head.headers if header[0].lower() != "x-should-retry"]
-        headers.append(("x-should-retry", "false"))
-        return Beginning(Head(head.status, head.reason, headers), beginning.body, beginning.raw)
+        if is_used_up:
+            head = raw.head
+            headers = [header for header in head.headers if header[0].lower() != "x-should-retry"]
+            headers.append(("x-should-retry", "false"))
+            raw.head = Head(head.status, head.reason, headers)
+        return raw
 
     def _end_early(self, progress: Progress, reason: BaseException) -> None:
         """End a call that has no answer of the upstream."""
         if isinstance(reason, GatewayError):
             progress.status = reason.status
-            reason.added_headers = progress.to_headers() if self.server.gateway_headers else ()
-            self._end(progress, "failed", reason, None)
-        else:
-            self._end(progress, "client_gone" if isinstance(reason, ClientGone) else "failed", None, None)
+            progress.error = reason
+            reason.added_headers = progress.to_headers() if self._server.gateway_headers else ()
+        progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
+        self._end(progress)
 
-    def _end(self, progress: Progress, outcome: str, error: GatewayError | None, tail: Tail | None) -> None:
+    def _end(self, progress: Progress) -> None:
         if progress.slot is not None:
             progress.slot.release()
-        progress.outcome = outcome
-        progress.error = error
-        progress.tail = tail
         progress.ended = monotonic()
-        self.recorder.add(progress)
+        self._recorder.add(progress)
 
 
 def _to_reason(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.usage import Usage
 
@@ -15,11 +16,12 @@ class Call(msgspec.Struct, frozen=True):
     """One call as every attempt sends it.
 
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
-    `api` is `responses` or `chat`; `rollout_id` comes from the `/ng-rollout/<id>` prefix. `is_metered`: its answer
-    reports the tokens it used up. `received` is the body as the client sent it, kept for a capture only.
+    `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
+    `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept for a
+    capture only.
     """
 
-    api: str
+    api: Api
     method: str
     target: str
     headers: RequestHeaders

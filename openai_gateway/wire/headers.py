@@ -43,8 +43,20 @@ _to_upstream_names: dict[str, str] = {}
 class RequestHeaders(dict[str, str]):
     """The headers of upstream requests; not changed once they are made, for several calls may share them."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_lines", "_own", "_with_own")
     _lines: str
+    _own: Mapping[str, str]
+    _with_own: RequestHeaders
+
+    def with_own(self, own: Mapping[str, str]) -> RequestHeaders:
+        """Return these headers with the gateway's own, which win; the same object as long as `own` is the same one."""
+        try:
+            if self._own is own:
+                return self._with_own
+        except AttributeError:
+            pass
+        self._own, self._with_own = own, RequestHeaders({**self, **own})
+        return self._with_own
 
     def to_lines(self) -> str:
         """Return them as they go over the wire. Raises InvalidRequest if a value would break out of its line."""
@@ -58,8 +70,8 @@ class RequestHeaders(dict[str, str]):
         return lines
 
 
-def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body: bool) -> RequestHeaders:
-    """Return the headers of the upstream request; those in `own` (lower-case names) win over the client's.
+def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders:
+    """Return the client's headers that go upstream, by their lower-case names.
 
     `accept-encoding` goes as the client sent it, none means `identity`, so that the answer needs no decoding.
     """
@@ -74,7 +86,6 @@ def to_upstream(environ: Mapping[str, Any], own: Mapping[str, str], *, has_body:
                 name = _learn_to_upstream(key)
             if name and name not in nominated:
                 headers[name] = value
-    headers.update(own)
     return headers
 
 

@@ -9,6 +9,7 @@ import json
 from functools import lru_cache
 
 from openai_gateway.errors import GatewayError
+from openai_gateway.wire.api import Api
 
 
 @lru_cache(maxsize=64)
@@ -22,14 +23,14 @@ def is_at_boundary(tail: bytes) -> bool:
     return not tail or tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
 
 
-def to_closing_event(error: GatewayError, *, api: str, tail: bytes) -> bytes:
+def to_closing_event(error: GatewayError, *, api: Api, tail: bytes) -> bytes:
     """Return the event that ends a broken stream so that the official SDKs raise an APIError.
 
     Responses get a flat `error` event, chat a `data:` with the error form; an event that broke off half-way (`tail`
     holds the last bytes sent) is ended first.
     """
     form = error.to_body()
-    if api == "responses":
+    if api is Api.RESPONSES:
         flat = {**form["error"], "type": "error", "sequence_number": None}
         event = b"event: error\ndata: " + json.dumps({**flat, **form}).encode() + b"\n\n"
     else:

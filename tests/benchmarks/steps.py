@@ -18,16 +18,17 @@ import pyperf
 from openai_gateway.blueprints.intake import read_body
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.secret import Secret
-from openai_gateway.errors import GatewayError
-from openai_gateway.server.worker import read_plain
+from openai_gateway.server.plain import read_plain
 from openai_gateway.server.writer import RelayWriter
-from openai_gateway.transport.exchange import RawAnswer, _to_head
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.exchange import _to_head
 from openai_gateway.transport.pool import ConnectionPool
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire import headers
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.body import ChunkedDecoder, to_decoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
@@ -66,7 +67,7 @@ HEAD = b"\r\n".join(
 EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{"content":" token"}}]}\n\n' * 2
 SCHEMA = ChatEnvelope()
 MODEL = msgspec.Raw(b'"the-model"')
-SENT = headers.to_upstream(ENVIRON, OWN, has_body=True)
+SENT = headers.to_upstream(ENVIRON, has_body=True).with_own(OWN)
 ANSWER_HEAD = parse_head(HEAD)
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
@@ -85,7 +86,7 @@ ANSWER = (
 
 
 def record() -> None:
-    call = Call("chat", "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
+    call = Call(Api.CHAT, "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
     tail = Tail()
     tail.add(ANSWER)
     to_record(SERVER, Progress(call, len(BODY), status=200, head=ANSWER_HEAD, outcome="completed", tail=tail))
@@ -117,7 +118,7 @@ def event_pump() -> Callable[[], None]:
     request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
     writer = RelayWriter(request, to_client, SimpleNamespace(protocol="http", is_ssl=False))
     writer.start_response("200 OK", [])
-    pump = Pump(raw, writer, Tail(), CallWatch(), 600.0, lambda: GatewayError("idle"), 60.0)
+    pump = Pump(raw, writer, Tail(), CallWatch(Timeouts(idle_s=600, client_s=60)))
     # As `run` leaves it once the head and a chunk of this size are out.
     writer.offer(raw.decoder.feed(CHUNK), is_last=False)
     pump._chunks, pump._send = raw.decoder, writer.to_chunk_sender()
@@ -131,7 +132,7 @@ def main() -> None:
     runner.bench_func("parse and check the envelope, 1.4 KB", parse, BODY, SCHEMA)
     runner.bench_func("parse and check the envelope, 100 KB", parse, LARGE, SCHEMA)
     runner.bench_func("rewrite the body", rewrite, parse(BODY, SCHEMA), MODEL, {})
-    runner.bench_func("headers to the upstream", lambda: headers.to_upstream(ENVIRON, OWN, has_body=True))
+    runner.bench_func("headers to the upstream", lambda: headers.to_upstream(ENVIRON, has_body=True).with_own(OWN))
     runner.bench_func("request head", _to_head, "POST", "/v1/chat/completions", SENT, BODY)
     runner.bench_func("parse the answer's head", answer_head)
     runner.bench_func("answer's head parsed, filtered and written", write_head)

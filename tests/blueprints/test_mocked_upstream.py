@@ -31,7 +31,7 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     app = create_app(GatewayConfig({"policy_model": server}, "policy_model"))
     app.test_client_class = ClosingClient
     yield app.test_client()
-    assert app.extensions["openai_gateway"]["policy_model"].relay.slots.in_flight == 0
+    assert app.extensions["openai_gateway"]["policy_model"].state().in_flight == 0
 
 
 @pytest.fixture
@@ -87,11 +87,11 @@ def test_exception_of_the_mock_becomes_our_error(
 
 def test_slots_are_given_back_for_bodies_that_nobody_reads(client: FlaskClient, mock: responses.RequestsMock) -> None:
     mock.get(f"{URL}/responses/r1", json={"id": "r1"})
-    slots = client.application.extensions["openai_gateway"]["policy_model"].relay.slots
+    server = client.application.extensions["openai_gateway"]["policy_model"]
     for _ in range(3):
         answer = client.get("/v1/responses/r1", buffered=False)
         answer.close()
-    assert slots.in_flight == 0
+    assert server.state().in_flight == 0
 
 
 def test_query_of_the_base_url_and_of_the_client_both_go_upstream(mock: responses.RequestsMock) -> None:

@@ -21,6 +21,7 @@ from openai_gateway.page.feed import Feed
 from openai_gateway.page.figures import UNKNOWN, to_count, to_duration, to_rate, to_usd
 from openai_gateway.page.layout import CHARTS, TABLES
 from openai_gateway.page.view import to_view
+from openai_gateway.transport.watch import Timeouts
 from openai_gateway.wire.rate_limits import RateLimit
 from tests.support.records import to_record
 
@@ -276,7 +277,7 @@ class _StuckSink:
 
 
 def test_viewer_who_stops_reading_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai_gateway.page.feed._SEND_S", 0.2)
+    monkeypatch.setattr("openai_gateway.page.feed._TIMEOUTS", Timeouts(client_s=0.2))
     viewer = Feed(Snapshots(_aggregate()).snapshot).enter(lambda: False, None)
     with pytest.raises(ConnectionResetError):
         viewer.pump_into(_StuckSink())

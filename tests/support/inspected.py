@@ -19,10 +19,10 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     if environ["PATH_INFO"] != "/__inspect":
         return gateway(environ, start_response)
     gc.collect()
-    slots = {name: server.relay.slots for name, server in gateway.extensions["openai_gateway"].items()}
+    states = [server.state() for server in gateway.extensions["openai_gateway"].values()]
     found = {
-        "in_flight": sum(slot.in_flight for slot in slots.values()),
-        "queued": sum(slot.queued for slot in slots.values()),
+        "in_flight": sum(state.in_flight for state in states),
+        "queued": sum(state.queued for state in states),
         "greenlets": sum(isinstance(thing, greenlet) and not thing.dead for thing in gc.get_objects()),
         "fds": len(os.listdir("/proc/self/fd")),
         "pid": os.getpid(),

@@ -8,17 +8,21 @@ from typing import Any
 import gevent
 import pytest
 
-from openai_gateway.errors import CallTimeout, GatewayError, UpstreamProtocolError
-from openai_gateway.transport.exchange import RawAnswer
+from openai_gateway.errors import CallTimeout
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.errors import BadAnswer
 from openai_gateway.transport.pool import ConnectionPool
-from openai_gateway.transport.watch import CallWatch
+from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
-from openai_gateway.upstream.attempt import Beginning
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.tail import SMALL_BYTES, RecordingTail, Tail
 from openai_gateway.wire import body
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.body import ChunkedDecoder
-from openai_gateway.wire.head import Head, parse_head
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.head import parse_head
+from openai_gateway.wire.headers import RequestHeaders
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
 END = b"0\r\n\r\n"
@@ -100,9 +104,9 @@ class _Client:
 def _pump(pieces: list[bytes | OSError], client: _Client, tail: Tail) -> None:
     connection: Any = _Connection(pieces)
     raw = RawAnswer(parse_head(HEAD), b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
-    watch = CallWatch()
+    watch = CallWatch(Timeouts(idle_s=5, client_s=5))
     try:
-        Pump(raw, client, tail, watch, 5.0, lambda: GatewayError("idle"), 5.0).run()
+        Pump(raw, client, tail, watch).run()
     finally:
         watch.stop()
 
@@ -141,7 +145,7 @@ def test_capture_keeps_a_stream_that_comes_in_chunks() -> None:
 
 def test_connection_that_breaks_is_the_upstreams_fault_and_what_went_out_is_counted() -> None:
     client, tail = _Client(1 << 20, is_slow=False), Tail()
-    with pytest.raises(UpstreamProtocolError):
+    with pytest.raises(BadAnswer):
         _pump([_chunk(b"ab"), _chunk(b"cd"), ConnectionResetError(104, "reset")], client, tail)
     assert (client.passed, tail.length, tail.end()) == (2, 4, b"abcd")
 
@@ -156,13 +160,13 @@ class _StuckClient(_Client):
 def test_torn_chunk_is_followed_by_nothing() -> None:
     pieces: list[bytes | OSError] = [_chunk(b"ab"), _chunk(b"cd"), _chunk(b"ef")]
     connection: Any = _Connection(pieces)
-    raw = RawAnswer(parse_head(HEAD), b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
-    watch, ended, client = CallWatch(), list[Any](), _StuckClient(3, is_slow=False)
-    watch.bound(0.2)
-    answer = Answer(
-        Beginning(Head(200, "OK", [("content-type", "text/event-stream")]), b"", raw),
-        api="chat", watch=watch, idle_s=5, client_s=5, on_close=lambda answer: ended.append(answer.error),
-    )  # fmt: skip
+    head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream")
+    raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    ended, client = list[Any](), _StuckClient(3, is_slow=False)
+    watch = CallWatch(Timeouts(idle_s=5, client_s=5, total_s=0.2))
+    watch.begin(None)
+    progress = Progress(Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), None))
+    answer = Answer(raw, progress, Tail(), watch, lambda over: ended.append(over.error))
     with pytest.raises(ConnectionResetError):
         answer.pump_into(client)
     answer.close()

@@ -14,6 +14,7 @@ from openai._streaming import SSEDecoder
 
 from openai_gateway import errors
 from openai_gateway.wire import head, headers, paths, retries
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 from openai_gateway.wire.sse import is_event_stream, to_closing_event
@@ -28,7 +29,7 @@ OWN = {"host": "up", "authorization": "Bearer key"}
 )  # fmt: skip
 def test_header_of_the_client_stays_out(name: str) -> None:
     environ = {"HTTP_" + name.upper().replace("-", "_"): "close"}
-    assert name not in headers.to_upstream(environ, OWN, has_body=False)
+    assert name not in headers.to_upstream(environ, has_body=False)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_header_of_the_client_stays_out(name: str) -> None:
 )  # fmt: skip
 def test_header_of_the_client_goes_upstream(name: str) -> None:
     environ = {"HTTP_" + name.upper().replace("-", "_"): "v"}
-    assert headers.to_upstream(environ, OWN, has_body=False)[name] == "v"
+    assert headers.to_upstream(environ, has_body=False)[name] == "v"
 
 
 def test_headers_named_by_connection_stay_out_and_own_ones_win() -> None:
@@ -50,12 +51,15 @@ def test_headers_named_by_connection_stay_out_and_own_ones_win() -> None:
         "HTTP_API_KEY": "client",
         "CONTENT_TYPE": "application/json; charset=utf-8",
     }
-    sent = headers.to_upstream(environ, {**OWN, "api-key": "azure"}, has_body=True)
-    assert sent == {
+    own = {**OWN, "api-key": "azure"}
+    given = headers.to_upstream(environ, has_body=True)
+    assert given.with_own(own) is given.with_own(own)
+    assert given.with_own(own) == {
         "accept-encoding": "identity", "content-type": "application/json; charset=utf-8", "host": "up",
         "authorization": "Bearer key", "api-key": "azure",
     }  # fmt: skip
-    assert headers.to_upstream({"HTTP_ACCEPT_ENCODING": "gzip"}, {}, has_body=False) == {"accept-encoding": "gzip"}
+    assert given.with_own({**OWN, "authorization": "Bearer new"})["authorization"] == "Bearer new"
+    assert headers.to_upstream({"HTTP_ACCEPT_ENCODING": "gzip"}, has_body=False) == {"accept-encoding": "gzip"}
 
 
 def test_answer_headers_pass_but_for_cookies_hops_date_and_server() -> None:
@@ -70,7 +74,7 @@ def test_answer_headers_pass_but_for_cookies_hops_date_and_server() -> None:
 
 def test_caches_of_names_stay_bounded() -> None:
     for number in range(3000):
-        headers.to_upstream({f"HTTP_X_{number}": "1"}, {}, has_body=False)
+        headers.to_upstream({f"HTTP_X_{number}": "1"}, has_body=False)
         Head(200, "OK", [(f"x-{number}", "1")])
     assert len(headers._to_upstream_names) <= 1024
     assert len(head._roles) <= 1024
@@ -173,9 +177,9 @@ def test_duration_is_read(text: str, seconds: float | None) -> None:
     assert retries.to_duration_s(text) == seconds
 
 
-@pytest.mark.parametrize("api", ["responses", "chat"])
+@pytest.mark.parametrize("api", Api)
 @given(data=st.data())
-def test_closing_event_is_an_error_to_the_sdk_wherever_a_stream_breaks(api: str, data: st.DataObject) -> None:
+def test_closing_event_is_an_error_to_the_sdk_wherever_a_stream_breaks(api: Api, data: st.DataObject) -> None:
     stream = b'event: x\ndata: {"a": 1}\n\n' * 3
     cut = data.draw(st.integers(0, len(stream)))
     whole = stream[:cut] + to_closing_event(errors.UpstreamProtocolError("broke"), api=api, tail=stream[:cut][-4:])

@@ -1,0 +1,22 @@
+"""What can go wrong with a peer, in sentences that lack their subject: whoever called puts the peer's name before it.
+
+`f"The upstream {error}."`; which of them are worth another try is the caller's to decide.
+"""
+
+from __future__ import annotations
+
+
+class PeerError(Exception):
+    """The peer gave no usable answer; the text goes on after its name, such as "sent nothing for 5 s"."""
+
+
+class Unreachable(PeerError):
+    """There was no connection, or it broke before the answer's first byte."""
+
+
+class BadAnswer(PeerError):
+    """What came is not a complete HTTP answer."""
+
+
+class TimedOut(PeerError):
+    """The peer did not accept, answer or go on in time."""

@@ -42,7 +42,9 @@ ROOMS = {
     "prometheus_client": {"accounting"},
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"config", "wire"},
-    "msgspec": {"accounting", "blueprints", "collect", "config", "recordings", "transport", "upstream", "wire"},
+    "msgspec": {
+        *("accounting", "blueprints", "collect", "config", "limits", "recordings", "transport", "upstream", "wire")
+    },
 }
 # `wire` is pure: what it is given is all it knows.
 IMPURE = {"socket", "_socket", "ssl", "select", "time", "subprocess", "threading", "os"}

@@ -1,46 +1,141 @@
-"""What an answer's headers say of the upstream's rate limits.
+"""What an upstream says of its rate limits: in the headers of any answer, and in the headers and text of a 429.
 
-Sources: OpenAI's `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; a reset is a duration such as `6m0s`.
+Upstreams speak dialects: OpenAI and those like it (`x-ratelimit-remaining-requests`; Azure's -1 and 0 mean unknown;
+Groq's requests are a day's), Anthropic-like ones (`anthropic-ratelimit-requests-remaining`, a reset being a time of
+RFC 3339), plain `ratelimit-remaining`, texts ("Limit 30000, Used 29500, Requested 1200. Please try again in 1.4s.",
+"Please retry in 46s") and none at all. All of them become the same few values; what they mean for the next call is
+`limits`'.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from openai_gateway.wire.retries import to_duration_s
+from openai_gateway.wire.retries import to_duration_s, to_retry_after_s
 
 KINDS: Final = ("requests", "tokens")
+# The first dialect that says anything counts. {} is limit, remaining or reset.
+_DIALECTS: Final[dict[str, dict[str, str]]] = {
+    "openai": {kind: f"x-ratelimit-{{}}-{kind}" for kind in KINDS},
+    "anthropic": {kind: f"anthropic-ratelimit-{kind}-{{}}" for kind in KINDS},
+    "ietf": {"requests": "ratelimit-{}"},
+    "plain": {"requests": "x-ratelimit-{}"},
+}
+# Above it, a number can't be seconds from now: it's a Unix time, above the next one in milliseconds.
+_UNIX_TIME: Final = 1e9
+_UNIX_TIME_MS: Final = 1e11
+_MOST_TEXT_BYTES: Final = 4096
+
+_NUMBER: Final = r":?\s*([\d,]+(?:\.\d+)?)"
+_LIMIT = re.compile(r"\blimit" + _NUMBER, re.IGNORECASE)
+_USED = re.compile(r"\b(?:used|current)" + _NUMBER, re.IGNORECASE)
+_REQUESTED = re.compile(r"\brequested" + _NUMBER, re.IGNORECASE)
+_AGAIN_IN = re.compile(r"\b(?:again|retry)\s+(?:in|after)\s+([\d.]+(?:ms|s|m|h)?(?:[\d.]+(?:ms|s|m))*)", re.IGNORECASE)
+_IN_FLIGHT = re.compile(r"concurren|in[ _-]?flight|simultaneous|parallel", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
+_KIND_WORDS: Final = {
+    "tokens": re.compile(r"tokens per|\bTPM\b|\bTPD\b|\"type\": ?\"tokens\"", re.IGNORECASE),
+    "requests": re.compile(r"requests per|\bRPM\b|\bRPD\b|\"type\": ?\"requests\"", re.IGNORECASE),
+}
 
 
 class RateLimit(msgspec.Struct, frozen=True):
-    """One limit a minute: how much there is, how much is left, and seconds until all of it is; None is unknown."""
+    """One limit: how much there is, how much is left, and seconds until all of it is; None is unknown."""
 
     limit: float | None
     remaining: float | None
     reset_s: float | None
 
 
-def read_rate_limits(headers: Mapping[str, str]) -> dict[str, RateLimit]:
-    """Return the limits by kind (`requests`, `tokens`), from headers with lower-case names; only those given."""
-    limits = {}
-    for kind in KINDS:
-        limit, remaining = (_to_number(headers.get(f"x-ratelimit-{what}-{kind}")) for what in ("limit", "remaining"))
-        reset_s = to_duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
-        # Azure sends -1 or 0 for a limit it doesn't tell.
-        if limit is not None and limit <= 0:
-            limit = None
-        if limit is not None or remaining is not None:
-            limits[kind] = RateLimit(limit, remaining, reset_s)
-    return limits
+class Refusal(msgspec.Struct, frozen=True):
+    """What a 429 says: which limit (`requests`, `tokens`, `in_flight`), and its numbers; None where it doesn't say.
+
+    `is_too_large`: this call can never pass, however long it waits.
+    """
+
+    kind: str | None = None
+    wait_s: float | None = None
+    limit: float | None = None
+    used: float | None = None
+    requested: float | None = None
+    is_too_large: bool = False
+
+
+def read_rate_limits(headers: Mapping[str, str], now: float = 0.0) -> dict[str, RateLimit]:
+    """Return the limits by kind (`requests`, `tokens`), from headers with lower-case names; only those given.
+
+    `now` is the Unix time that a reset at a time of day counts from.
+    """
+    return read_dialect(headers, now)[1]
+
+
+def read_dialect(headers: Mapping[str, str], now: float) -> tuple[str | None, dict[str, RateLimit]]:
+    """Return the dialect's name (None: no limits are told) and the limits by kind."""
+    for dialect, names in _DIALECTS.items():
+        limits = {}
+        for kind, name in names.items():
+            found = _read_limit(headers, name, now)
+            if found is not None:
+                limits[kind] = found
+        if limits:
+            return dialect, limits
+    return None, {}
+
+
+def read_refusal(headers: Mapping[str, str], body: bytes, now: float) -> Refusal:
+    """Return what a 429 says."""
+    text = body[:_MOST_TEXT_BYTES].decode("utf-8", "replace")
+    kind = "in_flight" if _IN_FLIGHT.search(text) else None
+    for name, words in _KIND_WORDS.items():
+        kind = kind or (name if words.search(text) else None)
+    limit, used, requested = (_find_number(words, text) for words in (_LIMIT, _USED, _REQUESTED))
+    wait_s = to_retry_after_s(headers, now)
+    again = _AGAIN_IN.search(text)
+    if wait_s is None and again is not None:
+        wait_s = to_duration_s(again[1].rstrip("."))
+    is_too_large = _TOO_LARGE.search(text) is not None or (
+        limit is not None and requested is not None and requested > limit
+    )
+    return Refusal(kind, wait_s, limit, used, requested, is_too_large)
+
+
+def _read_limit(headers: Mapping[str, str], name: str, now: float) -> RateLimit | None:
+    limit, remaining = (_to_number(headers.get(name.format(what))) for what in ("limit", "remaining"))
+    # Azure sends -1 or 0 for a limit that it doesn't tell; nothing that it then says of it means anything.
+    if name.format("limit") in headers and not limit:
+        return None
+    if limit is None and remaining is None:
+        return None
+    return RateLimit(limit, remaining, _to_reset_s(headers.get(name.format("reset"), ""), now))
+
+
+def _to_reset_s(text: str, now: float) -> float | None:
+    seconds = to_duration_s(text)
+    if seconds is not None and seconds > _UNIX_TIME:
+        seconds = (seconds / 1000 if seconds > _UNIX_TIME_MS else seconds) - now
+    if seconds is None and "T" in text:
+        try:
+            seconds = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return None if seconds is None else max(0.0, seconds)
 
 
 def _to_number(text: str | None) -> float | None:
+    # "100, 100;w=60" (an early draft of the IETF's headers) says the limit first.
     try:
-        number = float(text or "nan")
+        number = float((text or "nan").partition(",")[0])
     except ValueError:
         return None
     return number if math.isfinite(number) and number >= 0 else None
+
+
+def _find_number(words: re.Pattern[str], text: str) -> float | None:
+    found = words.search(text)
+    return float(found[1].replace(",", "") or "nan") if found is not None else None

@@ -1,0 +1,200 @@
+"""The ledger of one limit (requests or tokens): how much of it is left now, and how fast it may be spent.
+
+The strategy. An upstream says what remains as it was when a call was *admitted*, but we hear it with the answer,
+seconds or minutes later. So each call notes, as it is sent, the sum of all charges so far; what remains now is what
+remained then, less what was charged since, plus what flowed in since. Of several answers the one that was *sent* last
+counts, and older ones are passed over (a bucket corrected by each answer as it comes swings up to 96 % of 429s).
+
+Two such references also tell what really flowed in between them. It differs from the told rate: somebody else uses the
+key (less), unused charge of finished calls is given back (more), token charges are estimated wrongly (either), limits
+may count in another period. All of that is one number, the *drain*, which may be negative, learnt with a time constant
+of two seconds. What the bucket can hold is the most that was ever left in it: a guess that is never too high.
+
+Spending: evenly, at what flows in plus what is above a margin over four seconds. A 429 widens the margin; it fades.
+
+A fixed window is told from a bucket by its end, which stays the same while nothing flows in. It is spent evenly.
+
+Pure: the clock (monotonic seconds) is an argument. See also: `limiter`, which asks this for both kinds of limit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from openai_gateway.wire.rate_limits import RateLimit
+
+_TAU_S: Final = 2.0
+_SPREAD_S: Final = 4.0
+_CATCH_UP_S: Final = 0.1
+_MARGIN_OF_LIMIT: Final = 0.01
+_MARGIN_OF_MOST: Final = 0.1
+_WIDER_BY: Final = 0.01
+_WIDEST: Final = 0.3
+_FADE_S: Final = 60.0
+# Slower than this share of the rate nobody is: what is known may be wrong.
+_SLOWEST: Final = 0.02
+# A period that several answers agree on within this share; a minute is what is meant if they don't.
+_SAME: Final = 0.03
+_LONG_PERIODS_S: Final = (3_600.0, 86_400.0)
+_WINDOW_LOOK_S: Final = 2.0
+
+
+class Bucket:
+    """One limit as we know it; `unit` is the smallest charge that calls have. Unknown until the first reference."""
+
+    def __init__(self, unit: float) -> None:
+        self.limit = 0.0
+        self.rate = 0.0
+        self.drain = 0.0
+        self.most = 0.0
+        self.spent = 0.0
+        self.free_at = 0.0
+        self.window_ends_at: float | None = None
+        self.period_s = 60.0
+        self._unit = unit
+        self._at = -math.inf
+        self._level_at = 0.0
+        self._spent_at = 0.0
+        # Whether the upstream itself said what was left then; else the bucket was full, by our own count.
+        self._is_reference = False
+        self._referred_at = -math.inf
+        self._widened = 0.0
+        self._widened_at = 0.0
+        # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
+        self._earlier: tuple[float, float, float, float] | None = None
+        self._longer_seen = (60.0, 0.0)
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether anything is known that a call could wait for."""
+        return self.most > 0.0
+
+    def tell(self, per_minute: float, now: float) -> None:
+        """Take a limit from the configuration: five seconds of it are the most that is saved up."""
+        self.limit, self.rate, self.most = per_minute, per_minute / 60, max(self._unit, per_minute / 12)
+        self._at, self._level_at = now, max(self._unit, self.rate)
+
+    def level(self, now: float) -> float:
+        """Return how much is left; below 0 if more was spent than there was."""
+        if self.window_ends_at is not None and now >= self.window_ends_at:
+            # Whoever used the last one is forgotten with it.
+            self._set_base(now, self.most, self.spent, is_reference=False)
+            self.window_ends_at += self.period_s * math.ceil((now - self.window_ends_at + 1e-9) / self.period_s)
+        level = self._level_at + self.inflow * (now - self._at) - (self.spent - self._spent_at)
+        if level > self.most:
+            self._set_base(now, self.most, self.spent, is_reference=False)
+            return self.most
+        return level
+
+    @property
+    def referred_level(self) -> float:
+        """Return what was left when the upstream last said so."""
+        return self._level_at
+
+    @property
+    def inflow(self) -> float:
+        """Return what flows in a second, on balance."""
+        return 0.0 if self.window_ends_at is not None else self.rate - self.drain
+
+    def margin(self, now: float) -> float:
+        """Return what is left untouched, for calls that overtake each other and for what can't be known."""
+        margin = max(self._unit, min(_MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most))
+        return margin + self._widened * math.exp((self._widened_at - now) / _FADE_S)
+
+    def wait_s(self, charge: float, now: float) -> float:
+        """Return how long a call of this charge has to wait; 0 if it may go now."""
+        lacking = min(charge + self.margin(now), self.most) - self.level(now)
+        pace_s = self.free_at - now
+        if lacking <= 0:
+            return max(0.0, pace_s)
+        if self.window_ends_at is not None:
+            return max(0.0, self.window_ends_at - now)
+        return max(pace_s, lacking / max(self.inflow, _SLOWEST * self.rate, 1e-9))
+
+    def take(self, charge: float, now: float) -> None:
+        """Charge a call that is sent now."""
+        self.spent += charge
+        if self.most > 0.0:
+            self.free_at = max(self.free_at, now - _CATCH_UP_S) + charge / self._speed(now)
+
+    def give_back(self, charge: float) -> None:
+        """Take back the charge of a call that was refused or never sent."""
+        self.spent -= charge
+
+    def widen(self, now: float) -> None:
+        """Keep more in reserve: a call was refused that should have passed."""
+        now_wide = self._widened * math.exp((self._widened_at - now) / _FADE_S)
+        self._widened = min(now_wide + max(self._unit, _WIDER_BY * self.most), max(self._unit, _WIDEST * self.most))
+        self._widened_at = now
+
+    def refer(self, told: RateLimit, charge: float, sent_at: float, spent: float) -> None:
+        """Learn what was left when a call of this charge was admitted, `spent` being the sum of charges at its sending.
+
+        A refused call's charge is given; what remains doesn't lack it, and this is right as it is.
+        """
+        if told.remaining is None or sent_at <= self._referred_at:
+            return
+        self._learn_rate(told)
+        self._learn_window(told, sent_at, spent)
+        if self.window_ends_at is None and self._at > -math.inf:
+            self._learn_drain(told.remaining, sent_at, spent)
+        self.most = max(self.most, told.remaining + charge, 2 * self._unit)
+        self._referred_at = sent_at
+        self._set_base(sent_at, told.remaining, spent, is_reference=True)
+
+    def _speed(self, now: float) -> float:
+        surplus = self.level(now) - self.margin(now)
+        if self.window_ends_at is not None:
+            return max(surplus, self._unit) / max(self.window_ends_at - now, 0.05)
+        return max(self.inflow + surplus / _SPREAD_S, 0.2 * self.inflow, _SLOWEST * self.rate, 1e-9)
+
+    def _set_base(self, at: float, level: float, spent: float, *, is_reference: bool) -> None:
+        self._at, self._level_at, self._spent_at, self._is_reference = at, level, spent, is_reference
+
+    def _learn_rate(self, told: RateLimit) -> None:
+        """The limit is a minute's unless resets that are the time to full say twice that it is an hour's or a day's."""
+        limit = told.limit or self.limit
+        used = limit - (told.remaining or 0.0)
+        if told.reset_s and used > 0:
+            period_s, seen_at = limit * told.reset_s / used, self._longer_seen
+            for longer_s in _LONG_PERIODS_S:
+                if abs(period_s / longer_s - 1) < _SAME:
+                    if seen_at[0] == longer_s and seen_at[1] != used:
+                        self.period_s = longer_s
+                    self._longer_seen = (longer_s, used)
+        if limit != self.limit and self.limit:
+            self.most *= limit / self.limit
+        self.limit, self.rate = limit, limit / self.period_s
+
+    def _learn_window(self, told: RateLimit, sent_at: float, spent: float) -> None:
+        """See whether the reset is a fixed window's end: it stays the same for a while, and nothing flows in."""
+        if told.reset_s is None or told.remaining is None:
+            return
+        ends_at = sent_at + told.reset_s
+        if self.window_ends_at is not None:
+            if abs(ends_at - self.window_ends_at) > max(1.0, 0.05 * self.period_s):
+                # Either the next window came before we thought, or this never was one: then it will be seen anew.
+                self.window_ends_at = ends_at if ends_at > self.window_ends_at else None
+            self._earlier = None
+            return
+        earlier, self._earlier = self._earlier, self._earlier or (sent_at, ends_at, told.remaining, spent)
+        if earlier is None or sent_at - earlier[0] < _WINDOW_LOOK_S:
+            return
+        passed_s = sent_at - earlier[0]
+        flowed = told.remaining - earlier[2] + spent - earlier[3]
+        if abs(ends_at - earlier[1]) < 0.2 * passed_s and abs(flowed) < 0.2 * self.rate * passed_s:
+            self.window_ends_at = ends_at
+            self.most = max(self.most, self.limit)
+        self._earlier = (sent_at, ends_at, told.remaining, spent)
+
+    def _learn_drain(self, remaining: float, sent_at: float, spent: float) -> None:
+        passed_s = max(sent_at - self._at, 1e-6)
+        flowed = (remaining - self._level_at + spent - self._spent_at) / passed_s
+        drain = self.rate - flowed
+        if drain > self.drain and remaining > 0.98 * self.most:
+            return  # A full bucket takes in nothing.
+        if drain < self.drain and not self._is_reference:
+            return  # It holds more than was known, that is all.
+        share = 1 - math.exp(-passed_s / _TAU_S)
+        self.drain = min(self.drain + share * (drain - self.drain), (1 - _SLOWEST) * self.rate)

@@ -1,0 +1,281 @@
+"""Decides when the next call to an upstream may start, from what the upstream says and from what it refuses.
+
+The strategy, the same for every upstream: a call starts when each of these agrees.
+
+- the ledgers of requests and tokens, known once an answer tells what remains (`ledger`);
+- the rate learnt from refusals, where an upstream tells nothing, or refuses though its ledgers have room (`blind`);
+- the window of calls in flight, at the start and where that is what is limited (`window`);
+- what the configuration tells as upper bounds (ledgers that nobody refers to).
+
+A refusal is put down to the ledger that is empty. If none is, to what its text names: calls in flight, or requests. If
+it names nothing, calls in flight are tried first: refused again with fewer of them, it must be a rate. Whoever is
+refused three times while others pass, and none of them is refused, can't pass at all; that is told, and nobody waits
+for it. A first refusal that nothing explains changes nothing for others until a second call is refused, too: it may be
+that call's own affair. Nor do they keep its Retry-After before.
+
+Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: `queue`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.ledger import Bucket
+from openai_gateway.limits.window import Window
+from openai_gateway.wire.rate_limits import RateLimit, Refusal
+
+_TOKENS_OF_A_CALL: Final = 1.0
+_PROBE_S: Final = 1.0
+_LONGEST_PROBE_S: Final = 30.0
+_MOST_REFUSALS: Final = 3
+_PASSES_BETWEEN: Final = 3
+# A refused call waits for so long if nothing says how long, and twice as long each time.
+_OWN_WAIT_S: Final = 0.5
+_SHORT_WAIT_S: Final = 2.0
+_GUESS_SHARE: Final = 0.5
+_MARKED_EVERY: Final = 16
+_ROOM: Final = 0.05
+# Two refusals of different calls so soon after one another are no affair of one call.
+_SOON_S: Final = 2.0
+_FEWER_TIMES: Final = 4
+_HELD_SHARE: Final = 0.995
+_HELD_LEFT_OUT_S: Final = 0.1
+# A call that starts late by less is made up for.
+_LATE_S: Final = 0.02
+_HELD_GROWTH_S: Final = 900.0
+_SLOW_DOWN_GROWTH: Final = 1.5
+_EVEN_GROWTH: Final = 1.05
+
+
+class Sent(msgspec.Struct):
+    """One attempt as it was sent: beside how many others, and the sums of all charges up to its own."""
+
+    at: float
+    number: int
+    tokens: float
+    running: int
+    spent_requests: float
+    spent_tokens: float
+
+
+class Tries(msgspec.Struct):
+    """How often a call was refused: in all, and alone while others passed that were sent later."""
+
+    refusals: int = 0
+    alone: int = 0
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the configuration tells: upper bounds, None being none, and whether limits are learned beside them."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    learns: bool = True
+
+
+class Limiter:
+    """The limits of one upstream, key and model."""
+
+    def __init__(self, told: Told, now: float) -> None:
+        self.requests = Bucket(1.0)
+        self.tokens = Bucket(_TOKENS_OF_A_CALL)
+        self.blind = BlindRate()
+        self.window = Window()
+        self.pause_until = 0.0
+        self.token_factor = 1.0
+        self._learns = told.learns
+        self._told: list[tuple[Bucket, str]] = []
+        for per_minute, kind in ((told.requests_per_minute, "rate"), (told.tokens_per_minute, "tokens")):
+            if per_minute is not None:
+                bucket = Bucket(1.0)
+                bucket.tell(per_minute, now)
+                self._told.append((bucket, kind))
+        if not told.learns:
+            self.window.open()
+        self._number = 0
+        # Of the last refusal: whose, what had been sent by then, how many of those sent since have passed.
+        self._last_refused: Tries | None = None
+        self._last_refused_number = 0
+        self._passed_since = 0
+        self._started_at = 0.0
+        self._probe_s = _PROBE_S
+        # The last refusal that no ledger explains: whose, and when that was sent.
+        self._unexplained: tuple[Tries, float] | None = None
+        # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
+        self._held_back = (-math.inf, 0, 0)
+        self._is_rate = False
+        self._marks: deque[tuple[float, int]] = deque(maxlen=8)
+        # The rate held to, its growth, and since when.
+        self._held: tuple[float, float, float] | None = None
+        self._held_free_at = 0.0
+
+    def estimate_tokens(self, body_bytes: int, max_output_tokens: int) -> float:
+        """Return what an upstream is likely to charge a call."""
+        return self.token_factor * (body_bytes / 4 + max_output_tokens)
+
+    def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
+        """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
+        wait_s, reason = 0.0, ""
+        if self.pause_until > now:
+            wait_s, reason = self.pause_until - now, "pause"
+        for bucket, charge, name in self._buckets(tokens):
+            held_s = bucket.wait_s(charge, now)
+            if held_s > wait_s:
+                wait_s, reason = held_s, name
+        held_s = max(self.blind.wait_s(now), self._held_free_at - now)
+        if held_s > wait_s:
+            wait_s, reason = held_s, "rate"
+        if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
+            # Nobody is under way who could tell us more.
+            wait_s = min(wait_s, max(0.0, self._started_at + self._probe_s - now))
+        if wait_s <= 0 and not self.window.admits(running, now):
+            return self.window.wait_s(now), "window"
+        return wait_s, reason
+
+    def start(self, tokens: float, running: int, now: float) -> Sent:
+        """Charge a call that is sent now, beside `running` others."""
+        self._number = number = self._number + 1
+        self._started_at = now
+        if number % _MARKED_EVERY == 1:
+            self._marks.append((now, number))
+        for bucket, charge, _ in self._buckets(tokens):
+            bucket.take(charge, now)
+        if not self.requests.is_known:
+            self.requests.spent += 1
+        if not self.tokens.is_known:
+            self.tokens.spent += tokens
+        self.blind.take(number, now)
+        if self._held is not None:
+            self._held_free_at = max(self._held_free_at, now - _LATE_S) + 1 / self._held_rate(now)
+        return Sent(now, number, tokens, running, self.requests.spent, self.tokens.spent)
+
+    def cancel(self, sent: Sent) -> None:
+        """Take back a start after which nothing was sent."""
+        self.requests.give_back(1)
+        self.tokens.give_back(sent.tokens)
+
+    def answer(self, sent: Sent, limits: Mapping[str, RateLimit], running: int) -> None:
+        """Learn from an answer that is no refusal; `running` are in flight with it."""
+        if sent.number > self._last_refused_number:
+            self._passed_since += 1
+        self._probe_s = _PROBE_S
+        if self._learns:
+            self._refer(sent, limits, is_charged=True)
+            self.window.answer(running)
+
+    def refuse(
+        self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
+    ) -> float | None:
+        """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
+        is_alone = self._last_refused is tries and self._passed_since >= _PASSES_BETWEEN
+        tries.refusals += 1
+        self._last_refused, self._last_refused_number, self._passed_since = tries, self._number, 0
+        own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
+        if refusal.is_too_large:
+            return None
+        if not self._learns:
+            return own_s
+        if not limits:
+            self.cancel(sent)
+        self._refer(sent, limits, is_charged=False)
+        if self._explain_by_ledger(sent, limits, refusal, now):
+            return 0.0
+        tries.alone = tries.alone + 1 if is_alone else 1
+        if tries.alone >= _MOST_REFUSALS:
+            return None
+        return 0.0 if self._explain(sent, refusal, tries, now) else own_s
+
+    def slow_down(self, now: float) -> None:
+        """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""
+        self._hold(self._seen_rate(now), _SLOW_DOWN_GROWTH, now)
+
+    def _hold(self, rate: float, growth: float, now: float) -> None:
+        """Send evenly, no more than `rate` a second, and `growth` times as much in 15 minutes."""
+        self._held = (max(_HELD_SHARE * rate, 0.02), growth, now)
+        self._held_free_at = max(self._held_free_at, now + _HELD_LEFT_OUT_S)
+
+    def _held_rate(self, now: float) -> float:
+        if self._held is None:
+            return math.inf
+        rate, growth, since = self._held
+        return float(rate * growth ** ((now - since) / _HELD_GROWTH_S))
+
+    def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
+        empty = self._find_empty(sent, limits, refusal, now)
+        if empty is None:
+            return False
+        if refusal.kind == "tokens" and refusal.requested and sent.tokens:
+            self.token_factor *= max(0.5, min(2.0, refusal.requested / sent.tokens))
+        empty.widen(now)
+        self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
+        return True
+
+    def _explain(self, sent: Sent, refusal: Refusal, tries: Tries, now: float) -> bool:
+        """Put a refusal that no ledger explains down to a window or a rate; False if to neither as yet."""
+        if refusal.kind == "in_flight":
+            self.window.refuse(sent.at, sent.running, now)
+            return True
+        other, self._unexplained = self._unexplained, (tries, sent.at)
+        is_common = other is not None and (other[0] is not tries or tries.alone == 1) and sent.at - other[1] < _SOON_S
+        if not is_common and not self.blind.is_known and self._held is None:
+            return False
+        if tries.alone > 1:
+            return False
+        if refusal.wait_s is not None and refusal.wait_s > _SHORT_WAIT_S and is_common:
+            self.pause_until = max(self.pause_until, now + refusal.wait_s)
+        if self.requests.is_known:
+            # There is room, but not now: limits may count in shorter windows than a minute.
+            if self._held is None or sent.at > self._held[2]:
+                rate = min(self.requests.inflow, max(self._held_rate(now), 0.9 * self.requests.inflow))
+                self._hold(rate, _EVEN_GROWTH, now)
+        elif refusal.kind is not None or self._is_rate or self._is_rate_after_all(sent, now):
+            self._is_rate = True
+            self.window.open()
+            self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self._seen_rate(now), now)
+        else:
+            self.window.refuse(sent.at, sent.running, now)
+        return True
+
+    def _is_rate_after_all(self, sent: Sent, now: float) -> bool:
+        """Tell whether calls are refused again and again with fewer in flight than passed a moment ago."""
+        if now - self._held_back[0] > _SOON_S:
+            self._held_back = (now, sent.running, 0)
+        elif sent.at > self._held_back[0] and sent.running < self._held_back[1]:
+            self._held_back = (now, sent.running, self._held_back[2] + 1)
+        return self._held_back[2] >= _FEWER_TIMES
+
+    def _find_empty(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> Bucket | None:
+        for name, bucket, charge in (("requests", self.requests, 1.0), ("tokens", self.tokens, sent.tokens)):
+            if bucket.is_known:
+                left = bucket.referred_level if name in limits else bucket.level(now)
+                if left < 1.5 * charge or (refusal.kind == name and left < charge + _ROOM * bucket.most):
+                    return bucket
+        return None
+
+    def _refer(self, sent: Sent, limits: Mapping[str, RateLimit], *, is_charged: bool) -> None:
+        told = limits.get("requests")
+        if told is not None:
+            self.requests.refer(told, 1.0 if is_charged else 0.0, sent.at, sent.spent_requests)
+        told = limits.get("tokens")
+        if told is not None:
+            self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens)
+        if limits and not self.window.is_held:
+            self.window.open()
+
+    def _buckets(self, tokens: float) -> list[tuple[Bucket, float, str]]:
+        found = [(bucket, 1.0 if kind == "rate" else tokens, kind) for bucket, kind in self._told]
+        if self.requests.is_known:
+            found.append((self.requests, 1.0, "rate"))
+        if self.tokens.is_known:
+            found.append((self.tokens, tokens, "tokens"))
+        return found
+
+    def _seen_rate(self, now: float) -> float:
+        at, number = self._marks[0]
+        return (self._number - number + 1) / max(now - at, 0.1)

@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping
 from time import time
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import gevent
 import msgspec
 from gevent.event import Event
 
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
-from openai_gateway.collect.rows import PATHS
+from openai_gateway.collect.questions import PATHS, RESPONSES
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.errors import PeerError, Unreachable
 from openai_gateway.transport.session import PeerRequest, PeerSession
@@ -29,6 +30,11 @@ _MOST_TRIES: Final = 10
 _NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
 _PROBE: Final = "collect"
 _UNJITTERED: Final = 0.0
+_UNDER_WAY: Final = ("queued", "in_progress")
+_FIRST_POLL_S: Final = 0.5
+_POLL_GROWTH: Final = 1.5
+_LONGEST_POLL_S: Final = 15.0
+_CANCEL_S: Final = 10.0
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -38,6 +44,27 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
 
+    @property
+    def attempts(self) -> int | None:
+        """How many attempts the gateway made, None if it doesn't say."""
+        return _to_int(self.headers.get("x-gateway-attempts", ""))
+
+    @property
+    def retries(self) -> list[str]:
+        """Why all attempts but the last failed."""
+        return [reason for reason in self.headers.get("x-gateway-retries", "").split(",") if reason]
+
+    @property
+    def waited_s(self) -> float:
+        """How long the call waited at the gateway for its last attempt."""
+        wait_ms = _to_int(self.headers.get("x-gateway-wait-ms") or self.headers.get("x-gateway-queue-ms", ""))
+        return (wait_ms or 0) / 1000
+
+
+class _Started(msgspec.Struct):
+    id: str
+    status: str
+
 
 class _Model(msgspec.Struct):
     id: str
@@ -45,6 +72,14 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+class _ServerState(msgspec.Struct):
+    retrying: dict[str, int] = {}
+
+
+class _Readiness(msgspec.Struct):
+    servers: dict[str, _ServerState] = {}
 
 
 class Gateway:
@@ -87,7 +122,7 @@ class Gateway:
 
     def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> Answer | Failure | None:
         """Return what came of a call; None if the gateway did not take it before `give_up` was set."""
-        url = self._to_url(rollout_id, PATHS[api]) if self.knows_rollouts else self._base_url + PATHS[api]
+        url = self._to_call_url(PATHS[api], rollout_id)
         tries = 0
         while True:
             found = self._send("POST", url, body)
@@ -98,9 +133,49 @@ class Gateway:
             if give_up.wait(wait_s):
                 return None
 
+    def wait_for_response(self, started: Answer | Failure, rollout_id: str) -> Answer | Failure:
+        """Return the answer of a call that was started with `background: true`: polled for until it is over.
+
+        Ending the greenlet that waits cancels the response at the upstream, which would go on and charge for it.
+        """
+        found, polls, misses = started, 0, 0
+        while isinstance(found, Answer) and (response := _to_started(found)) is not None:
+            path = f"{PATHS[RESPONSES]}/{quote(response.id, safe='')}"
+            try:
+                gevent.sleep(min(_FIRST_POLL_S * _POLL_GROWTH**polls, _LONGEST_POLL_S))
+                polled = self._send("GET", self._to_call_url(path, rollout_id), None)
+            except gevent.GreenletExit:
+                gevent.with_timeout(_CANCEL_S, self._cancel, f"{path}/cancel", rollout_id, timeout_value=None)
+                raise
+            polls += 1
+            is_answered = isinstance(polled, Answer) and polled.status == 200
+            misses = 0 if is_answered else misses + 1
+            if is_answered or misses >= _MOST_TRIES or (isinstance(polled, Answer) and polled.status == 404):
+                found = polled
+        return found
+
+    def _cancel(self, path: str, rollout_id: str) -> None:
+        self._send("POST", self._to_call_url(path, rollout_id), b"{}")
+
+    def read_waits(self) -> dict[str, int]:
+        """Return how many calls wait for another attempt now, by why the last one failed; nothing if unknown."""
+        found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
+        try:
+            servers = msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, Answer) else {}
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return {}
+        waits: dict[str, int] = {}
+        for server in servers.values():
+            for reason, count in server.retrying.items():
+                waits[reason] = waits.get(reason, 0) + count
+        return waits
+
     def close(self) -> None:
         """Close the idle connections."""
         self._session.close()
+
+    def _to_call_url(self, path: str, rollout_id: str) -> str:
+        return self._to_url(rollout_id, path) if self.knows_rollouts else self._base_url + path
 
     def _to_url(self, rollout_id: str, path: str) -> str:
         return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
@@ -134,6 +209,19 @@ def _to_cuts(path: str) -> list[tuple[str, str]]:
         ("".join(f"/{part}" for part in parts[:at]), "".join(f"/{part}" for part in parts[at:]))
         for at in range(max(0, len(parts) - 2), len(parts))
     ]
+
+
+def _to_started(answer: Answer) -> _Started | None:
+    """Return what an answer says of a response that is not over yet, None if it is, or if this is none."""
+    try:
+        started = msgspec.json.decode(answer.body, type=_Started)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return started if answer.status == 200 and started.status in _UNDER_WAY else None
+
+
+def _to_int(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
 
 
 def _to_models(answer: Answer) -> list[str] | None:

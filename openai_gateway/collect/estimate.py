@@ -1,12 +1,18 @@
-"""What calls will cost before they are made, and how much of the allowed cost is left. Rough, and on the high side.
+"""What calls will cost before they are made. Rough, and on the high side.
 
-Prices are `config.prices`'.
+A call's input is counted by its bytes. Its answer is as long as the row or the config allow; where nothing bounds it,
+as the 95th percentile of the answers so far to inputs of about its size, and before there are any, as an assumption
+that may be far off: so `run` begins few such calls until real answers say more. Prices are `config.prices`', and what
+is spent is `budget`'s.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
+
+import msgspec
 
 from openai_gateway.collect.rows import Row
 from openai_gateway.config.prices import PriceTable
@@ -14,59 +20,126 @@ from openai_gateway.wire.usage import Report, Usage
 
 # What a call may answer with of which nothing is known yet.
 ASSUMED_OUTPUT_TOKENS: Final = 2048
+_SHARE: Final = 0.95
+# With fewer answers to inputs of about a row's size, those to all sizes count, and with fewer of them, the longest.
+_LEAST_OF_SIZE: Final = 20
+_STEPS_PER_DOUBLING: Final = 8
+
+
+class _Lengths:
+    """Answers' lengths, counted by steps of 9 %."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, int] = {}
+        self.count = 0
+
+    def add(self, tokens: int) -> None:
+        step = math.ceil(math.log2(max(tokens, 1)) * _STEPS_PER_DOUBLING)
+        self._steps[step] = self._steps.get(step, 0) + 1
+        self.count += 1
+
+    def to_high(self) -> int:
+        """Return what 95 % of the lengths don't exceed; of few, what none does."""
+        beyond = 0 if self.count < _LEAST_OF_SIZE else int(self.count * (1 - _SHARE))
+        for step in sorted(self._steps, reverse=True):
+            beyond -= self._steps[step]
+            if beyond < 0:
+                return math.ceil(2 ** (step / _STEPS_PER_DOUBLING))
+        return 0
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a call may cost: `fixed_usd`, and for each token of an unbounded answer, by its input's `size`, more."""
+
+    fixed_usd: float
+    usd_per_token: float = 0.0
+    size: int | None = None
+
+
+FREE: Final = Claim(0.0)
 
 
 class Estimator:
-    """Knows prices, the model that is asked, and each API's bound on an answer that the config sets, if it does."""
+    """Knows prices, the model that is asked, and what the config sets for each API: bound on an answer, and tier."""
 
-    def __init__(self, prices: PriceTable, model: str | None, bounds: Mapping[str, int | None]) -> None:
+    def __init__(
+        self,
+        prices: PriceTable,
+        model: str | None,
+        bounds: Mapping[str, int | None],
+        tiers: Mapping[str, str | None] | None = None,
+    ) -> None:
         self._prices = prices
         self._bounds = bounds
-        self._longest = 0
+        self._tiers = tiers or {}
+        self._lengths: dict[int, _Lengths] = {}
+        self._all_lengths = _Lengths()
         self.model = model
+
+    @property
+    def answers(self) -> int:
+        """How many answers the estimate rests on."""
+        return self._all_lengths.count
 
     @property
     def has_price(self) -> bool:
         """Tell whether the model has a price."""
         return self.model is not None and self._prices.find(self.model) is not None
 
-    def is_bounded(self, row: Row) -> bool:
-        """Tell whether row or config bound the answer's length."""
-        return row.max_output_tokens is not None or self._bounds.get(row.api) is not None
+    def to_tier(self, row: Row) -> str | None:
+        """Return the service tier that a row's call asks for; None is the standard one."""
+        return row.service_tier or self._tiers.get(row.api)
+
+    def to_bound(self, row: Row) -> int | None:
+        """Return the most tokens that row or config allow an answer, None if they don't say."""
+        return row.max_output_tokens if row.max_output_tokens is not None else self._bounds.get(row.api)
 
     def output_tokens(self, row: Row) -> int:
-        """Return the most tokens an answer may have; without a bound, those of the longest so far or an assumption."""
-        bound = row.max_output_tokens if row.max_output_tokens is not None else self._bounds.get(row.api)
-        return max(self._longest, ASSUMED_OUTPUT_TOKENS) if bound is None else bound
+        """Return about the most tokens an answer may have."""
+        bound = self.to_bound(row)
+        return self.expect_tokens(_to_size(row.input_tokens)) if bound is None else bound
+
+    def expect_tokens(self, size: int) -> int:
+        """Return the tokens that few answers to inputs of a size exceed; an assumption if there are no answers."""
+        of_size = self._lengths.get(size)
+        lengths = of_size if of_size is not None and of_size.count >= _LEAST_OF_SIZE else self._all_lengths
+        return lengths.to_high() if lengths.count else ASSUMED_OUTPUT_TOKENS
 
     def cost_usd(self, row: Row) -> float | None:
-        """Return the most that a call of a row is thought to cost; None if the model's price is unknown."""
-        return self._prices.cost_usd(self.model, Usage(row.input_tokens, self.output_tokens(row)))
+        """Return what a call of a row is thought to cost at most; None if model or tier have no known price."""
+        return self._price(row, row.input_tokens, self.output_tokens(row))
+
+    def excess_usd(self, row: Row) -> float:
+        """Return what a call may cost beyond its estimate if each byte of its input is a token."""
+        tokens = self.output_tokens(row)
+        most, thought = (self._price(row, each, tokens) for each in (row.most_input_tokens, row.input_tokens))
+        return (most or 0.0) - (thought or 0.0)
+
+    def to_claim(self, row: Row) -> Claim:
+        """Return what to set aside for a call of a row."""
+        bound = self.to_bound(row)
+        if bound is not None:
+            return Claim(self._price(row, row.input_tokens, bound) or 0.0)
+        without, with_output = (self._price(row, row.input_tokens, tokens) or 0.0 for tokens in (0, 1_000_000))
+        return Claim(without, (with_output - without) / 1_000_000, _to_size(row.input_tokens))
 
     def to_cost_usd(self, report: Report) -> float | None:
-        """Return what an answer cost, None if that is unknown; the longest answer is remembered."""
+        """Return what an answer cost, None if that is unknown; its length is remembered."""
         if report.usage is not None:
-            self._longest = max(self._longest, report.usage.output_tokens)
+            size = _to_size(report.usage.input_tokens)
+            self._lengths.setdefault(size, _Lengths()).add(report.usage.output_tokens)
+            self._all_lengths.add(report.usage.output_tokens)
         return self._prices.cost_usd(report.model or self.model, report.usage, report.service_tier)
 
+    def guess_usd(self, report: Report, input_tokens: int) -> float:
+        """Return what an answer is thought to have cost whose cost is unknown: at the price of the model asked."""
+        usage = report.usage or Usage(input_tokens, self.expect_tokens(_to_size(input_tokens)))
+        return self._prices.cost_usd(self.model, usage) or 0.0
 
-class Budget:
-    """The allowed cost in US dollars (None: any), what is spent of it, and what the calls in flight may still cost."""
+    def _price(self, row: Row, input_tokens: int, output_tokens: int) -> float | None:
+        return self._prices.cost_usd(self.model, Usage(input_tokens, output_tokens), self.to_tier(row))
 
-    def __init__(self, limit_usd: float | None, spent_usd: float = 0.0) -> None:
-        self._limit_usd = limit_usd
-        self._spent_usd = spent_usd
-        self._reserved_usd = 0.0
 
-    def may_take(self, estimate_usd: float) -> bool:
-        """Tell whether one more call fits."""
-        return self._limit_usd is None or self._spent_usd + self._reserved_usd + estimate_usd <= self._limit_usd
-
-    def reserve(self, estimate_usd: float) -> None:
-        """Set aside what a call may cost."""
-        self._reserved_usd += estimate_usd
-
-    def settle(self, estimate_usd: float, cost_usd: float) -> None:
-        """Put what a call did cost in the place of what was set aside for it."""
-        self._reserved_usd -= estimate_usd
-        self._spent_usd += cost_usd
+def _to_size(input_tokens: int) -> int:
+    """Return the class of sizes that an input is of: doubling from one to the next."""
+    return input_tokens.bit_length()

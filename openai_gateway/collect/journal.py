@@ -1,97 +1,32 @@
-"""The two files of a run, answers and failures: locked, mended, read, and appended to a whole line at a time.
+"""The two files of a run, answers and failures: locked, mended, and appended to a whole line at a time.
 
 A line is one write to the end of the file, so whatever ends the run leaves whole lines and at most one torn last one.
+In a `.gz` output each line is a gzip member of its own, so that this holds there, too; every gzip reader takes many
+members for one file.
+
+See also: entries, which reads them.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import os
-from collections.abc import Iterator
+import shutil
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-import msgspec
-
 from openai_gateway.accounting.line_file import append_line
-from openai_gateway.collect.rows import (
-    DURATION,
-    FAILURE_CLASS,
-    QUESTIONS,
-    ROLLOUT_INDEX,
-    TASK_INDEX,
-    BadRow,
-    to_checksum,
-    to_question,
-)
+from openai_gateway.collect.entries import JournalError, is_entry, is_json
+from openai_gateway.collect.files import to_failures_path
+from openai_gateway.collect.lines import is_gzip
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class JournalError(Exception):
-    """The output can't be used as it is; the message says what to do."""
-
-
-class Entry(msgspec.Struct, rename={"task_index": TASK_INDEX, "rollout_index": ROLLOUT_INDEX, "duration_s": DURATION}):
-    """One line of either file, as far as it is looked at again; `failure_class` None is an answer."""
-
-    task_index: int
-    rollout_index: int
-    response: msgspec.Raw = msgspec.Raw(b"")
-    duration_s: float | None = None
-    responses_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    chat_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    failure_class: str | None = msgspec.field(default=None, name=FAILURE_CLASS)
-
-    @property
-    def fields(self) -> dict[str, msgspec.Raw]:
-        """The fields that may hold what is asked, those that are there."""
-        given = {name: getattr(self, name) for name in QUESTIONS}
-        return {name: value for name, value in given.items() if value is not msgspec.UNSET}
-
-    @property
-    def checksum(self) -> int:
-        """The checksum of what was asked, as of the input's row."""
-        fields = self.fields
-        return to_checksum(fields[to_question(fields)])
-
-
-_decoder = msgspec.json.Decoder(Entry)
-_NOT_OURS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-def to_failures_path(output: Path) -> Path:
-    """Return where the failures of an output go."""
-    return output.with_name(f"{output.stem}_failures.jsonl")
-
-
-def to_metrics_path(output: Path) -> Path:
-    """Return where the sums over an output go."""
-    return output.with_name(f"{output.stem}_aggregate_metrics.json")
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a file, none if it isn't there; a torn last line is left out. Raises JournalError."""
-    if not path.exists():
-        return
-    with path.open("rb", buffering=_CHUNK_BYTES) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = _decoder.decode(line)
-                to_question(entry.fields)
-            except (*_NOT_OURS, BadRow):
-                if not line.endswith(b"\n"):
-                    return
-                raise JournalError(
-                    f"{path}, line {number} was not written by collect; give another --output, or take the line out"
-                ) from None
-            yield entry
+_GZIP: Final = zlib.MAX_WBITS | 16
 
 
 class AppendFile:
@@ -99,46 +34,108 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_gzip = path.suffix == ".gz"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
             self.size = os.fstat(self._fd).st_size
+            if self.size and is_gzip(path) != self._is_gzip:
+                raise JournalError(f"{path} is {'no' if self._is_gzip else 'a'} gzip file; give another --output")
         except BaseException:
             os.close(self._fd)
             raise
 
     def mend(self) -> int:
         """Cut off a torn last line, or end it if only its end of line is missing; return the bytes cut off."""
+        if self._is_gzip:
+            return self._mend_gzip()
         start = self._find_last_line()
         torn = os.pread(self._fd, self.size - start, start)
         if not torn:
             return 0
         # A power failure may leave zeros where what was written last had no time to reach the disk.
         kept = torn.rstrip(b"\0")
-        if _is_entry(kept):
-            os.ftruncate(self._fd, start + len(kept))
-            self.size = start + len(kept)
+        if is_entry(kept):
+            self._cut(start + len(kept))
             self.append(b"\n")
             return len(torn) - len(kept)
         # Nothing is cut from a file that somebody else may have written.
-        if (kept and not kept.startswith(b"{")) or _is_json(kept) or (start and not _is_entry(self._read_first_line())):
+        if (kept and not kept.startswith(b"{")) or is_json(kept) or (start and not is_entry(self._read_first_line())):
             raise JournalError(f"{self.path} was not written by collect; give another --output")
-        os.ftruncate(self._fd, start)
-        self.size = start
+        self._cut(start)
         return len(torn)
 
     def append(self, line: bytes) -> None:
         """Write a line to the end, all of it or nothing. Raises OSError."""
-        append_line(self._fd, line)
-        self.size += len(line)
+        piece = gzip.compress(line, mtime=0) if self._is_gzip else line
+        append_line(self._fd, piece)
+        self.size += len(piece)
 
     def sync(self) -> None:
         """Have the disk keep what was written, should the machine fail."""
         os.fsync(self._fd)
 
+    def check_place(self) -> None:
+        """Raise JournalError if the file is no longer at its path; what it holds is written there again if it can be.
+
+        Otherwise answers would be paid for that nobody can find.
+        """
+        held = os.fstat(self._fd)
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            self._write_again(self.path)
+            raise JournalError(
+                f"{self.path} was removed while it was written to; what it held was written there again"
+            ) from None
+        if (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+            rescued = self.path.with_name(f"{self.path.name}.rescued")
+            self._write_again(rescued)
+            raise JournalError(f"{self.path} was replaced while it was written to; what it held is in {rescued}")
+
     def close(self) -> None:
         """Let the file go."""
         os.close(self._fd)
+
+    def _write_again(self, path: Path) -> None:
+        """Write all that the file holds to another path, and what is appended from now on."""
+        new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        try:
+            with open(f"/proc/self/fd/{self._fd}", "rb") as held, open(new, "wb", closefd=False) as copy:
+                shutil.copyfileobj(held, copy, _CHUNK_BYTES)
+            os.dup2(new, self._fd)
+        finally:
+            os.close(new)
+        self._lock()
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+        self.size = size
+
+    def _mend_gzip(self) -> int:
+        end = self._find_end_of_members()
+        cut = self.size - end
+        if cut and not end:
+            raise JournalError(f"{self.path} holds no whole answer; take it away, or give another --output")
+        self._cut(end)
+        return cut
+
+    def _find_end_of_members(self) -> int:
+        """Return where the last whole gzip member ends."""
+        end = at = 0
+        reader = zlib.decompressobj(_GZIP)
+        try:
+            while data := os.pread(self._fd, _CHUNK_BYTES, at):
+                at += len(data)
+                while data:
+                    reader.decompress(data)
+                    data = reader.unused_data
+                    if reader.eof:
+                        end = at - len(data)
+                        reader = zlib.decompressobj(_GZIP)
+        except zlib.error:
+            pass
+        return end
 
     def _lock(self) -> None:
         try:
@@ -197,6 +194,11 @@ class Journal:
     ) -> Any:
         self.close()
 
+    def check_place(self) -> None:
+        """Raise JournalError if a file is no longer at its path."""
+        self.answers.check_place()
+        self.failures.check_place()
+
     def sync(self) -> None:
         """Have the disk keep what was written, should the machine fail."""
         self.answers.sync()
@@ -206,19 +208,3 @@ class Journal:
         """Let both files go."""
         self.answers.close()
         self.failures.close()
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        _decoder.decode(line)
-    except _NOT_OURS:
-        return False
-    return True
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        msgspec.json.decode(text)
-    except _NOT_OURS:
-        return False
-    return True

@@ -6,6 +6,7 @@ A million calls take a megabyte; what the bytes are read from is `journal`'s.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 DONE: Final = 255
@@ -65,5 +66,12 @@ class Checksums:
         """Keep a task's checksum."""
         page = self._pages.get(task_index // _PAGE)
         if page is None:
-            page = self._pages[task_index // _PAGE] = array("I", bytes(4 * _PAGE))
+            page = self._pages[task_index // _PAGE] = array("Q", bytes(8 * _PAGE))
         page[task_index % _PAGE] = checksum
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Yield each task index that has a checksum, with it."""
+        for number, page in sorted(self._pages.items()):
+            for offset, checksum in enumerate(page):
+                if checksum:
+                    yield number * _PAGE + offset, checksum

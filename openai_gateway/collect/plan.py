@@ -1,11 +1,13 @@
 """Which calls are to be made: those of the input, without those that earlier runs have done or failed too often.
 
-The input is read as a stream, once to check and count it before anything is paid, and once to make the calls.
+The input is read as a stream: to check and count it before anything is paid, to find its rows in the output if there
+is one, and to make the calls.
 """
 
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +16,14 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.estimate import Estimator
-from openai_gateway.collect.failures import NOT_HELD_AGAINST
-from openai_gateway.collect.journal import read_entries, to_failures_path
-from openai_gateway.collect.marks import DONE, Checksums, Marks
-from openai_gateway.collect.rows import BadRow, Row, read_lines, to_row
-from openai_gateway.collect.sums import Sums
-from openai_gateway.wire.usage import read_answer
+from openai_gateway.collect.lines import read_lines
+from openai_gateway.collect.marks import DONE, Marks
+from openai_gateway.collect.matching import Matches, match_rows
+from openai_gateway.collect.params import NOTHING_ADDED, Additions
+from openai_gateway.collect.past import Past
+from openai_gateway.collect.questions import BadRow
+from openai_gateway.collect.rows import TASK_INDEX, Row, to_row
+from openai_gateway.collect.shards import Shard
 
 MOST_RETRIES: Final = 3
 MOST_REPEATS: Final = 100_000
@@ -27,45 +31,11 @@ MOST_ROWS: Final = 100_000_000
 # Each takes a byte or two of memory.
 MOST_CALLS: Final = 100_000_000
 _MOST_PROBLEMS: Final = 5
+_MOST_NOTES: Final = 20
 
 
 class BadInput(Exception):
     """The input can't be used; the message names its first bad lines."""
-
-
-class Past:
-    """What earlier runs left in the output: which calls are done, how often others failed, and what it adds up to."""
-
-    def __init__(self) -> None:
-        self.marks = Marks()
-        self.answered = Checksums()
-        self.failed = Checksums()
-        self.sums = Sums()
-        self.failures: Counter[str] = Counter()
-
-    def read(self, output: Path, estimator: Estimator) -> Past:
-        """Take in the files of an output, if they are there. Raises JournalError."""
-        for entry in read_entries(output):
-            if self.marks.finish(entry.task_index, entry.rollout_index):
-                report = read_answer(bytes(entry.response))
-                self.sums.add(report, estimator.to_cost_usd(report), entry.duration_s)
-            self.answered.put(entry.task_index, entry.checksum)
-        for entry in read_entries(to_failures_path(output)):
-            self.failures[entry.failure_class or ""] += 1
-            if entry.failure_class not in NOT_HELD_AGAINST:
-                self._fail(entry.task_index, entry.rollout_index, entry.checksum)
-        return self
-
-    def mark(self, row: Row, rollout_index: int) -> int:
-        """Return DONE, or how often a call has failed; what failed before the row was mended does not count."""
-        mark = self.marks.get(row.task_index, rollout_index)
-        return mark if mark == DONE or self.failed.get(row.task_index) == row.checksum else 0
-
-    def _fail(self, task_index: int, rollout_index: int, checksum: int) -> None:
-        if self.failed.get(task_index) not in (0, checksum):
-            self.marks.forget_failures(task_index)
-        self.failed.put(task_index, checksum)
-        self.marks.fail(task_index, rollout_index)
 
 
 class PlannedCall(msgspec.Struct, frozen=True):
@@ -86,10 +56,12 @@ class Survey(msgspec.Struct):
     Some of the latter `failed` before.
 
     Tokens and cost are of the calls to do, at most; `cost_usd` None is unknown. `unbounded` calls may answer with any
-    length; `rows` counts the input's, and `first` is that of the first call to do.
+    length; `rows` counts the input's, and `first` is that of the first call to do. A call's estimate may fall short by
+    up to `excess_usd`. `notes` count rows by what is to be told of them. `all_rows` are those of all shards.
     """
 
     rows: int = 0
+    all_rows: int = 0
     first: Row | None = None
     calls: int = 0
     done: int = 0
@@ -100,16 +72,31 @@ class Survey(msgspec.Struct):
     output_tokens: int = 0
     unbounded: int = 0
     cost_usd: float | None = 0.0
+    excess_usd: float = 0.0
+    notes: Counter[str] = msgspec.field(default_factory=Counter)
+    matches: Matches = msgspec.field(default_factory=Matches)
+    has_own_indices: bool = False
 
 
 class Plan:
     """The calls for an input: each of its rows `num_repeats` times, its first `limit` rows only (None: all)."""
 
-    def __init__(self, source: Path, num_repeats: int, limit: int | None, past: Past) -> None:
+    def __init__(
+        self,
+        source: Path,
+        num_repeats: int,
+        limit: int | None,
+        past: Past,
+        additions: Additions = NOTHING_ADDED,
+        shard: Shard | None = None,
+    ) -> None:
         self._source = source
         self._num_repeats = num_repeats
         self._limit = limit
         self._past = past
+        self._additions = additions
+        self._shard = shard
+        self._indices: array[int] | None = None
 
     def calls(self) -> Iterator[PlannedCall]:
         """Yield the calls to do, the repeats of a row after one another. Raises BadInput, OSError."""
@@ -119,20 +106,29 @@ class Plan:
                 if mark <= MOST_RETRIES:
                     yield PlannedCall(row, rollout_index)
 
+    def all_calls(self) -> Iterator[PlannedCall]:
+        """Yield every call that is wanted, the done ones, too. Raises BadInput, OSError."""
+        for row in self._rows():
+            for rollout_index in self._rollouts(row):
+                yield PlannedCall(row, rollout_index)
+
     def survey(self, estimator: Estimator) -> Survey:
         """Check every row and return what the calls come to. Raises BadInput, OSError."""
         most_rows = MOST_CALLS // self._num_repeats
-        if sum(1 for _ in itertools.islice(self._lines(), most_rows + 1)) > most_rows:
+        count = sum(1 for _ in itertools.islice(self._lines(), most_rows + 1))
+        if count > most_rows:
             raise BadInput(
                 f"has more than {most_rows:,} rows, which with {self._num_repeats:,} repeats are more than "
                 f"{MOST_CALLS:,} calls; lower --num-repeats, or give a --limit"
             )
-        survey = Survey()
+        survey = Survey(all_rows=count)
+        if self._past.answers:
+            survey.matches = self._match()
         problems: list[str] = []
         seen = Marks()
-        for number, text in self._lines():
+        for position, number, text in self._of_shard():
             try:
-                row = to_row(text, number, survey.rows)
+                row = self._to_row(text, number, position)
                 self._check(row, seen)
             except BadRow as problem:
                 problems.append(f"line {number} {problem}")
@@ -144,9 +140,36 @@ class Plan:
         if problems:
             more = ["..."] if len(problems) > _MOST_PROBLEMS else []
             raise BadInput("; ".join([*problems[:_MOST_PROBLEMS], *more]))
-        if not survey.rows:
+        if not survey.all_rows:
             raise BadInput("holds no rows")
         return survey
+
+    def _match(self) -> Matches:
+        """Find the input's rows in the output."""
+        asked = array("Q")
+        for number, (line, text) in enumerate(self._lines()):
+            if self._shard is not None and not self._shard.has(number):
+                asked.append(0)
+                continue
+            try:
+                row = to_row(text, line, number, self._additions)
+            except BadRow:
+                asked.append(0)
+            else:
+                if TASK_INDEX in row.fields:
+                    # Rows that bring their indices stay where those say.
+                    return Matches()
+                asked.append(row.checksum)
+        matches = match_rows(asked, self._past.answered)
+        if not matches.found:
+            raise BadInput("asks nothing that the output has an answer to; give another --output")
+        if self._shard is not None and (matches.moved or matches.new):
+            raise BadInput(
+                "was edited since the output was begun, so that its rows are of other shards now; merge what there is "
+                "and go on without --shard"
+            )
+        self._indices = matches.indices
+        return matches
 
     def _count(self, row: Row, survey: Survey, estimator: Estimator) -> None:
         to_do = 0
@@ -160,9 +183,13 @@ class Plan:
         survey.to_do += to_do
         survey.input_tokens += to_do * row.input_tokens
         survey.output_tokens += to_do * estimator.output_tokens(row)
-        survey.unbounded += 0 if estimator.is_bounded(row) else to_do
+        survey.unbounded += to_do if estimator.to_bound(row) is None else 0
+        survey.has_own_indices = survey.has_own_indices or TASK_INDEX in row.fields
+        for note in row.notes:
+            survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else "differ"] += 1
         if to_do:
             survey.first = survey.first or row
+            survey.excess_usd = max(survey.excess_usd, estimator.excess_usd(row))
             cost_usd = estimator.cost_usd(row)
             is_known = cost_usd is not None and survey.cost_usd is not None
             survey.cost_usd = (survey.cost_usd or 0.0) + to_do * (cost_usd or 0.0) if is_known else None
@@ -176,11 +203,20 @@ class Plan:
             raise BadRow("asks something else than the row that the output has an answer to; give another --output")
 
     def _rows(self) -> Iterator[Row]:
-        for position, (number, text) in enumerate(self._lines()):
+        for position, number, text in self._of_shard():
             try:
-                yield to_row(text, number, position)
+                yield self._to_row(text, number, position)
             except BadRow as problem:
                 raise BadInput(f"line {number} {problem}") from None
+
+    def _to_row(self, text: bytes, number: int, position: int) -> Row:
+        index = position if self._indices is None else self._indices[position]
+        return to_row(text, number, index, self._additions)
+
+    def _of_shard(self) -> Iterator[tuple[int, int, bytes]]:
+        for position, (number, text) in enumerate(self._lines()):
+            if self._shard is None or self._shard.has(position):
+                yield position, number, text
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         return itertools.islice(read_lines(self._source), self._limit)

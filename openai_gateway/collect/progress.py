@@ -1,4 +1,4 @@
-"""How a run stands: counts, rates, and why it stops.
+"""How a run stands: counts, rates, why calls wait, and why it stops.
 
 Who counts is `run`; who shows it, `cli.progress`.
 """
@@ -23,17 +23,22 @@ _WINDOW_S: Final = 60.0
 
 
 class Progress(msgspec.Struct):
-    """How a run stands. `sums` are of the whole output, earlier runs included; the other counts are of this run."""
+    """How a run stands. `sums` are of the whole output, earlier runs included; all else is of this run.
+
+    `begun` holds when each call in flight began, the oldest first; `waits` counts calls that wait for another attempt
+    at the gateway by why the last one failed; `holds_back` says that few calls begin as their cost is not known yet.
+    """
 
     sums: Sums
     to_do: int
+    run_sums: Sums = msgspec.field(default_factory=Sums)
     answered: int = 0
     failed: int = 0
-    in_flight: int = 0
+    begun: dict[int, float] = {}
     errors: Counter[str] = msgspec.field(default_factory=Counter)
     examples: dict[str, Failure] = {}
-    tokens: int = 0
-    cost_usd: float = 0.0
+    waits: dict[str, int] = {}
+    holds_back: bool = False
     started: float = msgspec.field(default_factory=monotonic)
     took_s: float = 0.0
     stopping: str | None = None
@@ -41,20 +46,48 @@ class Progress(msgspec.Struct):
     samples: deque[tuple[float, int, int]] = msgspec.field(default_factory=deque)
 
     @property
+    def in_flight(self) -> int:
+        """Calls that are under way."""
+        return len(self.begun)
+
+    @property
     def over(self) -> int:
         """Calls that ended, well or not."""
         return self.answered + self.failed
+
+    @property
+    def left(self) -> int:
+        """Calls of this run that have not ended."""
+        return self.to_do - self.over
+
+    def oldest_s(self) -> float:
+        """Return how long the call has been under way that has been so longest."""
+        return monotonic() - next(iter(self.begun.values())) if self.begun else 0.0
 
     def rates(self) -> tuple[float, float]:
         """Return calls and tokens a second over the last minute."""
         now = monotonic()
         since, over, tokens = self.samples[0] if self.samples else (self.started, 0, 0)
         passed_s = max(now - since, 0.001)
-        return (self.over - over) / passed_s, (self.tokens - tokens) / passed_s
+        return (self.over - over) / passed_s, (self.run_sums.tokens - tokens) / passed_s
+
+    def to_eta_s(self) -> float | None:
+        """Return how long the rest takes at the last minute's rate; None while nothing tells.
+
+        Nothing does once all calls have begun: the last ones take as long as each of them takes.
+        """
+        calls_per_s, _ = self.rates()
+        if self.stopping or not calls_per_s or self.left <= self.in_flight or self.over < self._least_for_eta():
+            return None
+        return self.left / calls_per_s
 
     def sample(self) -> None:
         """Take a sample for `rates`."""
         now = monotonic()
-        self.samples.append((now, self.over, self.tokens))
+        self.samples.append((now, self.over, self.run_sums.tokens))
         while now - self.samples[0][0] > _WINDOW_S:
             self.samples.popleft()
+
+    def _least_for_eta(self) -> int:
+        # The first calls to end are the quick ones.
+        return max(5, min(self.in_flight // 2, 100))

@@ -13,12 +13,13 @@ import msgspec
 from openai_gateway.collect.client import Answer
 from openai_gateway.collect.failures import Failure, to_broken, to_failed_response, to_failure
 from openai_gateway.collect.plan import PlannedCall
+from openai_gateway.collect.questions import RESPONSES
 from openai_gateway.collect.rows import (
     DURATION,
     FAILURE,
     FAILURE_CLASS,
+    LATENCY,
     RESPONSE,
-    RESPONSES,
     ROLLOUT_INDEX,
     TASK_INDEX,
     to_line,
@@ -47,10 +48,9 @@ def to_result(api: str, found: Answer | Failure) -> tuple[bytes, Failure | None]
     """Return the response as one line of JSON, or why there is none to keep."""
     if isinstance(found, Failure):
         return b"", found
-    attempts = found.headers.get("x-gateway-attempts", "")
     request_id = found.headers.get("x-gateway-request-id") or found.headers.get("x-request-id")
     if found.status >= 300:
-        return b"", to_failure(found.status, found.body, int(attempts) if attempts.isdigit() else None, request_id)
+        return b"", to_failure(found.status, found.body, found.attempts, request_id)
     try:
         found.body.decode()
         response = msgspec.json.format(found.body, indent=-1)
@@ -81,14 +81,17 @@ def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
     return None
 
 
-def to_answer_line(call: PlannedCall, response: bytes, duration_s: float) -> bytes:
+def to_answer_line(call: PlannedCall, response: bytes, duration_s: float, latency_s: float) -> bytes:
     """Return the output's line of an answer, in NeMo Gym's form."""
     where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
-    return to_line(call.row, {RESPONSE: msgspec.Raw(response), **where, DURATION: round(duration_s, 3)})
+    took = {DURATION: round(duration_s, 3)}
+    if latency_s < duration_s:
+        took[LATENCY] = round(latency_s, 3)
+    return to_line(call.row.to_fields(call.rollout_index), {RESPONSE: msgspec.Raw(response), **where, **took})
 
 
-def to_failure_line(call: PlannedCall, failure: Failure) -> bytes:
-    """Return the line of a failure."""
+def to_failure_line(call: PlannedCall, failure: Failure, perhaps_billed_usd: float) -> bytes:
+    """Return the line of a failure, with what it may cost all the same."""
     told = {
         "status": failure.status,
         "code": failure.code,
@@ -96,7 +99,10 @@ def to_failure_line(call: PlannedCall, failure: Failure) -> bytes:
         "attempts": failure.attempts,
         "request_id": failure.request_id,
         "what_to_do": failure.what_to_do,
+        "perhaps_billed_usd": round(perhaps_billed_usd, 6),
         "time": round(time(), 3),
     }
     where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
-    return to_line(call.row, {**where, FAILURE_CLASS: failure.failure_class, FAILURE: told})
+    return to_line(
+        call.row.to_fields(call.rollout_index), {**where, FAILURE_CLASS: failure.failure_class, FAILURE: told}
+    )

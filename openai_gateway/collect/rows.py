@@ -1,187 +1,217 @@
 """The rows of an input file: each read by itself, checked, and made into the body of its call.
 
-Which calls of a row are still to be made is `plan`'s.
+What a row asks is `questions`', which parameters go out is `params`'; which calls are still to be made is `plan`'s.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 
-RESPONSES: Final = "responses"
-CHAT: Final = "chat"
-PATHS: Final = {RESPONSES: "/responses", CHAT: "/chat/completions"}
+from openai_gateway.collect.params import (
+    NOT_SENT_WITH_MESSAGES,
+    NOTHING_ADDED,
+    SENT_WITH_MESSAGES,
+    Additions,
+    Params,
+    add_seed,
+    put_params,
+    to_max_output_tokens,
+    to_number,
+    to_params,
+    to_text,
+)
+from openai_gateway.collect.questions import MESSAGES, QUESTIONS, BadRow, to_api, to_checksum, to_question
+
 TASK_INDEX: Final = "_ng_task_index"
 ROLLOUT_INDEX: Final = "_ng_rollout_index"
 RESPONSE: Final = "response"
+# A column `response` of the row's own, such as a reference answer.
+GIVEN_RESPONSE: Final = "input_response"
 FAILURE_CLASS: Final = "_ng_failure_class"
 FAILURE: Final = "_ng_failure"
 DURATION: Final = "_ng_duration_s"
-_ADDED: Final = (RESPONSE, TASK_INDEX, ROLLOUT_INDEX, FAILURE_CLASS, FAILURE, DURATION)
-BYTES_PER_TOKEN: Final = 4
-_RESPONSES_PARAMS: Final = "responses_create_params"
-_CHAT_PARAMS: Final = "chat_create_params"
-_MESSAGES: Final = "messages"
-QUESTIONS: Final = {_RESPONSES_PARAMS: RESPONSES, _CHAT_PARAMS: CHAT, _MESSAGES: CHAT}
-# Of a row of bare messages these go along; anything else in it belongs to the task.
-_SENT_WITH_MESSAGES: Final[tuple[str, ...]] = (
-    _MESSAGES,
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "n",
-    "stop",
-    "seed",
-    "reasoning_effort",
-    "logprobs",
-    "top_logprobs",
-)
-_OUTPUT_BOUNDS: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
-# Answers are collected whole.
-_NOT_SENT: Final = ("stream", "stream_options")
+# Without the waiting before the last attempt; only there if that makes a difference.
+LATENCY: Final = "_ng_latency_s"
+AGENT_REF: Final = "agent_ref"
+_ADDED: Final = (RESPONSE, TASK_INDEX, ROLLOUT_INDEX, FAILURE_CLASS, FAILURE, DURATION, LATENCY)
 _MAX_INDEX: Final = 2**53
-_BOM: Final = b"\xef\xbb\xbf"
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+# A string, which is passed over, or what Python writes though JSON has no such number.
+_CONSTANT: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
+_MARK: Final = b'"\x7fnot a number\x7f"'
 
-_Fields = dict[str, msgspec.Raw]
-_fields_decoder = msgspec.json.Decoder(_Fields)
+BYTES_PER_TOKEN: Final = 4
+# An image costs by its size in pixels, not in bytes: 85 to 1,600 tokens at OpenAI's models.
+TOKENS_PER_IMAGE: Final = 1200
+# Sounds and documents: rough, and on the high side.
+_BASE64_BYTES_PER_TOKEN: Final = 40
+_IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:input_image|image_url)"')
+_DATA_URL: Final = re.compile(rb"data:([a-z]+)/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]+")
+_BASE64: Final = re.compile(rb'"(?:data|file_data)"\s*:\s*"[A-Za-z0-9+/=_-]{1000,}"')
 
-
-class BadRow(Exception):
-    """A line of the input can't be sent; the message says why and what is wanted."""
+_fields_decoder = msgspec.json.Decoder(Params)
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row: `fields` as they came, `body` as it is sent.
+    """One row: `fields` as they are to be kept, `body` as it is sent, less a repeat's seed.
 
-    `checksum` is of what was asked, and the same for the row's copy in the output. `max_output_tokens` is the bound
-    that the row itself sets, None if it sets none.
+    `checksum` is of what the row itself asked, and the same for the row's copy in the output. `max_output_tokens` is
+    the bound that the row sets, None if it sets none. `input_tokens` are estimated, and no more than
+    `most_input_tokens`. `notes` say what is not done with the row as might be thought.
     """
 
     line: int
     task_index: int
     first_rollout: int
     api: str
-    fields: _Fields
+    question: str
+    fields: Params
+    params: Params
     body: bytes
     checksum: int
     max_output_tokens: int | None
+    service_tier: str | None
+    input_tokens: int
+    most_input_tokens: int
+    has_seeds: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
-    def input_tokens(self) -> int:
-        """About how many tokens the body has."""
-        return math.ceil(len(self.body) / BYTES_PER_TOKEN)
+    def is_background(self) -> bool:
+        """Tell whether the answer is to be polled for."""
+        return bytes(self.params.get("background", b"")) == b"true"
+
+    def to_params(self, rollout_index: int) -> Params:
+        """Return the parameters of one repeat."""
+        return add_seed(self.params, self.api, rollout_index) if self.has_seeds else self.params
+
+    def to_body(self, rollout_index: int) -> bytes:
+        """Return the body of one repeat's call."""
+        return msgspec.json.encode(self.to_params(rollout_index)) if self.has_seeds else self.body
+
+    def to_fields(self, rollout_index: int) -> Params:
+        """Return the row as it is kept with one repeat's answer, without what a run adds."""
+        fields = self.fields
+        if self.has_seeds:
+            fields = put_params(fields, self.question, self.to_params(rollout_index))
+        return {name: value for name, value in fields.items() if name not in _ADDED}
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield each line that is not blank with its number, from 1; one line is in memory at a time."""
-    with path.open("rb", buffering=1024 * 1024) as file:
-        for number, line in enumerate(file, 1):
-            stripped = (line.removeprefix(_BOM) if number == 1 else line).strip()
-            if stripped:
-                yield number, stripped
-
-
-def to_row(text: bytes, line: int, position: int) -> Row:
+def to_row(text: bytes, line: int, position: int, additions: Additions = NOTHING_ADDED) -> Row:
     """Return the row of a line; `position`, from 0, is its task index unless it brings its own. Raises BadRow."""
-    fields = _decode(text, "the line")
-    task_index = _to_index(fields, TASK_INDEX, position)
-    first_rollout = _to_index(fields, ROLLOUT_INDEX, 0)
+    fields = _decode(text)
     name = to_question(fields)
-    asked = fields[name]
-    if name == _MESSAGES:
-        params = {name: fields[name] for name in _SENT_WITH_MESSAGES if name in fields}
-    else:
-        params = _decode(asked, name)
-    if bytes(params.get("background", b"")) == b"true":
-        raise BadRow("asks for background: true, but answers are collected whole; take it out")
-    sent = {name: value for name, value in params.items() if name not in _NOT_SENT}
-    is_as_it_came = name != _MESSAGES and len(sent) == len(params)
+    params, is_as_it_came = to_params(name, fields, additions)
+    api = to_api(name, fields, params)
+    body = bytes(fields[name]) if is_as_it_came else msgspec.json.encode(params)
+    if additions.has_seeds:
+        add_seed(params, api, 0)
+    kept = put_params(fields, name, params) if additions.params else fields
+    if RESPONSE in fields and ROLLOUT_INDEX not in fields:
+        kept = {**kept, GIVEN_RESPONSE: fields[RESPONSE]}
+    if additions.agent is not None and AGENT_REF not in kept:
+        kept = {**kept, AGENT_REF: msgspec.Raw(msgspec.json.encode({"name": additions.agent}))}
+    input_tokens, most_input_tokens = count_input_tokens(body)
     return Row(
         line=line,
-        task_index=task_index,
-        first_rollout=first_rollout,
-        api=QUESTIONS[name],
-        fields=fields,
-        body=bytes(asked) if is_as_it_came else msgspec.json.encode(sent),
-        checksum=to_checksum(asked),
-        max_output_tokens=to_max_output_tokens(sent),
+        task_index=_to_index(fields, TASK_INDEX, position),
+        first_rollout=_to_index(fields, ROLLOUT_INDEX, 0),
+        api=api,
+        question=name,
+        fields=kept,
+        params=params,
+        body=body,
+        checksum=to_checksum(fields[name], additions.names),
+        max_output_tokens=to_max_output_tokens(params),
+        service_tier=to_text(params.get("service_tier")),
+        input_tokens=input_tokens,
+        most_input_tokens=most_input_tokens,
+        has_seeds=additions.has_seeds,
+        notes=_to_notes(name, fields, params),
     )
 
 
-def to_question(fields: Mapping[str, Any]) -> str:
-    """Return the name of the field that holds what is asked. Raises BadRow if there is none."""
-    for name in QUESTIONS:
-        if name in fields:
-            return name
-    raise BadRow(f"has none of {', '.join(QUESTIONS)}")
+def to_line(fields: Mapping[str, Any], added: Mapping[str, Any]) -> bytes:
+    """Return a row as a line of JSON with `added` at its end."""
+    return msgspec.json.encode({**fields, **added}) + b"\n"
 
 
-def to_checksum(asked: msgspec.Raw) -> int:
-    """Return 32 bits, never 0, that tell one row's question from another's."""
-    return crc32(asked) or 1
+def count_input_tokens(body: bytes) -> tuple[int, int]:
+    """Return about how many tokens a body has, and more than it can have; pictures count as such, not as text."""
+    pictures, files, base64_bytes = len(_IMAGE.findall(body)), 0, 0
+    for url in _DATA_URL.finditer(body) if b";base64," in body else ():
+        base64_bytes += len(url[0])
+        files += 0 if url[1] == b"image" else len(url[0])
+    for data in _BASE64.finditer(body) if b'data"' in body else ():
+        base64_bytes += len(data[0])
+        files += len(data[0])
+    other = pictures * TOKENS_PER_IMAGE + math.ceil(files / _BASE64_BYTES_PER_TOKEN)
+    text_bytes = len(body) - base64_bytes
+    return math.ceil(text_bytes / BYTES_PER_TOKEN) + other, text_bytes + other
 
 
-def to_max_output_tokens(params: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a call with these parameters may answer with, None if they don't say."""
-    for name in _OUTPUT_BOUNDS:
-        bound = _to_number(params.get(name))
-        if bound is not None:
-            return bound * (_to_number(params.get("n")) or 1)
-    return None
+def _to_notes(name: str, fields: Params, params: Params) -> tuple[str, ...]:
+    notes = []
+    if RESPONSE in fields and ROLLOUT_INDEX not in fields:
+        notes.append(f"bring a column {RESPONSE} of their own: it is kept as {GIVEN_RESPONSE}")
+    if (model := to_text(params.get("model"))) is not None:
+        notes.append(f"name the model {model}, but the gateway's own is asked")
+    if name == MESSAGES and (unsent := sorted(NOT_SENT_WITH_MESSAGES & fields.keys())):
+        notes.append(f"bring {', '.join(unsent)}, not sent, as they may be the task's: chat_create_params sends all")
+    return tuple(notes)
 
 
-def to_line(row: Row, added: Mapping[str, Any]) -> bytes:
-    """Return the row as a line of JSON with `added` at its end; what an earlier run added is left out."""
-    kept = {name: value for name, value in row.fields.items() if name not in _ADDED}
-    return msgspec.json.encode({**kept, **added}) + b"\n"
-
-
-def _decode(text: bytes | msgspec.Raw, what: str) -> _Fields:
+def _decode(text: bytes) -> Params:
     try:
-        if isinstance(text, bytes):
-            # msgspec does not look into the values.
-            text.decode()
+        # msgspec does not look into the values.
+        text.decode()
         return _fields_decoder.decode(text)
-    except msgspec.MsgspecError as error:
-        if _holds_lone_surrogate(text):
-            raise BadRow(f"{what} holds half of a surrogate pair such as \\ud83d, which is no character") from None
-        raise BadRow(f"{what} is no JSON object ({error})") from None
     except UnicodeDecodeError:
-        raise BadRow(f"{what} is not UTF-8") from None
+        raise BadRow("the line is not UTF-8") from None
     except RecursionError:
-        raise BadRow(f"{what} is nested too deeply") from None
+        raise BadRow("the line is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        return _decode_as_python_does(text, error)
 
 
-def _holds_lone_surrogate(text: bytes | msgspec.Raw) -> bool:
-    """Tell whether that is all that is wrong with a text that msgspec refuses: JSON itself allows it."""
+def _decode_as_python_does(text: bytes, error: Exception) -> Params:
+    """Return the fields of a line with NaN in it, which Python writes for a missing number, as null. Raises BadRow."""
+    marked = _CONSTANT.sub(lambda found: found[0] if found[0].startswith(b'"') else _MARK, text)
     try:
-        json.loads(bytes(text))
-    except ValueError:
-        return False
-    return b"\\ud" in bytes(text).lower()
+        fields = _fields_decoder.decode(marked)
+    except (msgspec.MsgspecError, RecursionError):
+        raise BadRow(_to_complaint(text, error)) from None
+    for name, value in fields.items():
+        if _MARK in bytes(value):
+            if name in QUESTIONS or name in SENT_WITH_MESSAGES:
+                raise BadRow(f"{name} holds NaN or Infinity, which JSON doesn't have; take it out")
+            fields[name] = msgspec.Raw(bytes(value).replace(_MARK, b"null"))
+    return fields
 
 
-def _to_index(fields: _Fields, name: str, default: int) -> int:
+def _to_complaint(text: bytes, error: Exception) -> str:
+    try:
+        half = _SURROGATE.search(json.dumps(json.loads(text), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        half = None
+    if half is None:
+        return f"the line is no JSON object ({error})"
+    return (
+        f"the line holds half of a surrogate pair (\\u{ord(half[0]):04x}), as does text that another tool cut in two; "
+        "take it out"
+    )
+
+
+def _to_index(fields: Params, name: str, default: int) -> int:
     if name not in fields:
         return default
-    index = _to_number(fields[name])
+    index = to_number(fields[name])
     if index is None or index >= _MAX_INDEX:
         raise BadRow(f"{name} must be a whole number from 0; take it out to have the rows counted")
     return index
-
-
-def _to_number(value: Any) -> int | None:
-    """Return a whole number that is not negative; None for anything else."""
-    text = bytes(value) if isinstance(value, msgspec.Raw) else str(value).encode()
-    return int(text) if text.isdigit() and len(text) < 19 else None

@@ -15,8 +15,10 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Group
 
+from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Answer, Gateway
-from openai_gateway.collect.estimate import Budget, Estimator
+from openai_gateway.collect.entries import JournalError
+from openai_gateway.collect.estimate import Claim, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
@@ -26,8 +28,11 @@ from openai_gateway.wire.usage import read_answer
 
 _LEAST_IN_A_ROW: Final = 100
 _SAMPLE_EVERY_S: Final = 1.0
+_WAITS_EVERY_S: Final = 3.0
 _SYNC_EVERY_S: Final = 10.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The upstream worked on these and may charge for them.
+_WORKED_ON: Final = ("upstream_timeout", "504")
 
 
 class Run:
@@ -41,6 +46,8 @@ class Run:
         self._calls = Group()
         self._wake = Event()
         self._stopped = Event()
+        self._in_a_row = 0
+        self._count = 0
         self.failed_in_a_row = 0
         self.failure: Failure | None = None
         self.error: Exception | None = None
@@ -54,18 +61,20 @@ class Run:
         before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS if _is_heeded(number)}
         clocks: list[gevent.Greenlet[..., None]] = [
             gevent.spawn(_every, tick_s, on_tick),
-            gevent.spawn(_every, _SAMPLE_EVERY_S, self.progress.sample),
+            gevent.spawn(_every, _SAMPLE_EVERY_S, self._look),
+            gevent.spawn(_every, _WAITS_EVERY_S, lambda: self._read_waits(gateway)),
             gevent.spawn(_every, _SYNC_EVERY_S, self._sync),
             gevent.spawn(_at_once, self._stopped, on_tick),
         ]
         try:
             for call in plan.calls():
-                estimate_usd = self._estimator.cost_usd(call.row) or 0.0
-                if not self._admit(estimate_usd, concurrency):
+                claim = self._estimator.to_claim(call.row)
+                if not self._admit(claim, concurrency):
                     break
-                self.progress.in_flight += 1
-                self._budget.reserve(estimate_usd)
-                self._calls.spawn(self._make, gateway, call, estimate_usd, 2 * concurrency)
+                self._count += 1
+                self.progress.begun[self._count] = monotonic()
+                self._budget.reserve(claim)
+                self._calls.spawn(self._make, gateway, call, claim, self._count, 2 * concurrency)
         except (BadInput, OSError) as error:
             self._break(error)
         try:
@@ -79,14 +88,16 @@ class Run:
                 signal.signal(number, handler)
             self._journal.sync()
 
-    def _admit(self, estimate_usd: float, concurrency: int) -> bool:
+    def _admit(self, claim: Claim, concurrency: int) -> bool:
         """Wait until one more call may be made; False if none may be any more."""
         while self.progress.stopping is None:
-            if not self._budget.may_take(estimate_usd):
+            may_begin = self._budget.may_begin_unbounded(claim)
+            self.progress.holds_back = not may_begin
+            if not self._budget.may_take(claim):
                 if self.progress.in_flight == 0:
                     self._stop(COST)
                     return False
-            elif self.progress.in_flight < concurrency:
+            elif self.progress.in_flight < concurrency and may_begin:
                 return True
             self._await_change()
         return False
@@ -95,52 +106,72 @@ class Run:
         self._wake.wait()
         self._wake.clear()
 
-    def _make(self, gateway: Gateway, call: PlannedCall, estimate_usd: float, most_in_a_row: int) -> None:
+    def _make(self, gateway: Gateway, call: PlannedCall, claim: Claim, number: int, most_in_a_row: int) -> None:
         cost_usd = 0.0
         started = monotonic()
+        row = call.row
         try:
-            found = gateway.post(call.row.api, call.row.body, call.rollout_id, self._stopped)
+            body = row.to_body(call.rollout_index)
+            found = gateway.post(row.api, body, call.rollout_id, self._stopped)
+            if found is not None and row.is_background:
+                found = gateway.wait_for_response(found, call.rollout_id)
             if found is not None:
-                cost_usd = self._take(call, found, monotonic() - started, estimate_usd)
-            if self.failed_in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
+                cost_usd = self._take(call, found, monotonic() - started)
+            if self._in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
                 self._stop(ALL_FAIL)
         except Exception as error:
             self._break(error)
         finally:
-            self.progress.in_flight -= 1
-            self._budget.settle(estimate_usd, cost_usd)
+            del self.progress.begun[number]
+            self._budget.settle(claim, cost_usd)
             self._wake.set()
 
-    def _take(self, call: PlannedCall, found: Answer | Failure, duration_s: float, estimate_usd: float) -> float:
+    def _take(self, call: PlannedCall, found: Answer | Failure, duration_s: float) -> float:
         """Write what came of a call and return what it cost, or may have."""
-        response, failure = to_result(call.row.api, found)
+        progress, row = self.progress, call.row
+        response, failure = to_result(row.api, found)
+        retries = found.retries if isinstance(found, Answer) else []
+        lost_usd = sum(reason in _WORKED_ON for reason in retries) * (self._estimator.cost_usd(row) or 0.0)
+        if isinstance(found, Answer):
+            for sums in (progress.sums, progress.run_sums):
+                sums.add_attempts(found.attempts or 1, retries)
         if failure is not None:
-            self._write_failure(call, failure)
-            return self._to_lost_usd(found, failure, estimate_usd)
+            lost_usd += self._to_lost_usd(call, found, failure)
+            self._write_failure(call, failure, lost_usd)
+            return lost_usd
+        assert isinstance(found, Answer)
         report = read_answer(response)
         cost_usd = self._estimator.to_cost_usd(report)
-        self._journal.answers.append(to_answer_line(call, response, duration_s))
-        self.failed_in_a_row = 0
-        progress = self.progress
+        guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
+        latency_s = max(duration_s - found.waited_s, 0.0)
+        self._journal.answers.append(to_answer_line(call, response, duration_s, latency_s))
+        self._in_a_row = 0
         progress.answered += 1
-        progress.sums.add(report, cost_usd, duration_s)
-        progress.tokens += report.usage.input_tokens + report.usage.output_tokens if report.usage is not None else 0
-        progress.cost_usd += cost_usd or 0.0
-        return estimate_usd if cost_usd is None else cost_usd
+        for sums in (progress.sums, progress.run_sums):
+            sums.add(report, cost_usd, duration_s, latency_s)
+            sums.estimated_usd += guess_usd
+            sums.perhaps_billed_usd += lost_usd
+        return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(self, found: Answer | Failure, failure: Failure, estimate_usd: float) -> float:
-        """Return what a failed call may have cost: refusals cost nothing, what broke off may be billed."""
-        if failure.is_general or (failure.status or 0) >= 300:
+    def _to_lost_usd(self, call: PlannedCall, found: Answer | Failure, failure: Failure) -> float:
+        """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
+        if failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout"):
             return 0.0
-        cost_usd = self._estimator.to_cost_usd(read_answer(found.body)) if isinstance(found, Answer) else None
-        return estimate_usd if cost_usd is None else cost_usd
+        if isinstance(found, Answer) and found.status < 300:
+            cost_usd = self._estimator.to_cost_usd(read_answer(found.body))
+            if cost_usd is not None:
+                return cost_usd
+        return self._estimator.cost_usd(call.row) or 0.0
 
-    def _write_failure(self, call: PlannedCall, failure: Failure) -> None:
-        self._journal.failures.append(to_failure_line(call, failure))
-        self.failed_in_a_row += 1
-        self.progress.failed += 1
-        self.progress.errors[failure.failure_class] += 1
-        self.progress.examples.setdefault(failure.failure_class, failure)
+    def _write_failure(self, call: PlannedCall, failure: Failure, lost_usd: float) -> None:
+        self._journal.failures.append(to_failure_line(call, failure, lost_usd))
+        self._in_a_row += 1
+        progress = self.progress
+        progress.failed += 1
+        progress.errors[failure.failure_class] += 1
+        progress.examples.setdefault(failure.failure_class, failure)
+        for sums in (progress.sums, progress.run_sums):
+            sums.perhaps_billed_usd += lost_usd
         if failure.is_general:
             self.failure = self.failure or failure
             self._stop(GENERAL_FAILURE)
@@ -150,7 +181,9 @@ class Run:
         self._stop(BROKEN)
 
     def _stop(self, why: str) -> None:
-        self.progress.stopping = self.progress.stopping or why
+        if self.progress.stopping is None:
+            self.progress.stopping = why
+            self.failed_in_a_row = self._in_a_row
         self._stopped.set()
         self._wake.set()
 
@@ -159,6 +192,16 @@ class Run:
             self.progress.is_cancelled = True
         self.progress.stopping = None
         self._stop(INTERRUPTED)
+
+    def _look(self) -> None:
+        self.progress.sample()
+        try:
+            self._journal.check_place()
+        except (JournalError, OSError) as error:
+            self._break(error)
+
+    def _read_waits(self, gateway: Gateway) -> None:
+        self.progress.waits = gateway.read_waits() if self.progress.in_flight else {}
 
     def _sync(self) -> None:
         try:

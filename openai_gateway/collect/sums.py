@@ -6,6 +6,7 @@ How they are shown is `cli`'s.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,8 @@ _PERCENTILES: Final = (50, 90, 99)
 _MOST_REASONS: Final = 50
 _OTHER: Final = "other"
 _NO_REASON: Final = "unknown"
+# The API's names for an answer that its bound ended.
+CUT_OFF: Final = ("length", "max_output_tokens", "max_tokens")
 
 
 class Latencies(msgspec.Struct):
@@ -52,24 +55,34 @@ class Sums(TokenSums):
     """What some answers add up to.
 
     Tokens are of those that reported them (the others: `without_usage`), cost of those that also have a price (the
-    others: `without_price`).
+    others: `without_price`). `estimated_usd` is what answers of unknown cost are thought to have cost,
+    `perhaps_billed_usd` what calls are that failed though the upstream worked on them. `latencies` are of the last
+    attempts alone, `durations` with all waiting.
     """
 
     answers: int = 0
     without_usage: int = 0
     cost_usd: float = 0.0
     without_price: int = 0
+    estimated_usd: float = 0.0
+    perhaps_billed_usd: float = 0.0
+    attempts: int = 0
+    retries: Counter[str] = msgspec.field(default_factory=Counter)
     finish_reasons: Counter[str] = msgspec.field(default_factory=Counter)
     latencies: Latencies = msgspec.field(default_factory=Latencies)
+    durations: Latencies = msgspec.field(default_factory=Latencies)
 
-    def add(self, report: Report, cost_usd: float | None, duration_s: float | None) -> None:
+    def add(
+        self, report: Report, cost_usd: float | None, duration_s: float | None, latency_s: float | None = None
+    ) -> None:
         """Add an answer."""
         self.answers += 1
         reason = report.finish_reason or _NO_REASON
         is_known = reason in self.finish_reasons or len(self.finish_reasons) < _MOST_REASONS
         self.finish_reasons[reason if is_known else _OTHER] += 1
         if duration_s is not None:
-            self.latencies.add(duration_s)
+            self.durations.add(duration_s)
+            self.latencies.add(duration_s if latency_s is None else latency_s)
         usage = report.usage
         if usage is None:
             self.without_usage += 1
@@ -82,6 +95,23 @@ class Sums(TokenSums):
     def tokens(self) -> int:
         """Input and output together."""
         return self.input_tokens + self.output_tokens
+
+    def add_attempts(self, attempts: int, retries: Collection[str]) -> None:
+        """Count a call's attempts, and why all but the last failed."""
+        self.attempts += attempts
+        for reason in retries:
+            is_known = reason in self.retries or len(self.retries) < _MOST_REASONS
+            self.retries[reason if is_known else _OTHER] += 1
+
+    @property
+    def cut_off(self) -> int:
+        """How many answers were cut off by a bound on their length."""
+        return sum(self.finish_reasons[reason] for reason in CUT_OFF)
+
+    @property
+    def spent_usd(self) -> float:
+        """What all of it cost, or is thought to have cost."""
+        return self.cost_usd + self.estimated_usd + self.perhaps_billed_usd
 
     @property
     def known_cost_usd(self) -> float | None:
@@ -103,6 +133,10 @@ class Sums(TokenSums):
             },
             "cost_usd": None if cost_usd is None else round(cost_usd, 6),
             "answers_without_price": self.without_price,
+            "estimated_usd": round(self.estimated_usd, 6),
+            "perhaps_billed_usd": round(self.perhaps_billed_usd, 6),
             "latency_s": self.latencies.to_json(),
+            "duration_s": self.durations.to_json(),
             "finish_reasons": dict(self.finish_reasons),
+            "cut_off": self.cut_off,
         }

@@ -26,6 +26,23 @@ def test_gyms_options_are_ours_and_the_rest_are_overrides() -> None:
     assert rest == [override, "+config_paths=[a.yaml]"]
 
 
+def test_command_lines_of_gyms_documents_are_taken_as_they_are() -> None:
+    options, rest = take_gym_options(
+        [
+            "+agent_name=simple_agent",
+            "+concurrency=10",
+            "+num_repeats_add_seed=true",
+            "+dry_run=true",
+            "++responses_create_params={temperature: 0.0, reasoning: {effort: low}}",
+            "+responses_create_params.max_output_tokens=512",
+            "++policy_model_name=gpt-4o-mini",
+        ]
+    )
+    params = {"temperature": 0.0, "reasoning": {"effort": "low"}, "max_output_tokens": 512}
+    assert options == {"agent": "simple_agent", "concurrency": 10, "seeds": True, "dry_run": True, "params": params}
+    assert rest == ["++policy_model_name=gpt-4o-mini"]
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
@@ -38,8 +55,12 @@ def test_gyms_options_are_ours_and_the_rest_are_overrides() -> None:
         ("+num_repeats={agent: 2}", "whole number from 1"),
         ("+limit=[", "can't be read"),
         ("+resume_from_cache=3", "true or false"),
-        ("+agent_name=simple_agent", "no agent is run here"),
-        ("+responses_create_params.temperature=0.5", "extra_body_responses"),
+        ("+skills.path=x", "no agent is run here"),
+        ("+num_repeat=4", r"did you mean \+num_repeats"),
+        ("+input_jsonl_path=x", r"did you mean \+input_jsonl_fpath"),
+        ("+num_repeats_add_seed=3", "true or false"),
+        ("+responses_create_params=3", "must be a mapping"),
+        ("+responses_create_params.reasoning.effort=low", "is nested"),
     ],
 )
 def test_what_can_not_be_done_is_refused_not_ignored(argument: str, said: str) -> None:

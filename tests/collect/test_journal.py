@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import resource
 from pathlib import Path
 
 import pytest
 
-from openai_gateway.collect.journal import AppendFile, Journal, JournalError, read_entries, to_failures_path
+from openai_gateway.collect.entries import JournalError, read_entries
+from openai_gateway.collect.files import to_failures_path
+from openai_gateway.collect.journal import AppendFile, Journal
 
 
 def _line(task: int, rollout: int = 0) -> bytes:
@@ -118,9 +121,65 @@ def test_checksum_is_that_of_the_question_whichever_form_it_has(tmp_path: Path) 
     path.write_text(
         f'{{"messages":[1],{where}}}\n{{"chat_create_params":[1],{where}}}\n{{"responses_create_params":[2],{where}}}\n'
     )
-    first, second, third = (entry.checksum for entry in read_entries(path))
+    first, second, third = (entry.to_checksum() for entry in read_entries(path))
     assert first == second != third
 
 
 def test_failures_are_beside_the_output() -> None:
     assert to_failures_path(Path("a/b.c.jsonl")) == Path("a/b.c_failures.jsonl")
+
+
+def test_gzip_output_is_compressed_appended_to_and_mended_wherever_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl.gz"
+    with Journal(path, may_resume=True) as journal:
+        journal.answers.append(_line(0))
+        journal.answers.append(_line(1))
+    whole = path.read_bytes()
+    with Journal(path, may_resume=True) as journal:
+        journal.answers.append(_line(2))
+    last = path.read_bytes()[len(whole) :]
+    assert gzip.decompress(whole + last) == _line(0) + _line(1) + _line(2)
+    for torn in (*(last[:length] for length in range(1, len(last), 7)), bytes(512), last[:9] + bytes(100)):
+        path.write_bytes(whole + torn)
+        with Journal(path, may_resume=True) as journal:
+            assert journal.cut_bytes == len(torn)
+            assert _tasks(path) == [0, 1]
+            journal.answers.append(_line(3))
+        assert _tasks(path) == [0, 1, 3]
+    assert (tmp_path / "o_failures.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("o.jsonl", gzip.compress(_line(0))), ("o.jsonl.gz", _line(0)), ("o.jsonl.gz", b"\x1f\x8b")]
+)
+def test_gzip_where_none_is_meant_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(JournalError, match="another --output"), Journal(tmp_path / name, may_resume=True):
+        pass
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_output_that_is_removed_while_it_is_written_to_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    with Journal(path, may_resume=False) as journal:
+        journal.check_place()
+        journal.answers.append(_line(0))
+        path.unlink()
+        with pytest.raises(JournalError, match="removed"):
+            journal.check_place()
+        journal.answers.append(_line(1))
+        journal.check_place()
+    assert _tasks(path) == [0, 1]
+
+
+def test_output_that_is_replaced_while_it_is_written_to_is_kept_beside(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    with Journal(path, may_resume=False) as journal:
+        journal.answers.append(_line(0))
+        path.unlink()
+        path.write_text("another's")
+        with pytest.raises(JournalError, match=r"o\.jsonl\.rescued"):
+            journal.check_place()
+        journal.answers.append(_line(1))
+    assert path.read_text() == "another's"
+    assert _tasks(tmp_path / "o.jsonl.rescued") == [0, 1]

@@ -113,7 +113,7 @@ def test_run_that_is_killed_goes_on_with_nothing_lost_and_nothing_doubled(tmp_pa
         assert f"question {row['_ng_task_index']}." in json.dumps(row["response"])
     # Only what was in flight at a kill was asked for twice.
     assert 300 <= _stats(upstream)["requests"] <= 300 + 2 * 16
-    sums = json.loads((tmp_path / "o_aggregate_metrics.json").read_text())
+    sums = json.loads((tmp_path / "o_metrics.json").read_text())
     assert (sums["answers"], sums["calls"]["done"], sums["finish_reasons"]) == (300, 300, {"completed": 300})
     assert sums["tokens"]["output"] == sum(row["response"]["usage"]["output_tokens"] for row in found)
 
@@ -252,11 +252,11 @@ def test_max_cost_is_not_gone_beyond(tmp_path: Path, running_gateway: Gunicorn) 
     ended = _run(tmp_path, *target)
     assert ended.returncode == 1
     assert "Stopped by --max-cost" in ended.stderr
-    sums = json.loads((tmp_path / "o_aggregate_metrics.json").read_text())
+    sums = json.loads((tmp_path / "o_metrics.json").read_text())
     assert 0.004 < sums["cost_usd"] <= 0.005
     # What earlier runs cost counts.
     assert _run(tmp_path, *target, "--resume").returncode == 1
-    assert json.loads((tmp_path / "o_aggregate_metrics.json").read_text())["cost_usd"] == sums["cost_usd"]
+    assert json.loads((tmp_path / "o_metrics.json").read_text())["cost_usd"] == sums["cost_usd"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,178 @@
+"""What `collect` does, in its order: survey the rows, tell what they come to, make the calls, and sum up.
+
+Options and how errors end the command are `collect`'s; each step's work is `openai_gateway.collect`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+
+from openai_gateway.cli.progress import ProgressView
+from openai_gateway.cli.summary import to_estimate, to_metrics, to_reason, to_summary, to_too_dear
+from openai_gateway.cli.target import Refused, Target
+from openai_gateway.collect.budget import Budget
+from openai_gateway.collect.client import Gateway
+from openai_gateway.collect.files import to_failures_path, to_metrics_path
+from openai_gateway.collect.journal import Journal
+from openai_gateway.collect.params import Additions
+from openai_gateway.collect.past import Past
+from openai_gateway.collect.plan import Plan, Survey
+from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
+from openai_gateway.collect.run import Run
+from openai_gateway.collect.settings import Settings, add_run, find_differences, read_settings, write_settings
+from openai_gateway.collect.shards import Shard
+from openai_gateway.config.prices import DEFAULT_PRICE_FILE
+
+INTERRUPTED_CODE = 130
+_DEFAULT_CONCURRENCY = 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be collected, from which rows, and within which bounds."""
+
+    source: Path
+    output: Path
+    num_repeats: int
+    additions: Additions
+    limit: int | None = None
+    shard: Shard | None = None
+    concurrency: int | None = None
+    max_cost: float | None = None
+    may_resume: bool = False
+    may_mix: bool = False
+
+
+def estimate(order: Order, target: Target) -> int:
+    """Tell what a run would come to; return the exit code."""
+    past = _read_past(order, target, order.may_resume)
+    survey = _to_plan(order, past).survey(target.estimator)
+    click.echo(to_estimate(survey, target.estimator, order.max_cost, _to_concurrency(order, target)))
+    if not order.may_resume and order.output.is_file() and order.output.stat().st_size:
+        click.echo(f"note: {order.output} holds an earlier run; go on with it by --resume, or give another --output")
+    _may_begin(target, survey, Budget(order.max_cost, target.estimator, past.spent_usd), past)
+    return 0
+
+
+def collect(order: Order, target: Target) -> int:
+    """Make the calls that are to be made; return the exit code."""
+    if order.max_cost is not None and not target.estimator.has_price:
+        raise Refused(
+            f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
+            f"name a table that has it with --price-file, in the form of the shipped {DEFAULT_PRICE_FILE}"
+        )
+    with Journal(order.output, may_resume=order.may_resume) as journal:
+        if journal.cut_bytes:
+            click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
+        past = _read_past(order, target, order.may_resume)
+        plan = _to_plan(order, past)
+        survey = plan.survey(target.estimator)
+        click.echo(
+            to_estimate(survey, target.estimator, order.max_cost, _to_concurrency(order, target)),
+            err=True,
+        )
+        budget = Budget(order.max_cost, target.estimator, past.spent_usd)
+        run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
+        may_begin = _may_begin(target, survey, budget, past)
+        write_settings(order.output, add_run(read_settings(order.output), _to_settings(order, target, survey)))
+        if not may_begin:
+            run.progress.stopping = COST
+        elif survey.to_do:
+            with target.open() as gateway:
+                _run(order, target, gateway, survey, run, plan)
+        return _finish(order, survey, run)
+
+
+def say(text: str) -> None:
+    """Write to stdout, whose reader may have left: what was done is done all the same."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # Python flushes it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _read_past(order: Order, target: Target, may_resume: bool) -> Past:
+    if not may_resume:
+        return Past()
+    before = read_settings(order.output)
+    now = _to_settings(order, target, Survey())
+    differences = list(dict.fromkeys(found for each in before for found in find_differences(each, now)))
+    past = Past().read(order.output, target.estimator, now.unheeded.union(*(each.unheeded for each in before)))
+    if differences and past.answers:
+        what = ", ".join(differences)
+        if not order.may_mix:
+            raise Refused(
+                f"{order.output} was collected with other settings ({what}); set them as before, give another "
+                "--output, or take both into one with --mix"
+            )
+        click.echo(f"note: {order.output} mixes answers of different settings: {what}", err=True)
+    if any(each.shard != (str(order.shard) if order.shard else None) for each in before):
+        raise Refused(f"{order.output} is of shard {before[-1].shard or 'none'}; give another --output")
+    return past
+
+
+def _to_settings(order: Order, target: Target, survey: Survey) -> Settings:
+    return Settings(
+        model=target.estimator.model,
+        params={name: msgspec.json.decode(value) for name, value in order.additions.params.items()},
+        has_seeds=order.additions.has_seeds,
+        extra_body=None if target.extra_body is None else {api: dict(body) for api, body in target.extra_body.items()},
+        rows=survey.all_rows,
+        repeats=order.num_repeats,
+        shard=None if order.shard is None else str(order.shard),
+        has_own_indices=survey.has_own_indices,
+    )
+
+
+def _to_plan(order: Order, past: Past) -> Plan:
+    return Plan(order.source, order.num_repeats, order.limit, past, order.additions, order.shard)
+
+
+def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bool:
+    """Tell whether the first call's cost is allowed; one that alone is too dear, or has no price, is refused."""
+    if survey.first is None or budget.limit_usd is None:
+        return True
+    estimator = target.estimator
+    if survey.cost_usd is None:
+        tier = estimator.to_tier(survey.first)
+        raise Refused(f"--max-cost needs a price for the service tier {tier!r}; add it to the table of --price-file")
+    if budget.may_take(estimator.to_claim(survey.first)):
+        return True
+    if not past.spent_usd:
+        raise Refused(to_too_dear(survey.first, estimator))
+    return False
+
+
+def _to_concurrency(order: Order, target: Target) -> int:
+    return min(order.concurrency or target.cap or _DEFAULT_CONCURRENCY, target.cap or order.concurrency or 10**9)
+
+
+def _run(order: Order, target: Target, gateway: Gateway, survey: Survey, run: Run, plan: Plan) -> None:
+    concurrency = _to_concurrency(order, target)
+    if order.concurrency is not None and order.concurrency > concurrency:
+        click.echo(f"--concurrency lowered to the config's max_concurrent_requests, {concurrency}", err=True)
+    view = ProgressView(run.progress, survey)
+    run.go(gateway, plan, concurrency, view.show, view.tick_s)
+    view.end()
+
+
+def _finish(order: Order, survey: Survey, run: Run) -> int:
+    """Write and show the sums, say why not all is done, and return the exit code."""
+    found = to_metrics(survey, run.progress)
+    path = to_metrics_path(order.output)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    part.replace(path)
+    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {order.output} and beside it {path.name}")
+    reason = to_reason(run, order.max_cost)
+    if reason:
+        click.echo(reason, err=True)
+    if run.progress.stopping == INTERRUPTED:
+        return INTERRUPTED_CODE
+    return 0 if survey.done + run.progress.answered == survey.calls else 1

@@ -1,0 +1,125 @@
+"""Where `collect` sends its calls: a running gateway, or one that is started for as long as it runs.
+
+With what its calls are thought to cost, and with what it asks beyond the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import click
+
+from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
+from openai_gateway.collect.client import Gateway
+from openai_gateway.collect.estimate import Estimator
+from openai_gateway.collect.failures import Failure
+from openai_gateway.collect.params import to_max_output_tokens, to_text
+from openai_gateway.collect.questions import CHAT, RESPONSES
+from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
+
+KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
+
+
+class Refused(click.ClickException):
+    """Called wrongly: nothing was done."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running gateway or one to be started; `extra_body` is what the config adds to each API's calls, if known."""
+
+    running: Gateway | None
+    own: OwnGateway | None
+    estimator: Estimator
+    extra_body: Mapping[str, Mapping[str, Any]] | None = None
+
+    @property
+    def cap(self) -> int | None:
+        """How many calls at a time the gateway makes, None if that is not known."""
+        return self.own.server.max_concurrent_requests if self.own is not None else None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Gateway]:
+        """Give the gateway, started if need be. Raises NotReady."""
+        if self.own is None:
+            assert self.running is not None
+            yield self.running
+            return
+        for note in self.own.notes:
+            click.echo(note, err=True)
+        click.echo("Starting the gateway ...", err=True)
+        # Closed first: a server that is ended waits for the connections of its clients.
+        with self.own.run() as (url, key), contextlib.closing(Gateway(url, key)) as gateway:
+            _greet(gateway)
+            yield gateway
+
+
+def to_running_target(base_url: str, server: str | None, price_file: Path | None) -> Target:
+    """Return a gateway that runs already. Raises Refused, ClickException."""
+    url = to_server_url(base_url, server)
+    if not _is_base_url(url):
+        raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
+    gateway = Gateway(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
+    return Target(gateway, None, Estimator(_read_prices(price_file), _greet(gateway, server), {}))
+
+
+def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
+    """Return the gateway that is to be started. Raises Refused."""
+    server = own.server
+    extra_body = {
+        RESPONSES: {**server.extra_body, **server.extra_body_responses},
+        CHAT: {**server.extra_body, **server.extra_body_chat},
+    }
+    prices = server.prices if price_file is None else _read_prices(price_file)
+    bounds = {api: to_max_output_tokens(body) for api, body in extra_body.items()}
+    tiers = {api: to_text(body.get("service_tier")) for api, body in extra_body.items()}
+    return Target(None, own, Estimator(prices, server.openai_model, bounds, tiers), extra_body)
+
+
+def to_own_gateway(
+    configs: Sequence[str], overrides: Sequence[str], server: str | None, timeout_s: float | None
+) -> OwnGateway:
+    """Return the gateway that a config makes, with another bound on the wait for an answer if one is given."""
+    own = OwnGateway(configs, overrides, server)
+    if timeout_s is None:
+        return own
+    key = f"++{own.server.name}.responses_api_models.openai_model.first_byte_timeout_s={timeout_s:g}"
+    return OwnGateway(configs, [*overrides, key], server)
+
+
+def _greet(gateway: Gateway, server: str | None = None) -> str | None:
+    """Return the gateway's model, None if it has not exactly one; `server` has to be there if it is given."""
+    found = gateway.greet()
+    if isinstance(found, Failure):
+        raise click.ClickException(f"{found.message}; {found.what_to_do}")
+    if not gateway.knows_rollouts:
+        if server is not None:
+            raise click.ClickException(f"no gateway with a server {server!r} is there: see --base-url, --server")
+        click.echo("note: no openai_gateway answers there; calls go out without rollout ids", err=True)
+    return found[0] if len(found) == 1 else None
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.query
+    except ValueError:
+        return False
+
+
+def _read_prices(path: Path | None) -> PriceTable:
+    """Return the prices of a file, else of the usual one if it is there."""
+    if path is None and not Path(DEFAULT_PRICE_FILE).is_file():
+        return PriceTable()
+    try:
+        return read_prices(path or Path(DEFAULT_PRICE_FILE))
+    except BadPrices as error:
+        raise Refused(f"{path or DEFAULT_PRICE_FILE} {error}") from None

@@ -20,6 +20,7 @@ from openai_gateway.wire.retries import FINAL_QUOTA_CODES
 KEY_REFUSED: Final = "key_refused"
 QUOTA_USED_UP: Final = "quota_used_up"
 FORBIDDEN: Final = "forbidden"
+REGION_REFUSED: Final = "region_refused"
 MODEL_NOT_FOUND: Final = "model_not_found"
 UNKNOWN_URL: Final = "unknown_url"
 NOT_FOUND: Final = "not_found"
@@ -37,6 +38,7 @@ _KINDS_BY_CODE: Final = {
     "model_not_found": MODEL_NOT_FOUND,
     # Azure's.
     "DeploymentNotFound": MODEL_NOT_FOUND,
+    "unsupported_country_region_territory": REGION_REFUSED,
     "gateway_queue_full": GATEWAY_FULL,
     "gateway_queue_timeout": GATEWAY_FULL,
     "gateway_draining": GATEWAY_DRAINING,
@@ -58,7 +60,7 @@ _KINDS_BY_STATUS: Final = {
 }
 # What servers that know nothing of a path answer with; any other code of a 404 is about something the call named.
 _CODES_OF_NO_PATH: Final = (None, "404", "unknown_url", "NotFound", "not_found")
-_NO_MODEL: Final = re.compile(r"\bmodel\b.*(not exist|not found)", re.IGNORECASE)
+_NO_MODEL: Final = re.compile(r"\bmodel\b.*(not exist|not found)|not have access to (the )?model", re.IGNORECASE)
 
 _BAD_REQUEST: Final = "the request is at fault: its error message names what is wrong; sending it again fails"
 _AGAIN: Final = "send the call again"
@@ -68,6 +70,7 @@ _CURES_BY_KIND: Final = {
     " and retrying don't help",
     FORBIDDEN: "the key may not do this: look at its permissions, its project, the model, and the provider's rules for"
     " regions and content",
+    REGION_REFUSED: "the provider doesn't serve this country or region: send from another, or use another provider",
     MODEL_NOT_FOUND: "there is no such model for this key: set {model}",
     UNKNOWN_URL: "the upstream doesn't serve this path: check {url}, and that it has this API{api}; some answer so for"
     " an unknown model, too: check {model}",
@@ -159,13 +162,14 @@ def advise(status: int | None, code: str | None, outcome: str) -> str:
 
 
 def _find_kind(status: int, code: str | None, message: str) -> str:
-    known = _KINDS_BY_CODE.get(code or "") or _KINDS_BY_STATUS.get(status)
+    known = _KINDS_BY_CODE.get(code or "")
+    if known is None and status in (403, 404) and _NO_MODEL.search(message):
+        # vLLM's code is the status, and so is that of many who don't know the path.
+        return MODEL_NOT_FOUND
+    known = known or _KINDS_BY_STATUS.get(status)
     if known is not None:
         return known
     if status == 404:
-        # vLLM's code is the status, and so is that of many who don't know the path.
-        if _NO_MODEL.search(message):
-            return MODEL_NOT_FOUND
         return UNKNOWN_URL if code in _CODES_OF_NO_PATH else NOT_FOUND
     if status < 400:
         return UNKNOWN_URL

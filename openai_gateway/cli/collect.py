@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-import msgspec
 
 from openai_gateway.cli.collection import INTERRUPTED_CODE, Order, collect, estimate
 from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options, to_param
@@ -21,7 +20,7 @@ from openai_gateway.cli.servers import NotReady
 from openai_gateway.cli.target import Refused, Target, to_own_gateway, to_own_target, to_running_target
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.files import BadFiles, check_files, to_shard_path
-from openai_gateway.collect.params import Additions
+from openai_gateway.collect.params import to_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
 from openai_gateway.collect.shards import BadShard, Shard, to_shard
 from openai_gateway.config.prices import DEFAULT_PRICE_FILE
@@ -161,11 +160,7 @@ def _to_order(given: Mapping[str, Any]) -> Order:
         source=given["source"],
         output=given["output"] if shard is None else to_shard_path(given["output"], shard),
         num_repeats=given["num_repeats"] or 1,
-        additions=Additions(
-            {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in given["params"].items()},
-            has_seeds=bool(given["seeds"]),
-            agent=given["agent"],
-        ),
+        additions=to_additions(given["params"], has_seeds=bool(given["seeds"]), agent=given["agent"]),
         limit=given["limit"],
         shard=shard,
         concurrency=given["concurrency"],

@@ -5,12 +5,12 @@ Options and how errors end the command are `collect`'s; each step's work is `ope
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import msgspec
 
 from openai_gateway.cli.progress import ProgressView
 from openai_gateway.cli.summary import to_estimate, to_metrics, to_reason, to_summary, to_too_dear
@@ -120,7 +120,7 @@ def _read_past(order: Order, target: Target, may_resume: bool) -> Past:
 def _to_settings(order: Order, target: Target, survey: Survey) -> Settings:
     return Settings(
         model=target.estimator.model,
-        params={name: msgspec.json.decode(value) for name, value in order.additions.params.items()},
+        params=order.additions.values,
         has_seeds=order.additions.has_seeds,
         extra_body=None if target.extra_body is None else {api: dict(body) for api, body in target.extra_body.items()},
         rows=survey.all_rows,
@@ -167,7 +167,7 @@ def _finish(order: Order, survey: Survey, run: Run) -> int:
     found = to_metrics(survey, run.progress)
     path = to_metrics_path(order.output)
     part = path.with_name(f"{path.name}.part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    part.write_text(json.dumps(found, indent=2) + "\n")
     part.replace(path)
     say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {order.output} and beside it {path.name}")
     reason = to_reason(run, order.max_cost)

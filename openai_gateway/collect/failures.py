@@ -16,6 +16,7 @@ from openai_gateway.remedies import (
     MODEL_NOT_FOUND,
     QUOTA_USED_UP,
     RATE_LIMITED,
+    REGION_REFUSED,
     UNKNOWN_URL,
     UPSTREAM_UNAVAILABLE,
     UPSTREAM_UNREACHABLE,
@@ -38,7 +39,17 @@ _LATER: Final = "--resume tries it again"
 
 _UNREACHABLE: Final = "gateway_unreachable"
 # What every other call would meet, too.
-GENERAL: Final = frozenset({KEY_REFUSED, QUOTA_USED_UP, MODEL_NOT_FOUND, UNKNOWN_URL, GATEWAY_DRAINING, _UNREACHABLE})
+GENERAL: Final = frozenset(
+    {
+        KEY_REFUSED,
+        QUOTA_USED_UP,
+        REGION_REFUSED,
+        MODEL_NOT_FOUND,
+        UNKNOWN_URL,
+        GATEWAY_DRAINING,
+        _UNREACHABLE,
+    }
+)
 # No fault of the call's, whatever it asks.
 NOT_HELD_AGAINST: Final = GENERAL | {UPSTREAM_UNREACHABLE, UPSTREAM_UNAVAILABLE, RATE_LIMITED, GATEWAY_FULL}
 
@@ -68,6 +79,8 @@ class _Error(msgspec.Struct):
 class _ErrorBody(msgspec.Struct):
     error: _Error | str | None = None
     detail: object = None
+    # Of servers that put no object around it, such as older ones of vLLM.
+    message: str | None = None
 
 
 def to_failure(status: int, body: bytes, attempts: int | None = None, request_id: str | None = None) -> Failure:
@@ -102,4 +115,4 @@ def _read_error(body: bytes) -> tuple[str | None, str]:
     error = found.error
     if isinstance(error, _Error):
         return (str(error.code) if error.code is not None else None), (error.message or "")[:_MAX_MESSAGE]
-    return None, str(error or found.detail or "")[:_MAX_MESSAGE]
+    return None, str(error or found.detail or found.message or "")[:_MAX_MESSAGE]

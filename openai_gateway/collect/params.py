@@ -42,12 +42,23 @@ class Additions(msgspec.Struct, frozen=True):
     agent: str | None = None
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The parameters as plain values."""
+        return {name: msgspec.json.decode(value) for name, value in self.params.items()}
+
+    @property
     def names(self) -> frozenset[str]:
         """The parameters that are not the row's own."""
         return frozenset(self.params) | (frozenset({SEED, METADATA}) if self.has_seeds else frozenset())
 
 
 NOTHING_ADDED: Final = Additions()
+
+
+def to_additions(params: Mapping[str, Any], *, has_seeds: bool, agent: str | None) -> Additions:
+    """Return what is given for all rows, from plain values."""
+    raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in params.items()}
+    return Additions(raw, has_seeds, agent)
 
 
 def to_params(name: str, fields: Params, additions: Additions) -> tuple[Params, bool]:

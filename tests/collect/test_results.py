@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openai_gateway.collect.client import Answer
-from openai_gateway.collect.failures import to_failure, to_unreachable
+from openai_gateway.collect.failures import NOT_HELD_AGAINST, to_failure, to_unreachable
 from openai_gateway.collect.results import to_result
 from openai_gateway.collect.sums import Latencies, Sums
 from openai_gateway.wire.usage import Report, Usage
@@ -48,6 +48,24 @@ def test_class_of_a_failure(status: int, code: str | None, expected: str, is_gen
     assert (failure.failure_class, failure.code, failure.is_general) == (expected, code, is_general)
     assert failure.message == "why"
     assert failure.what_to_do
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (404, {"error": {"code": "DeploymentNotFound", "message": "no such deployment"}}, "model_not_found"),
+        (404, {"object": "error", "message": "The model `x` does not exist.", "code": 404}, "model_not_found"),
+        (404, {"error": {"message": "The model `x` does not exist.", "code": 404}}, "model_not_found"),
+        (403, {"error": {"message": "Project p does not have access to model m", "code": None}}, "model_not_found"),
+        (403, {"error": {"message": "m", "code": "model_not_found"}}, "model_not_found"),
+        (403, {"error": {"message": "no", "code": "unsupported_country_region_territory"}}, "region_refused"),
+        (429, {"error": {"message": "pay", "code": "billing_not_active"}}, "quota_used_up"),
+    ],
+)
+def test_what_every_call_would_meet_is_general_and_no_rows_fault(status: int, body: Any, expected: str) -> None:
+    failure = to_failure(status, json.dumps(body).encode())
+    assert (failure.failure_class, failure.is_general) == (expected, True)
+    assert failure.failure_class in NOT_HELD_AGAINST
 
 
 @pytest.mark.parametrize(

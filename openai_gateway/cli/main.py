@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "completion": "Print the script that completes commands in a shell.",
     "config": "Show the resolved config, and where each value came from.",
     "demo": "Start simulator and gateway, send one request of each kind, and serve on.",
+    "recordings": "Look at kept answers, remove old ones, take them elsewhere.",
     "serve": "Serve: gunicorn with gevent workers, from one command.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",
     "usage": "Sum up usage logs by model, rollout, hour or status.",

@@ -95,11 +95,12 @@ class SegmentWriter:
         self._size = 0
         self.path: Path | None = None
 
-    def append(self, key: bytes, asker: bytes, payload: bytes) -> bytes:
-        """Append a record and return its id. Raises OSError, and then has written nothing."""
+    def append(self, key: bytes, asker: bytes, payload: bytes, when: float | None = None) -> bytes:
+        """Append a record and return its id; `when` None is now. Raises OSError, and then has written nothing."""
         fd = self._open()
         answer_id = secrets.token_bytes(8)
-        fields = (_MAGIC, len(payload), zlib.crc32(payload), time.time(), key, asker, answer_id)
+        when = time.time() if when is None else when
+        fields = (_MAGIC, len(payload), zlib.crc32(payload), when, key, asker, answer_id)
         head = _HEADER.pack(*fields)
         record = head + _CHECK.pack(zlib.crc32(head)) + payload
         try:

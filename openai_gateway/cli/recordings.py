@@ -69,7 +69,7 @@ def _prune(folder: Path, max_bytes: int | None, max_age_days: float | None) -> N
 def _export(folder: Path) -> None:
     """Print every answer as a line of JSON."""
     for entry, answer in read_all(_open(folder)):
-        click.get_binary_stream("stdout").write(to_line(entry, answer) + b"\n")
+        sys.stdout.buffer.write(to_line(entry, answer) + b"\n")
 
 
 @command.command(name="import")
@@ -100,7 +100,7 @@ def show_answers(folder: Path, key: str) -> int:
     count = 0
     for _, answer in read_all(_open(folder), key):
         count += 1
-        click.get_binary_stream("stdout").write(answer.body.rstrip(b"\n") + b"\n")
+        sys.stdout.buffer.write(answer.body.rstrip(b"\n") + b"\n")
     if not count:
         click.echo(f"no answer is kept under {key}", err=True)
     return 0 if count else 1

@@ -6,7 +6,10 @@ Knows which URL prefix means which server; what a URL does is the blueprints'.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import flask
@@ -17,6 +20,7 @@ from werkzeug.routing import BaseConverter
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.capture import Captures
 from openai_gateway.accounting.log import CallLog
+from openai_gateway.accounting.shared_files import to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.accounting.tracing import open_tracing
@@ -29,6 +33,7 @@ from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
+from openai_gateway.recordings.opening import open_recordings
 from openai_gateway.upstream.recorder import Observer
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import paths
@@ -71,8 +76,10 @@ class GatewayApp(flask.Flask):
         trace = open_tracing(models)
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
         usage_logs = _open_usage_logs(config)
+        recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
         self._servers = {
-            name: CallServer(server, _make_relay(server, shared, usage_logs)) for name, server in config.servers.items()
+            name: CallServer(server, _make_relay(server, shared, usage_logs), recordings.get(name))
+            for name, server in config.servers.items()
         }
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers

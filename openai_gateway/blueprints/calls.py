@@ -17,9 +17,11 @@ import msgspec
 
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
+from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
+from openai_gateway.recordings.recordings import Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
 from openai_gateway.upstream.relay import Load, Relay
 from openai_gateway.wire import envelope, headers
@@ -46,11 +48,16 @@ class Endpoint:
 class CallServer:
     """Serves the calls to one configured server: what it adds to bodies, and the relay they go through."""
 
-    def __init__(self, server: ServerConfig, relay: Relay) -> None:
+    def __init__(self, server: ServerConfig, relay: Relay, recordings: Recordings | None = None) -> None:
         self.model = server.openai_model
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
         self._server = server
         self._relay = relay
+        self._recorded = (
+            RecordedRelay(relay, recordings, is_paced=server.replay_speed == "recorded")
+            if recordings is not None
+            else None
+        )
         self._timeouts = relay.timeouts
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
@@ -95,11 +102,13 @@ class CallServer:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
         watch = CallWatch(self._timeouts)
         try:
-            call = self._to_call(environ, endpoint, watch)
+            call, values = self._to_call(environ, endpoint, watch)
             client = environ.get("gunicorn.socket")
             if not self._server.cancel_on_disconnect or call.background:
                 client = None
             watch.begin(None if client is None else client.fileno())
+            if self._recorded is not None and endpoint.takes_defaults:
+                return RelayedResponse(self._recorded.send(call, values, environ, watch))
             return RelayedResponse(self._relay.send(call, watch))
         except ClientGone:
             return DroppedResponse()
@@ -107,8 +116,13 @@ class CallServer:
             watch.stop()
             raise
 
-    def _to_call(self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch) -> Call:
-        """Return the call to make; a request that gives none is recorded. Raises GatewayError, ClientGone."""
+    def _to_call(
+        self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch
+    ) -> tuple[Call, Mapping[str, msgspec.Raw]]:
+        """Return the call to make, and its body's values; a request that gives none is recorded.
+
+        Raises GatewayError, ClientGone.
+        """
         request_id = to_request_id()
         started = monotonic()
         method = environ["REQUEST_METHOD"]
@@ -132,7 +146,7 @@ class CallServer:
             )
             self._relay.refuse(refused, error, started)
             raise
-        return Call(
+        call = Call(
             api=endpoint.api,
             method=method,
             target=f"{path}?{query}" if query else path,
@@ -144,6 +158,7 @@ class CallServer:
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
         )
+        return call, values
 
     def _to_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
         head = environ.get(headers.CLIENT_HEAD)

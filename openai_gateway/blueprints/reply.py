@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http.client import responses as REASONS
 from typing import Any, Protocol
 
@@ -16,8 +16,8 @@ import flask
 
 from openai_gateway.errors import BodyTimeout, GatewayError, MethodNotAllowed
 from openai_gateway.server.writer import adopt
-from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.pump import Sink
+from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.sse import is_event_stream
 
 StartResponse = Callable[..., Any]
@@ -34,6 +34,22 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
+
+
+class Relayed(Source, Protocol):
+    """An answer that goes to the client as it is; `body` is all of it, or None if it comes in pieces."""
+
+    @property
+    def head(self) -> Head:
+        """Status and headers."""
+
+    @property
+    def body(self) -> bytes | None:
+        """The whole body, if it is in."""
+
+    @property
+    def added_headers(self) -> Sequence[Header]:
+        """The gateway's own headers."""
 
 
 class PumpedResponse(flask.Response):
@@ -63,7 +79,7 @@ class PumpedResponse(flask.Response):
 class RelayedResponse(PumpedResponse):
     """An Answer as Flask's response: goes to the server as it is, past werkzeug's own machinery."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Relayed) -> None:
         self._source = self._answer = answer
         self.direct_passthrough = True
 
@@ -129,7 +145,7 @@ class DroppedResponse(flask.Response):
         raise ConnectionResetError(errno.ECONNRESET, "the client left")
 
 
-def _to_content_length(answer: Answer) -> str | None:
+def _to_content_length(answer: Relayed) -> str | None:
     """Return the length to declare: a stream of events has none, for it may have to end with one event more."""
     if answer.body:
         return str(len(answer.body))

@@ -55,6 +55,7 @@ class ServerBuilder:
         values = self._check(self._take_known(given))
         self._check_required(given)
         self._drop_unobserved(values)
+        self._check_recordings(values)
         self._locate_files(values)
         values["prices"] = self._read_prices(values)
         for key in KEYS:
@@ -138,6 +139,13 @@ class ServerBuilder:
             values.pop("model_call_capture_dir", None)
         elif values.get("model_call_capture_dir") is None:
             self.complain("model_call_capture_dir", "is missing; observability_enabled: true needs it")
+
+    def _check_recordings(self, values: Mapping[str, Any]) -> None:
+        mode, folder = values.get("recordings"), values.get("recordings_dir")
+        if mode is not None and folder is None:
+            self.complain("recordings_dir", "is missing; recordings needs it")
+        elif folder is not None and mode is None:
+            self.complain("recordings", "is missing: record, replay or reuse says what recordings_dir is for")
 
     def _locate_files(self, values: dict[str, Any]) -> None:
         for key, value in values.items():

@@ -1,8 +1,8 @@
 """Every key of a server, each one declaration; frozen values are what a config comes to.
 
-To add a key, add a line to its group, here or in upstream_keys or call_keys: it is then read, checked, shown by
-`openai-gateway config` and, after `python -m openai_gateway.config.reference openai_gateway/docs/configuration.md`,
-documented. See also: declaration (what a line says), checks and paths (what a value may be), build (what must hold
+To add a key, add a line to its group, here or in upstream_keys, call_keys or recording_keys. It is then read, checked
+and shown by `openai-gateway config`; `python -m openai_gateway.config.reference openai_gateway/docs/configuration.md`
+documents it. See also: declaration (what a line says), checks and paths (what a value may be), build (what must hold
 between keys).
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from openai_gateway.config.call_keys import CallKeys
 from openai_gateway.config.checks import Boolean, Integer, Keys, OneOf, Seconds
 from openai_gateway.config.declaration import key, keys_of
 from openai_gateway.config.paths import CreatedFile, CreatedFolder, KeyFilePath, PathText
 from openai_gateway.config.prices import PriceTable
+from openai_gateway.config.recording_keys import RecordingKeys
 from openai_gateway.config.secret import Secret
 
 CLIENTS: Final = "Clients"
@@ -25,7 +25,7 @@ LOGS: Final = "Logs"
 
 
 @dataclass(frozen=True, slots=True)
-class ServerConfig(CallKeys):
+class ServerConfig(RecordingKeys):
     """The settings of one server; keys as in NeMo Gym's `openai_model`, and ours.
 
     `model_call_capture_dir` is None unless `observability_enabled`. `prices` is what `price_file` holds.

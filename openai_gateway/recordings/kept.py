@@ -6,6 +6,7 @@ A stream's body is kept with the borders of the pieces it came in, and when each
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from openai_gateway.wire.head import Header
 from openai_gateway.wire.usage import Usage
 
 _LEVEL: Final = 1
+_MOST_PLAIN_BYTES: Final = 64 * 1024 * 1024
 
 
 class KeptAnswer(msgspec.Struct, frozen=True):
@@ -76,3 +78,22 @@ def from_payload(payload: bytes) -> KeptAnswer | None:
     except (zlib.error, msgspec.MsgspecError):
         return None
     return KeptAnswer(body=body, **{name: getattr(found, name) for name in _Line.__struct_fields__})
+
+
+def to_plain(pieces: Sequence[bytes], encoding: str) -> list[bytes] | None:
+    """Return a body's pieces without their content encoding; None if it is unknown, or they are broken or too long."""
+    if encoding.strip().lower() in ("", "identity"):
+        return list(pieces)
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return None
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    plain, left = [], _MOST_PLAIN_BYTES
+    try:
+        for piece in pieces:
+            plain.append(inflate.decompress(piece, left))
+            left -= len(plain[-1])
+            if inflate.unconsumed_tail or left <= 0:
+                return None
+    except zlib.error:
+        return None
+    return plain if inflate.eof else None

@@ -64,6 +64,7 @@ class Flight:
         self.key = key
         self.asker = asker
         self.why = why
+        self.is_kept = recordings.mode != JOIN
         self.waiting = 0
         self.result: Hit | Shared | None = None
         self.ended = Event()
@@ -109,6 +110,7 @@ class Recordings:
         self.store = store
         self.mode = mode
         self.flights: dict[tuple[bytes, bytes], Flight] = {}
+        self.may_call = mode != REPLAY
         self._base_url = base_url
         self._run_name = run_name
         self._is_stateful_kept = is_stateful_kept
@@ -122,7 +124,7 @@ class Recordings:
         upstream. Raises NoRecording if the call may not be made, and OSError.
         """
         directives = parse_directives(headers.get("cache-control", ""))
-        may_call = self.mode != REPLAY and not directives.only_if_cached
+        may_call = self.may_call and not directives.only_if_cached
         if directives.no_store or (is_stateful and not self._is_stateful_kept):
             if not may_call:
                 raise _to_miss(self.mode, "it is one that is not kept")

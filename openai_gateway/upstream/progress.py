@@ -25,7 +25,8 @@ class Progress(msgspec.Struct):
     """The state of one call; `slot` is None while it waits for one, `head` is None until the answer's is in.
 
     `outcome` and `error` say how it went, as in CallRecord: its client is taken to have left until something else is
-    known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed.
+    known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed. `is_replayed`:
+    the answer is a kept one, or another call's, so that nothing was paid for it.
     """
 
     call: Call
@@ -42,6 +43,7 @@ class Progress(msgspec.Struct):
     error: GatewayError | None = None
     tail: Tail | None = None
     ended: float = 0.0
+    is_replayed: bool = False
 
     def drop_body(self) -> None:
         """Let go of the request's body, which a stream that may last for hours doesn't need."""
@@ -72,6 +74,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
     headers = progress.head.known if progress.head is not None else {}
     is_metered = call.is_metered and (progress.status or 0) < 400
     report = _to_report(headers, tail) if is_metered and tail is not None else NOTHING
+    cost_usd = server.prices.cost_usd(report.model or server.openai_model, report.usage, report.service_tier)
     return CallRecord(
         time=time() - (monotonic() - progress.started),
         server=server.name,
@@ -98,8 +101,10 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         service_tier=report.service_tier,
         system_fingerprint=report.system_fingerprint,
         usage=report.usage,
-        cost_usd=server.prices.cost_usd(report.model or server.openai_model, report.usage, report.service_tier),
+        cost_usd=0.0 if progress.is_replayed else cost_usd,
         traceparent=call.headers.get("traceparent"),
+        is_replayed=progress.is_replayed,
+        saved_usd=cost_usd if progress.is_replayed else None,
     )
 
 

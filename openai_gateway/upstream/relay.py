@@ -11,9 +11,10 @@ What each step does is in its own module; whether an outcome may be tried again 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 from typing import Final
 
@@ -29,16 +30,18 @@ from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
-from openai_gateway.upstream.progress import Progress
+from openai_gateway.upstream.follower import Follower
+from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Capture, Observer, Recorder
 from openai_gateway.upstream.tail import to_tail
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.call import Call
-from openai_gateway.wire.head import Head
+from openai_gateway.wire.call import Call, CallRecord
+from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
 from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
 
+_log = logging.getLogger("openai_gateway")
 # The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
 _MOST_TIMED_OUT: Final = 2
 _TIMED_OUT: Final = ("upstream_timeout", "504")
@@ -84,13 +87,14 @@ class Relay:
         self._limits: RateLimits = {}
         self._limits_at = 0.0
 
-    def send(self, call: Call, watch: CallWatch) -> Answer:
-        """Return the upstream's answer once its headers are in.
+    def send(self, call: Call, watch: CallWatch, follower: Follower | None = None) -> Answer:
+        """Return the upstream's answer once its headers are in; `follower` gets it, too, and what becomes of the call.
 
         Raises GatewayError if there is none, ClientGone if nobody waits for it. Then everything is given back, as
         it is by the answer's `close()` otherwise.
         """
         progress = Progress(call, len(call.body or b""))
+        on_over = self._end if follower is None else _to_followed_end(follower, self._end)
         try:
             progress.slot = self._slots.take()
             progress.queue_wait_s = monotonic() - progress.started
@@ -100,15 +104,17 @@ class Relay:
                 progress.drop_body()
             self._answered_at = time()
             progress.head = self._last_head = raw.head
+            added = self.to_headers(progress)
+            if follower is not None:
+                return Answer(raw, progress, follower.tail, watch, on_over, [*added, *follower.added_headers])
             tail = to_tail(raw.head, is_captured=call.received is not None)
-            added = progress.to_headers() if self._server.gateway_headers else ()
-            return Answer(raw, progress, tail, watch, self._end, added)
+            return Answer(raw, progress, tail, watch, on_over, added)
         except BaseException as error:
             watch.stop()
             if progress.slot is None:
                 progress.queue_wait_s = monotonic() - progress.started
             reason = _to_reason(error)
-            self._end_early(progress, reason)
+            self._end_early(progress, reason, on_over)
             if reason is error:
                 raise
             raise reason from None
@@ -157,7 +163,20 @@ class Relay:
 
         `started` is when it came, on the monotonic clock.
         """
-        self._end_early(Progress(call, started=started), error)
+        self._end_early(Progress(call, started=started), error, self._end)
+
+    def to_headers(self, progress: Progress) -> list[Header]:
+        """Return the gateway's own headers of an answer."""
+        return progress.to_headers() if self._server.gateway_headers else []
+
+    def end_replayed(self, progress: Progress) -> None:
+        """Record a call that an answer was there for."""
+        progress.is_replayed = True
+        self._end(progress)
+
+    def to_record(self, progress: Progress) -> CallRecord:
+        """Return the record of a call that is over."""
+        return to_record(self._server, progress)
 
     def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> RawAnswer:
         self._ratio.count_call()
@@ -232,20 +251,32 @@ class Relay:
             raw.head = Head(head.status, head.reason, headers)
         return raw
 
-    def _end_early(self, progress: Progress, reason: BaseException) -> None:
+    def _end_early(self, progress: Progress, reason: BaseException, on_over: Callable[[Progress], None]) -> None:
         """End a call that has no answer of the upstream."""
         if isinstance(reason, GatewayError):
             progress.status = reason.status
             progress.error = reason
-            reason.added_headers = progress.to_headers() if self._server.gateway_headers else ()
+            reason.added_headers = self.to_headers(progress)
         progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
-        self._end(progress)
+        on_over(progress)
 
     def _end(self, progress: Progress) -> None:
         if progress.slot is not None:
             progress.slot.release()
         progress.ended = monotonic()
         self._recorder.add(progress)
+
+
+def _to_followed_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    def end_followed(progress: Progress) -> None:
+        try:
+            # First: what it costs is not known before, and its client may ask for it again at once.
+            follower.end(progress)
+        except Exception:
+            _log.exception("a call's answer could not be handed on")
+        end(progress)
+
+    return end_followed
 
 
 def _to_reason(error: BaseException) -> BaseException:

@@ -183,6 +183,25 @@ class RecordingTail(Tail):
         """Return the whole body, None if it was too long."""
         return b"".join(self._whole) if self._left >= 0 else None
 
+    def pieces(self) -> list[bytes] | None:
+        """Return the body in the pieces it came in, None if it was too long."""
+        return self._whole if self._left >= 0 else None
+
+
+class TimedTail(RecordingTail):
+    """Notes when each piece came, too: `times`, on the monotonic clock."""
+
+    __slots__ = ("times",)
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.times: list[float] = []
+
+    def add(self, piece: bytes) -> None:
+        """Note and keep a piece, and when it came."""
+        super().add(piece)
+        self.times.append(monotonic())
+
 
 class DecodingTail(Tail):
     """Hands a compressed body to `tail` decompressed; of one in another encoding only the length is kept."""

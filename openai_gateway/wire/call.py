@@ -41,7 +41,8 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     out in full, whatever its status), `failed` (the gateway answered, or a stream broke), or `client_gone`.
     `status` is what the client got, None if it left before; `error_code` is the gateway's own, or that of the
     upstream's error. `model` to `usage` are as the upstream reported them; `retries` has the reason of each further
-    attempt, a status or an error code.
+    attempt, a status or an error code. `is_replayed`: a kept answer, or another call's, for which nothing was paid;
+    `saved_usd` is what it would have cost.
     """
 
     time: float
@@ -71,3 +72,5 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     usage: Usage | None
     cost_usd: float | None
     traceparent: str | None
+    is_replayed: bool = False
+    saved_usd: float | None = None

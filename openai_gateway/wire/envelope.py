@@ -164,6 +164,11 @@ def is_true(value: msgspec.Raw | None) -> bool:
     return _start(value) == ord("t")
 
 
+def is_given(value: msgspec.Raw | None) -> bool:
+    """Tell whether there is a raw value, and it isn't `null`."""
+    return _start(value) not in (0, ord("n"))
+
+
 class _Item(msgspec.Struct):
     type: str | None = None
 

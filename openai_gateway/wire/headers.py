@@ -98,7 +98,7 @@ def to_nominated(connection: str) -> frozenset[str]:
 
 def _learn_to_upstream(key: str) -> str:
     name = key[5:].replace("_", "-").lower()
-    passes = name not in _NOT_TO_UPSTREAM and not name.startswith("x-forwarded-")
+    passes = name not in _NOT_TO_UPSTREAM and not name.startswith(("x-forwarded-", "x-gateway-"))
     return _remember(_to_upstream_names, key, name if passes else "")
 
 

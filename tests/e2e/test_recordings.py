@@ -1,0 +1,192 @@
+"""Kept answers through real gunicorn: paid for once, replayed byte for byte, one call for all who ask at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.support.processes import Gunicorn, eventually, run_gateway, run_gunicorn, run_simulator
+from tests.support.upstreams import (
+    LAST_CHUNK,
+    PATHS,
+    STREAM_HEAD,
+    Conversation,
+    run_upstream,
+    to_chunk,
+    to_event,
+    to_request_body,
+)
+
+APIS = ("chat", "responses")
+
+
+def _settings(folder: Path, mode: str, **more: Any) -> dict[str, Any]:
+    return {
+        "recordings": mode,
+        "recordings_dir": str(folder / "kept"),
+        "usage_log": str(folder / "usage.jsonl"),
+        **more,
+    }
+
+
+def _count(simulator: Gunicorn) -> int:
+    count: int = requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["requests"]
+    return count
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn) -> Iterator[tuple[Gunicorn, Path]]:
+    folder = tmp_path_factory.mktemp("kept")
+    with run_gateway(folder, simulator.url, _settings(folder, "reuse"), "-w", "2") as gateway:
+        yield gateway, folder
+
+
+def _ask(gateway: Gunicorn, api: str, *, path: str = "", stream: bool = False, **headers: str) -> requests.Response:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    url = gateway.url + path + PATHS[api]
+    return requests.post(url, json=to_request_body(api, stream=stream), headers=given, timeout=20)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_second_run_is_the_same_and_costs_nothing(
+    api: str, stream: bool, kept: tuple[Gunicorn, Path], simulator: Gunicorn
+) -> None:
+    gateway, _ = kept
+    first = [_ask(gateway, api, stream=stream, x_gateway_run=f"{api}-{stream}-1") for _ in range(3)]
+    assert [answer.headers["cache-status"] for answer in first] == ["openai_gateway; fwd=miss; stored"] * 3
+    before = _count(simulator)
+    again = [_ask(gateway, api, stream=stream, x_gateway_run=f"{api}-{stream}-2") for _ in range(3)]
+    assert [answer.content for answer in again] == [answer.content for answer in first]
+    assert [answer.headers["cache-status"] for answer in again] == ["openai_gateway; hit"] * 3
+    assert all(int(answer.headers["age"]) >= 0 and answer.headers["x-gateway-attempts"] == "0" for answer in again)
+    assert [answer.headers["content-type"] for answer in again] == [answer.headers["content-type"] for answer in first]
+    assert _count(simulator) == before
+    fourth = _ask(gateway, api, stream=stream, x_gateway_run=f"{api}-{stream}-2")
+    assert fourth.headers["cache-status"] == "openai_gateway; fwd=miss; stored"
+
+
+def test_what_was_saved_is_in_the_usage_log(kept: tuple[Gunicorn, Path]) -> None:
+    gateway, folder = kept
+    _ask(gateway, "chat", path="/ng-rollout/saved", cache_control="no-cache")
+    _ask(gateway, "chat", path="/ng-rollout/saved")
+
+    def read() -> list[dict[str, Any]]:
+        lines = map(json.loads, (folder / "usage.jsonl").read_text().splitlines())
+        return [line for line in lines if line["rollout_id"] == "saved"]
+
+    eventually(lambda: len(read()) == 2)
+    assert [line["is_replayed"] for line in read()] == [False, True]
+    assert (read()[1]["cost_usd"], read()[1]["usage"]) == (0.0, read()[0]["usage"])
+
+
+def test_rollout_asks_again_and_gets_its_own_answer(kept: tuple[Gunicorn, Path]) -> None:
+    gateway, _ = kept
+    one = _ask(gateway, "responses", path="/ng-rollout/a1", x_gateway_run="askers")
+    other = _ask(gateway, "responses", path="/ng-rollout/a2", x_gateway_run="askers")
+    assert one.json()["id"] != other.json()["id"]
+    assert _ask(gateway, "responses", path="/ng-rollout/a1", x_gateway_run="askers").content == one.content
+
+
+def test_http_words_are_followed(kept: tuple[Gunicorn, Path]) -> None:
+    gateway, _ = kept
+    body = {"model": "m", "messages": [{"role": "user", "content": "never asked before"}]}
+
+    def ask(directive: str) -> requests.Response:
+        url = gateway.url + PATHS["chat"]
+        return requests.post(url, json=body, headers={"cache-control": directive, "x-gateway-run": "w"}, timeout=20)
+
+    miss = ask("only-if-cached")
+    assert (miss.status_code, miss.json()["error"]["code"]) == (504, "gateway_no_recording")
+    assert miss.headers["x-should-retry"] == "false"
+    assert ask("no-store").headers["cache-status"] == "openai_gateway; fwd=request"
+    assert ask("only-if-cached").status_code == 504
+    assert ask("no-cache").headers["cache-status"] == "openai_gateway; fwd=request; stored"
+
+
+def test_stateful_calls_pass_by(kept: tuple[Gunicorn, Path]) -> None:
+    gateway, _ = kept
+    for more in ({"store": True}, {"previous_response_id": "resp_1"}):
+        answer = requests.post(gateway.url + PATHS["responses"], json={"input": "x", **more}, timeout=20)
+        assert answer.headers["cache-status"] == "openai_gateway; fwd=bypass"
+
+
+def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
+    with run_simulator(tmp_path) as simulator:
+        settings = _settings(tmp_path, "record", extra_body_chat={"temperature": 0.5})
+        with run_gateway(tmp_path, simulator.url, settings) as gateway:
+            live = [_ask(gateway, api, stream=stream) for api in APIS for stream in (False, True)]
+    config = yaml.safe_load((tmp_path / "kept" / "replay.yaml").read_text())
+    assert "sk-" not in json.dumps(config)
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(tmp_path / "kept" / "replay.yaml")}
+    environ["OPENAI_GATEWAY_OVERRIDES"] = json.dumps(["++recordings=replay", f"++recordings_dir={tmp_path / 'kept'}"])
+    with run_gunicorn("tests.support.inspected:app", tmp_path, environ=environ) as replay:
+        again = [_ask(replay, api, stream=stream) for api in APIS for stream in (False, True)]
+        assert [answer.content for answer in again] == [answer.content for answer in live]
+        assert _ask(replay, "chat").json()["error"]["code"] == "gateway_no_recording"
+        assert replay.inspect()["in_flight"] == 0
+
+
+def test_equal_calls_at_once_are_one_call(kept: tuple[Gunicorn, Path], simulator: Gunicorn) -> None:
+    gateway, _ = kept
+    body = {"model": "m", "input": "all at once"}
+    before = _count(simulator)
+
+    def ask(_: int) -> requests.Response:
+        return requests.post(f"{gateway.url}/ng-rollout/once/v1/responses", json=body, timeout=30)
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(ask, range(50)))
+    assert len({answer.content for answer in answers}) == 1
+    assert {answer.status_code for answer in answers} == {200}
+    assert _count(simulator) == before + 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_cut_answer_is_not_kept(stream: bool, tmp_path: Path) -> None:
+    def cut(talk: Conversation) -> None:
+        talk.read_request()
+        if stream:
+            talk.send(STREAM_HEAD + to_chunk(to_event("chat", "x")))
+        else:
+            talk.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{")
+
+    settings = _settings(tmp_path, "reuse", max_retries=0)
+    with run_upstream(cut) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
+        for _ in range(2):
+            _ask(gateway, "chat", path="/ng-rollout/r1", stream=stream)
+        assert len(upstream.requests) == 2
+        assert not list((tmp_path / "kept").glob("*.segment"))
+
+
+def test_stream_comes_as_far_apart_as_it_was_recorded(tmp_path: Path) -> None:
+    def stream(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(STREAM_HEAD)
+        for _ in range(3):
+            talk.send(to_chunk(to_event("chat", "x")))
+            time.sleep(0.3)
+        talk.send(to_chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+    settings = _settings(tmp_path, "reuse", replay_speed="recorded")
+    with run_upstream(stream) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
+        arrivals = []
+        for _ in range(2):
+            started, pieces = time.monotonic(), []
+            body = to_request_body("chat", stream=True)
+            url = f"{gateway.url}/ng-rollout/r1{PATHS['chat']}"
+            with requests.post(url, json=body, stream=True, timeout=20) as answer:
+                while piece := answer.raw.read1(65536):
+                    pieces.append((piece, time.monotonic() - started))
+            arrivals.append(pieces)
+        assert len(upstream.requests) == 1
+        assert b"".join(piece for piece, _ in arrivals[0]) == b"".join(piece for piece, _ in arrivals[1])
+        assert arrivals[1][-1][1] >= 0.6

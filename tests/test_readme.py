@@ -85,6 +85,8 @@ def _check_options(words: list[str]) -> None:
     end = next((at for at, word in enumerate(words) if word in ("&", "&&", "|", ">", ";")), len(words))
     name, *arguments = words[:end]
     command = main if name.startswith("-") else importlib.import_module(f"openai_gateway.cli.{name}").command
+    while isinstance(command, click.Group) and command is not main:
+        command, *arguments = command.commands[arguments[0]], *arguments[1:]
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Final
 
 import click
@@ -17,6 +18,7 @@ from openai_gateway.cli.servers import NotReady, become_gunicorn, listen, start_
 from openai_gateway.cli.simulated import to_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
+from openai_gateway.config.replay import FILE_NAME as REPLAY_CONFIG
 
 _SETTINGS: Final = "python:openai_gateway.server.settings"
 
@@ -39,8 +41,20 @@ _SETTINGS: Final = "python:openai_gateway.server.settings"
     help="Worker processes; caps are per worker, and one carries thousands of calls (default: $WEB_CONCURRENCY, 1).",
 )
 @click.option("--simulate", is_flag=True, help="Put the simulator behind it: no endpoint, key or cost.")
+@click.option(
+    "--replay",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Answer from what was recorded in FOLDER, and never call: no config or key.",
+)
 def command(
-    config: tuple[str, ...], overrides: tuple[str, ...], host: str, port: int, workers: int, simulate: bool
+    config: tuple[str, ...],
+    overrides: tuple[str, ...],
+    host: str,
+    port: int,
+    workers: int,
+    simulate: bool,
+    replay: Path | None,
 ) -> None:
     """Serve: gunicorn with gevent workers and the gateway's settings, until Ctrl-C or SIGTERM.
 
@@ -48,6 +62,7 @@ def command(
     Examples:
       openai-gateway serve
       openai-gateway serve --simulate
+      openai-gateway serve --replay kept
       openai-gateway serve --config policy.yaml --config judge.yaml --port 9000
       openai-gateway serve ++policy_model.responses_api_models.openai_model.max_concurrent_requests=64
     As NeMo Gym is started:
@@ -57,6 +72,9 @@ def command(
     call. Any other setting of gunicorn goes into $GUNICORN_CMD_ARGS. $OPENAI_GATEWAY_SIMULATOR_CONFIG may name
     settings of the simulator, such as conf/simulator.yaml.
     """
+    if replay is not None:
+        config = config or (str(replay / REPLAY_CONFIG),)
+        overrides = ("++recordings=replay", f"++recordings_dir={replay.absolute()}", *overrides)
     environ = choosing.to_environ(config, overrides)
     try:
         simulator = listen("127.0.0.1", 0) if simulate else None

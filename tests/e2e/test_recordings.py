@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ import pytest
 import requests
 import yaml
 
-from tests.support.processes import Gunicorn, eventually, run_gateway, run_gunicorn, run_simulator
+from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 from tests.support.upstreams import (
     LAST_CHUNK,
     PATHS,
@@ -26,6 +29,7 @@ from tests.support.upstreams import (
 )
 
 APIS = ("chat", "responses")
+CALLS = [(api, stream) for api in APIS for stream in (False, True)]
 
 
 def _settings(folder: Path, mode: str, **more: Any) -> dict[str, Any]:
@@ -123,16 +127,31 @@ def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
     with run_simulator(tmp_path) as simulator:
         settings = _settings(tmp_path, "record", extra_body_chat={"temperature": 0.5})
         with run_gateway(tmp_path, simulator.url, settings) as gateway:
-            live = [_ask(gateway, api, stream=stream) for api in APIS for stream in (False, True)]
+            live = [_ask(gateway, api, stream=stream) for api, stream in CALLS]
     config = yaml.safe_load((tmp_path / "kept" / "replay.yaml").read_text())
     assert "sk-" not in json.dumps(config)
-    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(tmp_path / "kept" / "replay.yaml")}
-    environ["OPENAI_GATEWAY_OVERRIDES"] = json.dumps(["++recordings=replay", f"++recordings_dir={tmp_path / 'kept'}"])
-    with run_gunicorn("tests.support.inspected:app", tmp_path, environ=environ) as replay:
-        again = [_ask(replay, api, stream=stream) for api in APIS for stream in (False, True)]
-        assert [answer.content for answer in again] == [answer.content for answer in live]
-        assert _ask(replay, "chat").json()["error"]["code"] == "gateway_no_recording"
-        assert replay.inspect()["in_flight"] == 0
+    command = [sys.executable, "-m", "openai_gateway.cli", "serve", "--replay", str(tmp_path / "kept"), "--port", "0"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            assert process.stdout is not None
+            url = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line.decode())))
+            eventually(lambda: _is_up(url), 20)
+            for api, stream in CALLS:
+                answer = requests.post(url + PATHS[api], json=to_request_body(api, stream=stream), timeout=20)
+                assert answer.content == live.pop(0).content
+            missing = requests.post(url + PATHS["chat"], json=to_request_body("chat"), timeout=20)
+            assert missing.json()["error"]["code"] == "gateway_no_recording"
+        finally:
+            process.terminate()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/healthz", timeout=5).ok
+    except requests.ConnectionError:
+        return False
 
 
 def test_equal_calls_at_once_are_one_call(kept: tuple[Gunicorn, Path], simulator: Gunicorn) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
+import subprocess
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -26,8 +28,7 @@ def _bodies(index: Index, key: bytes) -> list[bytes | None]:
 @settings(max_examples=60, deadline=None)
 @given(payloads=st.lists(st.binary(max_size=40), min_size=1, max_size=4), data=st.data())
 def test_writer_killed_at_any_byte_loses_only_the_record_in_flight(payloads: list[bytes], data: st.DataObject) -> None:
-    folder = Path(os.environ.get("PYTEST_TMP") or "/tmp", f"segments-{os.getpid()}-{time.monotonic_ns()}")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp())
     writer = SegmentWriter(folder)
     for payload in payloads:
         writer.append(KEY, NOBODY, payload)
@@ -129,3 +130,17 @@ def test_scan_ends_at_what_is_no_record(tmp_path: Path) -> None:
     with writer.path.open("ab") as file:
         file.write(bytes(500))
     assert [entry.payload_bytes for _, entry in scan(writer.path, 0)] == [1]
+
+
+def test_script_in_the_documentation_reads_a_folder(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "openai_gateway" / "docs" / "recordings.md").read_text()
+    script = page.rpartition("```python\n")[2].partition("```")[0]
+    writer = SegmentWriter(tmp_path)
+    for body in (b"{}", b"abc"):
+        writer.append(KEY, NOBODY, to_payload(KeptAnswer("/responses", 200, "OK", [], body)))
+    writer.close()
+    (path,) = find_segments(tmp_path)
+    path.write_bytes(path.read_bytes() + b"GWR1torn")
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [(line[0], line[2:]) for line in lines] == [(KEY.hex()[:16], ["200", "2"]), (KEY.hex()[:16], ["200", "3"])]

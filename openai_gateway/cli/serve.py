@@ -73,6 +73,8 @@ def command(
     settings of the simulator, such as conf/simulator.yaml.
     """
     if replay is not None:
+        if not config and not (replay / REPLAY_CONFIG).is_file():
+            raise click.ClickException(f"{replay} has no {REPLAY_CONFIG}: nothing was recorded there")
         config = config or (str(replay / REPLAY_CONFIG),)
         overrides = ("++recordings=replay", f"++recordings_dir={replay.absolute()}", *overrides)
     environ = choosing.to_environ(config, overrides)

@@ -61,7 +61,7 @@ class Store:
             folder = self.folder / _RUNS
         else:
             info = self.folder.stat()
-            folder = Path(tempfile.gettempdir(), f"openai_gateway.{os.getuid()}.runs.{info.st_dev}.{info.st_ino}")
+            folder = Path(tempfile.gettempdir(), f"openai_gateway-runs.{os.getuid()}.{info.st_dev}.{info.st_ino}")
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 

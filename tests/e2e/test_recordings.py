@@ -136,7 +136,8 @@ def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
             assert process.stdout is not None
-            url = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line.decode())))
+            lines = (line.decode() for line in process.stdout)
+            url = next(found[1] for line in lines if (found := re.search(r"serves +(http://[\d.:]+)/v1", line)))
             eventually(lambda: _is_up(url), 20)
             for api, stream in CALLS:
                 answer = requests.post(url + PATHS[api], json=to_request_body(api, stream=stream), timeout=20)

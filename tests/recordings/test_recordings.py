@@ -187,4 +187,4 @@ def test_folder_that_cant_be_written_to_is_replayed(tmp_path: Path, monkeypatch:
     replay = Recordings(Store(tmp_path / "kept"), REPLAY, "http://u/v1", "boot")
     replay.store.open()
     assert begin(replay).answer.body == b"1"
-    assert list(tmp_path.glob("openai_gateway.*.runs.*/*.run"))
+    assert list(tmp_path.glob("openai_gateway-runs.*/*.run"))

@@ -23,7 +23,7 @@ from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Sink
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.tail import Tail, TimedTail
+from openai_gateway.upstream.tail import Tail, TimedTail, to_tail
 from openai_gateway.wire import envelope
 from openai_gateway.wire.cache_control import to_call_status, to_hit_status
 from openai_gateway.wire.call import Call
@@ -66,7 +66,8 @@ class RecordedRelay:
         if isinstance(found, Flight):
             return self._fly(call, found, watch)
         if isinstance(found, Bypass):
-            return self._relay.send(call, watch, _Passing(to_call_status(found.why, is_stored=False)))
+            status = to_call_status(found.why, is_stored=False)
+            return self._relay.send(call, watch, _Passing(status, is_captured=call.received is not None))
         if isinstance(found, Shared) and isinstance(found.outcome, GatewayError):
             watch.stop()
             shared = copy.copy(found.outcome)
@@ -102,7 +103,8 @@ class RecordedRelay:
 
     def _fly(self, call: Call, flight: Flight, watch: CallWatch) -> Answer:
         # Whatever becomes of the call, the relay tells the follower, which ends the flight.
-        return self._relay.send(_ask_for_plain(call), watch, _Keeping(flight, self._relay, monotonic()))
+        follower = _Keeping(flight, self._relay, monotonic(), is_captured=call.received is not None)
+        return self._relay.send(_ask_for_plain(call), watch, follower)
 
 
 def _ask_for_plain(call: Call) -> Call:
@@ -117,9 +119,12 @@ def _ask_for_plain(call: Call) -> Call:
 class _Passing:
     """Follows a call whose answer isn't kept: only says so."""
 
-    def __init__(self, status: str) -> None:
-        self.tail = Tail()
+    def __init__(self, status: str, *, is_captured: bool) -> None:
+        self._is_captured = is_captured
         self.added_headers: list[Header] = [("cache-status", status)]
+
+    def to_tail(self, head: Head) -> Tail:
+        return to_tail(head, is_captured=self._is_captured)
 
     def is_awaited(self) -> bool:
         return False
@@ -131,12 +136,18 @@ class _Passing:
 class _Keeping:
     """Follows a call whose answer is kept, if it is whole, and handed to all who wait for it."""
 
-    def __init__(self, flight: Flight, relay: Relay, started: float) -> None:
+    def __init__(self, flight: Flight, relay: Relay, started: float, *, is_captured: bool) -> None:
+        self._is_captured = is_captured
         self._flight = flight
         self._relay = relay
         self._started = started
-        self.tail = TimedTail(_MOST_BYTES)
+        self._tail: TimedTail | None = None
         self.added_headers: list[Header] = [("cache-status", to_call_status(flight.why, is_stored=flight.is_kept))]
+
+    def to_tail(self, head: Head) -> Tail:
+        """Return a tail that keeps the body, its pieces, and when they came."""
+        self._tail = TimedTail(_MOST_BYTES, to_tail(head, is_captured=self._is_captured))
+        return self._tail
 
     def is_awaited(self) -> bool:
         """Tell whether others wait for the answer."""
@@ -158,8 +169,9 @@ class _Keeping:
 
     def _to_kept(self, progress: Progress) -> KeptAnswer | None:
         """Return the answer, None if it isn't whole, or too long, or encoded in a way that not every client takes."""
-        head, pieces = progress.head, self.tail.pieces()
-        if head is None or pieces is None or progress.outcome != "completed":
+        head, tail = progress.head, self._tail
+        pieces = tail.pieces() if tail is not None else None
+        if head is None or tail is None or pieces is None or progress.outcome != "completed":
             return None
         plain = to_plain(pieces, head.known.get(_ENCODING, "identity"))
         if plain is None:
@@ -173,7 +185,7 @@ class _Keeping:
             headers=[pair for pair in head.passing if not _is_of_its_time(pair[0].lower())],
             body=b"".join(plain),
             pieces=[len(piece) for piece in plain] if is_stream else [],
-            times_ms=[round((time - self._started) * 1000) for time in self.tail.times] if is_stream else [],
+            times_ms=[round((time - self._started) * 1000) for time in tail.times] if is_stream else [],
             model=record.model,
             usage=record.usage,
             cost_usd=record.cost_usd,
@@ -210,7 +222,7 @@ class ReplayedAnswer:
         self._progress = progress
         self._watch = watch
         progress.status, progress.head = answer.status, self.head
-        self._tail = progress.tail = Tail()
+        self._tail = progress.tail = to_tail(self.head, is_captured=progress.call.received is not None)
 
     def _pace(self, answer: KeptAnswer) -> Iterator[bytes]:
         began = self._progress.started

@@ -9,15 +9,14 @@ from typing import Protocol
 
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.tail import Tail
-from openai_gateway.wire.head import Header
+from openai_gateway.wire.head import Head, Header
 
 
 class Follower(Protocol):
-    """Follows one call; `tail` takes the body as it goes by, `added_headers` go to the client."""
+    """Follows one call; `added_headers` go to its client."""
 
-    @property
-    def tail(self) -> Tail:
-        """What takes the body."""
+    def to_tail(self, head: Head) -> Tail:
+        """Return what takes the body as it goes by."""
 
     @property
     def added_headers(self) -> list[Header]:

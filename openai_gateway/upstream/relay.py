@@ -106,7 +106,9 @@ class Relay:
             progress.head = self._last_head = raw.head
             added = self.to_headers(progress)
             if follower is not None:
-                return Answer(raw, progress, follower.tail, watch, on_over, [*added, *follower.added_headers])
+                return Answer(
+                    raw, progress, follower.to_tail(raw.head), watch, on_over, [*added, *follower.added_headers]
+                )
             tail = to_tail(raw.head, is_captured=call.received is not None)
             return Answer(raw, progress, tail, watch, on_over, added)
         except BaseException as error:

@@ -189,18 +189,22 @@ class RecordingTail(Tail):
 
 
 class TimedTail(RecordingTail):
-    """Notes when each piece came, too: `times`, on the monotonic clock."""
+    """Keeps the pieces as they came, and when: `times`, on the monotonic clock; a capture is `tail`'s."""
 
     __slots__ = ("times",)
 
-    def __init__(self, most_bytes: int) -> None:
-        super().__init__(most_bytes)
+    def __init__(self, most_bytes: int, tail: Tail) -> None:
+        super().__init__(most_bytes, tail)
         self.times: list[float] = []
 
     def add(self, piece: bytes) -> None:
         """Note and keep a piece, and when it came."""
         super().add(piece)
         self.times.append(monotonic())
+
+    def kept(self) -> bytes | None:
+        """Return what `tail` does."""
+        return self._tail.kept()
 
 
 class DecodingTail(Tail):

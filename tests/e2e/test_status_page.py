@@ -110,7 +110,7 @@ def test_page_follows_the_calls_of_both_workers_without_loading_anew(
     assert "28.6% of calls" in _tile(browser, "Errors/min")
     assert _tile(browser, "In flight") == "In flight 0 of 40 slots"
     errors = _text(browser, "#errors")
-    for words in ("check openai_api_key", "check openai_model", "lower max_concurrent_requests, or wait"):
+    for words in ("set openai_api_key", "set openai_model", "lower max_concurrent_requests, or wait"):
         assert words in errors
     assert "send the call again" in errors
     assert {"model_not_found", "rate_limit_exceeded"} <= set(errors.split())

@@ -21,7 +21,7 @@ import requests
 import yaml
 
 ROOT = Path(__file__).parents[2]
-READY_S = 20.0
+READY_S = 60.0  # against hangs only: a start takes a second, on a busy machine twenty
 
 
 class Gunicorn:
@@ -59,7 +59,7 @@ class Gunicorn:
             time.sleep(0.02)
         raise AssertionError(f"{pattern!r} did not appear in the log:\n{self.log()}")
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
             try:
@@ -155,7 +155,7 @@ def run_simulator(folder: Path, settings: Mapping[str, Any] | None = None) -> It
         yield running
 
 
-def eventually(check: Any, timeout_s: float = 5.0) -> None:
+def eventually(check: Any, timeout_s: float = 20.0) -> None:
     """Wait until `check()` is true; fail if it doesn't become so."""
     deadline = time.monotonic() + timeout_s
     while not check():

@@ -116,7 +116,7 @@ def to_folder_name(master_pid: int) -> str:
 def remove_dead(root: Path, *, also: int | None = None) -> None:
     """Remove the folders of masters that have ended, and that of `also`, which is about to."""
     for folder in root.glob(f"{_PREFIX}.{os.getuid()}.*.*"):
-        _, _, pid, start = folder.name.split(".")
+        *_, pid, start = folder.name.split(".")
         if pid.isdigit() and (int(pid) == also or _start_of(int(pid)) != start):
             shutil.rmtree(folder, ignore_errors=True)
 

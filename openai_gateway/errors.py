@@ -178,6 +178,10 @@ class NoRecording(GatewayError):
         self.should_retry = False
 
 
+class MalformedBody(Exception):
+    """The chunks of a request's body are malformed; where the next request starts is unknown."""
+
+
 class ClientGone(Exception):
     """The client left; nobody is there to answer."""
 

@@ -11,7 +11,6 @@ monkey.patch_all()
 import atexit
 import gc
 import logging
-import signal
 import sys
 from typing import Any, Final
 
@@ -21,20 +20,23 @@ from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
 from openai_gateway.server import master
-from openai_gateway.server.worker import adopt_worker, close_idle
-from openai_gateway.server.writer import start_draining
-from openai_gateway.transport.watch import call_in_hub, cancel_all_in
+from openai_gateway.server.worker import RefusedWorkerClass, Worker, adopt_worker
+from openai_gateway.transport.watch import cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
 _log = logging.getLogger("openai_gateway")
 _MARGIN_S: Final = 2.0
-_IDLE_S: Final = 1.0
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
 def _make_app() -> GatewayApp:
     try:
+        # Under `-k gevent`, gunicorn's own worker becomes ours here; under our settings it is ours from the start.
+        worker = adopt_worker()
         config = master.current()
+    except RefusedWorkerClass as refused:
+        print(refused, file=sys.stderr, flush=True)
+        raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
     except ConfigError as error:
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
@@ -42,7 +44,8 @@ def _make_app() -> GatewayApp:
     server = config.servers[config.default_server]
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)
-    _attend_to_worker(made)
+    if worker is not None:
+        _attend_to_worker(made, worker)
     atexit.register(made.snapshots.publish)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
@@ -51,17 +54,12 @@ def _make_app() -> GatewayApp:
     return made
 
 
-def _attend_to_worker(made: GatewayApp) -> None:
-    """Do what needs gunicorn's worker, if there is one.
+def _attend_to_worker(made: GatewayApp, worker: Worker) -> None:
+    """Do what needs the worker.
 
-    Share this worker's totals with the other workers; warn if it listens beyond loopback without keys; have SIGTERM
-    end calls with an error in time, which is shortly before gunicorn's master kills the worker.
+    Share the totals with the other workers; warn if it listens beyond loopback without keys; on a stop, end calls with
+    an error in time, which is shortly before gunicorn's master kills the worker.
     """
-    handle_exit = signal.getsignal(signal.SIGTERM)
-    worker: Any = getattr(handle_exit, "__self__", None)
-    if not callable(handle_exit) or not hasattr(worker, "cfg"):
-        return
-    adopt_worker(worker)
     files = open_shared_files(worker.ppid)
     if files is not None:
         made.snapshots.share(files)
@@ -69,15 +67,11 @@ def _attend_to_worker(made: GatewayApp) -> None:
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)
 
-    def on_term(number: int, frame: Any) -> None:
+    def stop() -> None:
         made.is_draining = True
-        start_draining()
-        # A request that is on its way comes through before.
-        call_in_hub(_IDLE_S, close_idle)
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
-        handle_exit(number, frame)
 
-    signal.signal(signal.SIGTERM, on_term)
+    worker.on_stop = stop
 
 
 def _is_local(address: Any) -> bool:

@@ -45,10 +45,10 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
 def gateway(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn
 ) -> Iterator[Gunicorn]:
-    """Both ways: our worker and the shortcut for the two POST paths; gunicorn's own worker and Flask's dispatch."""
+    """Both ways: plain heads and the shortcut for the two POST paths; gunicorn's parser and Flask's dispatch."""
     settings = {"max_retries": 1, "retry_ratio": None, "breaker_cooldown_s": None}
     folder, environ = tmp_path_factory.mktemp("gateway"), {"INSPECTED_WAY": request.param}
-    # With an access log, gunicorn's worker is left as it is.
+    # With an access log, no head is taken for a plain one.
     arguments = ["--access-logfile", "/dev/null"] if request.param == "flask" else []
     with run_gateway(folder, simulator.url, settings, *arguments, environ=environ) as running:
         yield running

@@ -35,7 +35,7 @@ ROOMS = {
     "gevent": {"blueprints", "collect", "limits", "page", "recordings", "server", "transport", "upstream", "wsgi"},
     "requests": {"cli", "collect", "transport", "upstream"},
     "urllib3": {"transport"},
-    "gunicorn": {"blueprints", "server"},
+    "gunicorn": {"server"},
     "click": {"cli"},
     "omegaconf": {"config"},
     "opentelemetry": {"accounting"},

@@ -12,14 +12,13 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gunicorn.http.errors import ParseException
-
 from openai_gateway.config import Secret
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import (
     ClientGone,
     Forbidden,
     InvalidRequest,
+    MalformedBody,
     RequestTooLarge,
     Unauthorized,
     UnsupportedMediaType,
@@ -117,7 +116,7 @@ def _read(environ: dict[str, Any], length: int) -> bytes:
         body: bytes = environ["wsgi.input"].read(length)
     except OSError:
         raise ClientGone("the client left while it sent its body") from None
-    except ParseException:
+    except MalformedBody:
         raise InvalidRequest("The request body's chunks are malformed.") from None
     return body
 

@@ -1,12 +1,17 @@
-"""Keeps the last good config of a gunicorn master, which its workers inherit: a bad new one can't stop the service.
+"""What gunicorn's master does for its workers: it keeps the last good config, and raises the limit of open files.
 
-Without a master that reads it (no `gunicorn_settings`), each worker reads the config itself.
+Without a master that reads the config (no `gunicorn_settings`), each worker reads it itself.
 """
 
 from __future__ import annotations
 
+import resource
+from typing import Final
+
 from openai_gateway.config import ConfigError, GatewayConfig, load_config
 
+# Where the system sets no limit.
+_ENOUGH_FILES: Final = 65_536
 _last_good: GatewayConfig | None = None
 
 
@@ -23,3 +28,10 @@ def read() -> ConfigError | None:
 def current() -> GatewayConfig:
     """Return the config that the master has read, else read it now. Raises ConfigError."""
     return _last_good or load_config()
+
+
+def raise_file_limit() -> None:
+    """Allow this process, and those it starts, as many open files as it may have: each call holds two sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else max(soft, _ENOUGH_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

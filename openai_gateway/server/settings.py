@@ -7,7 +7,6 @@ HOST, PORT, WEB_CONCURRENCY and GRACEFUL_TIMEOUT in the environment change the m
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from openai_gateway.accounting.shared_files import remove_dead
 from openai_gateway.server import master
 
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
-worker_class = "gevent"
+worker_class = "openai_gateway.server.worker.Worker"
 # The cap on upstream calls is per worker; one worker is enough for thousands of calls in flight.
 workers = int(os.environ.get("WEB_CONCURRENCY") or "1")
 # Connections above this wait silently, health checks too: far above any expected load.
@@ -28,8 +27,9 @@ backlog = 4096
 timeout = 120
 # SIGTERM and SIGHUP let calls in flight finish for so long; the default of 30 s cuts long answers.
 graceful_timeout = int(os.environ.get("GRACEFUL_TIMEOUT") or "900")
-# Clients reuse connections; a new one for each call costs 18 % of the throughput.
-keepalive = 20
+# Clients reuse connections, a new one for each call costs 18 % of the throughput; a balancer in front keeps them for
+# 60 s, and must be the one that ends them.
+keepalive = 75
 # One line a failed call is logged by the gateway itself; gunicorn's own access log costs 18 % of the throughput.
 accesslog = None
 # gunicorn 27 would open a control socket in the home folder.
@@ -40,7 +40,7 @@ limit_request_field_size = 16_380
 
 def on_starting(server: Any) -> None:
     """Read the config once, before any worker is started; a bad one ends here, with one message and exit code 2."""
-    _raise_file_limit()
+    master.raise_file_limit()
     problem = master.read()
     if problem is not None:
         print(problem, file=sys.stderr, flush=True)
@@ -57,9 +57,3 @@ def on_reload(server: Any) -> None:
 def on_exit(server: Any) -> None:
     """Remove the folder that the workers shared their totals in: nobody reads it any more."""
     remove_dead(Path(tempfile.gettempdir()), also=os.getpid())
-
-
-def _raise_file_limit() -> None:
-    # Each call holds two sockets. The workers inherit the limit.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))

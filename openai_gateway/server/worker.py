@@ -1,157 +1,196 @@
-"""gunicorn's gevent worker with less around each plain POST, and idle connections that a stop closes.
+"""gunicorn's gevent worker with a connection's loop of its own, in which every request goes the same way.
 
-How a plain head is read is `plain`'s; how an answer is written, `writer`'s.
+What one connection goes through is `connection`'s; which settings there are, `settings`'. gunicorn imports this module
+in its master, before anything is patched, and not anew at SIGHUP: nothing is opened here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
+import signal
+import ssl
 import sys
-from collections.abc import Mapping
-from functools import lru_cache
-from time import monotonic
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
-import gevent
 from gunicorn.config import PostRequest, PreRequest
-from gunicorn.http.message import Request
-from gunicorn.http.parser import RequestParser
+from gunicorn.http.message import MAX_REQUEST_LINE
 from gunicorn.http.wsgi import base_environ
+from gunicorn.sock import is_http2_negotiated
+from gunicorn.util import close
+from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS, PlainRequest
-from openai_gateway.server.writer import RelayWriter
-from openai_gateway.transport.watch import Ticker
+from openai_gateway.server import connection, master
+from openai_gateway.server.listener import Listener
+from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
+from openai_gateway.server.waits import tick_forever
+from openai_gateway.server.writer import start_draining
+from openai_gateway.transport.watch import call_in_hub
+
+# For settings that nobody has set: gunicorn's own defaults (2 s, 1,000) are meant for short requests.
+KEEPALIVE_S: Final = 75
+CONNECTIONS: Final = 10_000
+# A request that is on its way when a stop comes gets through before idle connections are closed.
+_IDLE_S: Final = 1.0
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-@lru_cache(maxsize=256)
-def _to_addresses(listener_name: Any, client: str) -> Mapping[str, str]:
-    is_tcp = isinstance(listener_name, tuple)
-    return {
-        "REMOTE_ADDR": client,
-        "SERVER_NAME": listener_name[0] if is_tcp else listener_name,
-        "SERVER_PORT": str(listener_name[1]) if is_tcp else "",
-    }
+class RefusedWorkerClass(Exception):
+    """gunicorn runs a worker under which nothing here would work."""
 
 
-_next_of_gunicorn = RequestParser.__next__
-# What may be left of a request's body when its answer is out; of more, the connection is closed.
-_DRAIN_BYTES: Final = 64 * 1024
-_DRAIN_S: Final = 1.0
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Serves the gateway's app, or any other."""
 
+    reads_plain = False
+    keeps_alive = True
+    limit_request_line = 0
+    on_stop: Callable[[], None] | None = None
+    _leaves_all_to_gunicorn = False
+    _has_asked_for_another = False
+    _is_stopping = False
 
-def _next_request(parser: RequestParser) -> Request:
-    """Return a connection's next request, as gunicorn's parser does, which first reads what is left of the last one.
+    def run(self) -> None:
+        """Serve until told to stop and every call is over."""
+        cfg = self.cfg
+        master.raise_file_limit()
+        connection.idle.seconds = float(_unless_default(cfg, "keepalive", KEEPALIVE_S))
+        self.keeps_alive = connection.idle.seconds > 0
+        self._base_environ = {**base_environ(cfg), "wsgi.errors": sys.stderr, "wsgi.multithread": True}
+        self.worker_connections = _unless_default(cfg, "worker_connections", CONNECTIONS)
+        self._leaves_all_to_gunicorn = cfg.protocol != "http" or cfg.http2_cleartext != "off"
+        self.reads_plain = _may_read_plain(self)
+        limit = cfg.limit_request_line
+        self.limit_request_line = limit if 0 <= limit < MAX_REQUEST_LINE else MAX_REQUEST_LINE
+        tick_forever(connection.idle, connection.heads, connection.drains)
+        super().run()
+        if self._has_asked_for_another:
+            os.kill(self.ppid, signal.SIGTTOU)
 
-    What is left is bounded: a client that was refused and goes on sending would hold up the worker as long as it
-    sends, for reading from a socket that always has bytes never lets another greenlet run.
-    """
-    if parser.mesg is None or not parser.mesg.is_whole:
-        if parser.mesg is not None and not parser.finish_body(monotonic() + _DRAIN_S, _DRAIN_BYTES):
-            raise StopIteration
-        return _next_of_gunicorn(parser)
-    parser.req_count += 1
-    parser.mesg = PlainRequest(parser.cfg, parser.unreader, parser.source_addr, parser.req_count)
-    return parser.mesg
+    def server_class(self, listener: Any, *, spawn: Any, **named: Any) -> Listener:
+        """Return what accepts a listener's connections; gunicorn calls this to make its server."""
+        tls = {"ssl_context": named["ssl_context"]} if "ssl_context" in named else {}
+        server = Listener(listener, handle=partial(self.handle, listener), spawn=spawn, **tls)
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        return server
 
-
-class _Idle(BaseException):
-    """The wait for a connection's next request: bounded, as gunicorn's `timeout_ctx`, and cut short by `close_idle`."""
-
-    def __init__(self, seconds: float) -> None:
-        self._ends_at = monotonic() + seconds
-
-    def __enter__(self) -> None:
-        self._greenlet = gevent.getcurrent()
-        _idle.add(self)
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> bool:
-        _idle.discard(self)
-        return value is self
-
-    def tick(self, now: float) -> None:
-        """End the wait if its time is up."""
-        if now >= self._ends_at:
-            self.end()
-
-    def end(self) -> None:
-        """End the wait without a request, on which gunicorn closes the connection; to be called from the hub."""
-        self._greenlet.throw(self)
-
-
-_idle: Ticker[_Idle] = Ticker()
-
-
-def close_idle() -> None:
-    """Close the connections that wait for a request; to be called from the hub."""
-    for idle in _idle:
-        idle.end()
-
-
-class PlainWorker(GeventWorker):  # type: ignore[misc]
-    """The worker that `adopt_worker` makes of gunicorn's."""
-
-    _environ: dict[str, Any]
-    _keepalive_s: float
-
-    def timeout_ctx(self) -> _Idle:
-        """Return what bounds the wait for a request."""
-        return _Idle(self._keepalive_s)
-
-    def _try_h2c_upgrade(self, *_: Any) -> bool:
-        return False
-
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        """Serve one request, as GeventWorker does; raises StopIteration if its connection is to be closed."""
-        if type(req) is not PlainRequest or req.plain is None:
-            super().handle_request(listener_name, req, sock, addr)
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one connection."""
+        if self._leaves_all_to_gunicorn:
+            super().handle(listener, client, addr)
             return
-        self.nr += 1
-        response = RelayWriter(req, sock, self.cfg)
-        environ = {
-            **self._environ,
-            **_to_addresses(listener_name, addr[0] if isinstance(addr, tuple) else addr),
-            **req.plain,
-            "wsgi.input": req.body,
-            "gunicorn.socket": sock,
-        }
         try:
-            body = self.wsgi(environ, response.start_response)
-            try:
-                for piece in body:
-                    response.write(piece)
-                response.close()
-            finally:
-                if hasattr(body, "close"):
-                    body.close()
-        except OSError:
-            raise
-        except Exception:
-            if not response.headers_sent:
-                raise
-            self.log.exception("Error handling request")
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            raise StopIteration from None
-        except (gevent.GreenletExit, SystemExit):
-            raise StopIteration from None
-        if response.should_close():
-            raise StopIteration
+            client.setblocking(1)
+            if isinstance(client, ssl.SSLSocket):
+                if not self.cfg.do_handshake_on_connect:
+                    client.do_handshake()
+                if is_http2_negotiated(client):
+                    self.handle_http2(listener, client, addr)
+                    return
+            connection.Connection(self, client, addr, self._to_environ(listener, client, addr)).serve()
+        except OSError as error:
+            # The handshake, or a client that was gone before it began.
+            self.log.debug("A connection did not come about: %s", error)
+        finally:
+            close(client)
+
+    def _to_environ(self, listener: Any, client: Any, addr: Any) -> Mapping[str, Any]:
+        """Return what the environs of a connection's plain requests have in common."""
+        name = listener.getsockname()
+        is_tcp = isinstance(name, tuple)
+        return {
+            **self._base_environ,
+            "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
+            "REQUEST_METHOD": "POST",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "SCRIPT_NAME": "",
+            "REMOTE_ADDR": addr[0] if isinstance(addr, tuple) else addr,
+            "SERVER_NAME": name[0] if is_tcp else name,
+            "SERVER_PORT": str(name[1]) if is_tcp else "",
+            "gunicorn.socket": client,
+            "openai_gateway.listener": name,
+        }
+
+    def retire(self) -> None:
+        """Make room for a new worker, after `max_requests`."""
+        if not self.alive:
+            return
+        self.log.info("Autorestarting worker after current request.")
+        # The master starts another only once this one is gone, which may be after the longest call: it is asked for one
+        # more now, and for one less when this one goes.
+        self._has_asked_for_another = True
+        os.kill(self.ppid, signal.SIGTTIN)
+        self.stop()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Stop, on SIGTERM."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no more connections, end those that are idle, and let calls in flight finish."""
+        self.alive = False
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        start_draining()
+        call_in_hub(_IDLE_S, connection.idle.end_all)
+        # A connection may still be accepted within that second.
+        connection.idle.seconds = min(connection.idle.seconds, _IDLE_S)
+        if self.on_stop is not None:
+            self.on_stop()
 
 
-def adopt_worker(worker: Any) -> None:
-    """Make gunicorn's gevent worker a PlainWorker, unless a setting asks for something around each request."""
+def adopt_worker() -> Worker | None:
+    """Return the worker that runs this process, made a Worker if it is gunicorn's own of gevent; None if there is none.
+
+    To be called while it loads its app. A stop that came before it could hear of it is not lost. Raises
+    RefusedWorkerClass.
+    """
+    worker: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not isinstance(worker, BaseWorker):
+        return None
+    if type(worker) is GeventWorker:
+        worker.__class__ = Worker
+        # The one set was GeventWorker's.
+        signal.signal(signal.SIGTERM, worker.handle_exit)
+    if not isinstance(worker, Worker):
+        raise RefusedWorkerClass(
+            f"The gateway needs gunicorn's gevent worker, and this is {type(worker).__name__}: start gunicorn with"
+            f" '-k gevent', or with '-k {Worker.__module__}.{Worker.__qualname__}'."
+        )
+    if was_told_to_stop():
+        worker.stop()
+    return worker
+
+
+def was_told_to_stop() -> bool:
+    """Tell whether a signal to stop came between the fork and the worker's own handlers.
+
+    Until then the master's handlers are in place, which put it into the child's copy of the master's queue, where
+    nobody looks. The master's handler of SIGTTIN, which workers keep, leads there.
+    """
+    arbiter = getattr(signal.getsignal(signal.SIGTTIN), "__self__", None)
+    queue = getattr(arbiter, "SIG_QUEUE", None)
+    came = set()
+    while queue is not None and not queue.empty():
+        came.add(queue.get_nowait())
+    return not came.isdisjoint(_STOPS)
+
+
+def _unless_default(cfg: Any, name: str, ours: int) -> int:
+    setting = cfg.settings[name]
+    value: int = setting.get()
+    return ours if value == setting.default else value
+
+
+def _may_read_plain(worker: Any) -> bool:
+    """Tell whether no setting asks for something around each request, or for narrower bounds than a plain head's."""
     cfg = worker.cfg
-    if (
-        type(worker) is not GeventWorker
-        or cfg.is_ssl
-        or not cfg.keepalive
-        or cfg.max_requests
-        or cfg.proxy_protocol != "off"
-        or cfg.http2_cleartext != "off"
-        or cfg.protocol != "http"
+    return not (
+        cfg.proxy_protocol != "off"
         or cfg.pre_request is not PreRequest.default
         or cfg.post_request is not PostRequest.default
         or worker.log.access_log_enabled
@@ -159,18 +198,4 @@ def adopt_worker(worker: Any) -> None:
         or 0 < cfg.limit_request_line < MAX_HEAD_BYTES
         or cfg.limit_request_field_size < MAX_HEAD_BYTES
         or cfg.limit_request_fields < MAX_HEADERS
-    ):
-        return
-    worker.__class__ = PlainWorker
-    worker._keepalive_s = cfg.keepalive
-    worker._environ = {
-        **base_environ(cfg),
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.url_scheme": "http",
-        "REQUEST_METHOD": "POST",
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "SCRIPT_NAME": "",
-    }
-    RequestParser.mesg_class = PlainRequest
-    RequestParser.__next__ = _next_request
+    )

@@ -1,11 +1,11 @@
 """gunicorn's response writer, with head and first body bytes in one send, and as the sink that a stream is pumped into.
 
-The one place that reaches into gunicorn; under any other server nothing is adopted and WSGI's own way is taken.
+Answers over TLS and those of any other server are written in WSGI's own way. See also: upstream.pump, which fills a
+sink.
 """
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from functools import lru_cache
 from time import time
@@ -71,7 +71,9 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def default_headers(self) -> list[str]:
         """Return status line and the server's own headers."""
-        return [_to_head_start(self.req.version, self.status, self.should_close(), self.chunked, int(time()))]
+        # Holds for the rest of the answer, too.
+        self.must_close = self.should_close()
+        return [_to_head_start(self.req.version, self.status, self.must_close, self.chunked, int(time()))]
 
     def send_headers(self) -> None:
         """Hold the head back for the body's first bytes."""
@@ -89,7 +91,6 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def close(self) -> None:
         """Send what is still to be sent: the head of an empty answer, the last chunk."""
-        self.send_headers()
         if not self._is_ended:
             self.send_all(self.to_frame(b"", is_last=True))
 
@@ -143,6 +144,10 @@ class RelayWriter(Response):  # type: ignore[misc]
                 self.sock.sendall(memoryview(frame)[sent:])
 
 
+class TlsWriter(RelayWriter):
+    """The writer of a TLS connection: nothing may go past its layer, so it is no sink for pumped streams."""
+
+
 def start_draining() -> None:
     """Have every answer that begins from now on say that its connection ends with it."""
     global _is_draining
@@ -166,11 +171,6 @@ def _to_head_start(version: tuple[int, int], status: str, is_last: bool, is_chun
 
 
 def adopt(start_response: Any, environ: dict[str, Any]) -> RelayWriter | None:
-    """Return the writer behind gunicorn's `start_response`, made a RelayWriter; None under any other server or TLS."""
+    """Return the writer behind our worker's `start_response`; None over TLS and under any other server."""
     response = getattr(start_response, "__self__", None)
-    if type(response) is RelayWriter:
-        return response
-    if type(response) is not Response or isinstance(environ.get("gunicorn.socket"), ssl.SSLSocket):
-        return None
-    response.__class__ = RelayWriter
-    return response
+    return response if type(response) is RelayWriter else None

@@ -12,6 +12,8 @@ from openai_gateway.errors import InvalidRequest
 
 # The environ's key of a client's head without its Content-Length, if all else in the environ comes from it alone.
 CLIENT_HEAD: Final = "openai_gateway.head"
+# The environ's key of headers whose names hold an underscore: (name, value) pairs, which no other header can be.
+UNDERSCORED: Final = "openai_gateway.underscored"
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.processes import Gunicorn, run_gateway
+from tests.support.processes import ROOT, Gunicorn, run_command, run_gateway, write_config
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -22,6 +24,29 @@ BODIES: dict[str, dict[str, Any]] = {
     "none": {},
     "metadata": {"metadata": {"a": "b"}},
 }
+
+
+@pytest.fixture(scope="module", params=["-k gevent", "-c conf/gunicorn.conf.py", "serve"])
+def gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, simulator: Gunicorn
+) -> Iterator[Gunicorn]:
+    """All ways to start it; the second with an access log and Flask's dispatch, so that nothing goes a shorter way."""
+    settings = {"max_retries": 1, "retry_ratio": None, "breaker_cooldown_s": None}
+    folder = tmp_path_factory.mktemp("gateway")
+    if request.param == "-k gevent":
+        with run_gateway(folder, simulator.url, settings) as running:
+            yield running
+        return
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(write_config(folder, simulator.url, settings))}
+    if request.param == "serve":
+        command = [sys.executable, "-m", "openai_gateway.cli", "serve", "--port", "0"]
+    else:
+        environ["INSPECTED_WAY"] = "flask"
+        conf = str(ROOT / "conf" / "gunicorn.conf.py")
+        command = [sys.executable, "-m", "gunicorn", "-c", conf, "-b", "127.0.0.1:0", "--access-logfile", "/dev/null"]
+        command.append("tests.support.inspected:app")
+    with run_command(command, folder, environ) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.http.message import Request
-from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_gateway.server.plain import PlainRequest, read_plain
+from openai_gateway.server.bodies import Unreader
+from openai_gateway.server.heads import CheckedRequest
+from openai_gateway.server.plain import read_plain
 from openai_gateway.wire.headers import CLIENT_HEAD
 
 START = b"POST /v1/responses HTTP/1.1\r\n"
@@ -81,34 +82,59 @@ PIECES = st.lists(
 ).map(b"".join)
 
 
-def _read(kind: type[Request], received: bytes) -> tuple[Any, dict[str, Any], bytes, bool]:
-    """Return request, environ, body and whether the connection closes, by a parser."""
+class _Socket:
+    """A connection on which these bytes have come, and no more will."""
+
+    def __init__(self, received: bytes) -> None:
+        self._received = received
+
+    def recv(self, size: int) -> bytes:
+        got, self._received = self._received[:size], self._received[size:]
+        return got
+
+
+def _read(kind: type[Request], received: bytes) -> tuple[dict[str, Any], bytes, bool, bytes]:
+    """Return environ, body, whether the connection closes, and what comes after, read by gunicorn's class or ours."""
     config = Config()
-    request = kind(config, IterUnreader([received]), ("127.0.0.1", 1))
-    if isinstance(request, PlainRequest) and request.plain is not None:
-        environ = request.plain
-    else:
-        _, environ = create(request, None, ("127.0.0.1", 1), ("127.0.0.1", 2), config)
-    kept = {key: value for key, value in environ.items() if key.isupper() and not key.startswith(("REMOTE", "SERVER"))}
-    return request, kept, request.body.read(), request.should_close()
+    unreader = (Unreader if kind is CheckedRequest else SocketUnreader)(_Socket(received))
+    request = kind(config, unreader, ("127.0.0.1", 1), 1)
+    _, environ = create(request, None, ("127.0.0.1", 1), ("127.0.0.1", 2), config)
+    # Whether it closes, as at the end of a call: once the body is read. After a torn one we say so, gunicorn doesn't.
+    body = request.body.read()
+    is_torn = len(body) < int(environ.get("CONTENT_LENGTH", "0"))
+    return _to_kept(environ), body, is_torn or request.should_close(), unreader.read()
+
+
+def _to_kept(environ: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in environ.items() if key.isupper() and not key.startswith(("REMOTE", "SERVER"))}
+
+
+def _outcome(kind: type[Request], received: bytes) -> Any:
+    try:
+        return _read(kind, received)
+    except (Exception, StopIteration) as error:
+        return type(error)
 
 
 @pytest.mark.parametrize("received", PLAIN.values(), ids=PLAIN)
 def test_plain_head_is_read_as_gunicorn_reads_it(received: bytes) -> None:
-    request, environ, body, closes = _read(PlainRequest, received)
-    theirs, their_environ, their_body, they_close = _read(Request, received)
-    assert request.plain is not None
-    same = {**environ, "REQUEST_METHOD": "POST", "SCRIPT_NAME": ""}
-    assert (same, body, closes) == (their_environ, their_body, they_close)
-    assert request.unreader.read() == theirs.unreader.read()
-    for name in ("method", "uri", "path", "query", "fragment", "version"):
-        assert getattr(request, name) == getattr(theirs, name)
+    read = read_plain(received)
+    assert read is not None
+    environ, length, start = read
+    theirs, body, closes, rest = _read(Request, received)
+    assert {**_to_kept(environ), "REQUEST_METHOD": "POST", "SCRIPT_NAME": ""} == theirs
+    assert (received[start : start + length], received[start + length :]) == (body, rest)
+    assert closes is (len(body) < length)
+
+
+@pytest.mark.parametrize("received", [*PLAIN.values(), *OTHER.values()], ids=[*PLAIN, *OTHER])
+def test_any_head_is_checked_as_gunicorn_checks_it(received: bytes) -> None:
+    assert _outcome(CheckedRequest, received) == _outcome(Request, received)
 
 
 @pytest.mark.parametrize("received", OTHER.values(), ids=OTHER)
-def test_any_other_head_is_left_to_gunicorn(received: bytes) -> None:
+def test_any_other_head_is_not_plain(received: bytes) -> None:
     assert read_plain(received) is None
-    assert _outcome(PlainRequest, received) == _outcome(Request, received)
 
 
 def test_heads_that_differ_in_their_length_share_nothing_that_can_be_changed() -> None:
@@ -127,19 +153,10 @@ def test_heads_that_differ_in_their_length_share_nothing_that_can_be_changed() -
 @given(PIECES)
 def test_whatever_comes_is_read_as_gunicorn_reads_it(piece: bytes) -> None:
     received = START + piece + b"\r\n" + LENGTH + b"\r\n{}"
-    assert _outcome(PlainRequest, received) == _outcome(Request, received)
-
-
-def _outcome(kind: type[Request], received: bytes) -> Any:
-    try:
-        request, environ, body, closes = _read(kind, received)
-    except (Exception, StopIteration) as error:
-        return type(error)
-    return {**environ, "REQUEST_METHOD": request.method, "SCRIPT_NAME": ""}, body, closes
-
-
-def test_body_that_comes_later_is_read_to_its_end() -> None:
-    request = PlainRequest(Config(), IterUnreader([PLAIN["a body that is still to come"], b"}", b"POST"]), ("::1", 1))
-    assert not isinstance(request.body, io.BytesIO)
-    assert request.body.read() == b"{}"
-    assert request.unreader.read() == b"POST"
+    theirs = _outcome(Request, received)
+    assert _outcome(CheckedRequest, received) == theirs
+    read = read_plain(received)
+    if read is not None:
+        environ, length, start = read
+        same = {**_to_kept(environ), "REQUEST_METHOD": "POST", "SCRIPT_NAME": ""}
+        assert (same, received[start : start + length], False, received[start + length :]) == theirs

@@ -1,10 +1,15 @@
-"""The gateway's app with one more URL, `/__inspect`, that counts what a worker holds."""
+"""The gateway's app with two more URLs: `/__inspect` counts what a worker holds, `/__calls` the calls of Python's.
+
+Calls are counted on the connection that asked, from one such request to its next, so that other greenlets don't count.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +31,32 @@ def _find_root(thing: greenlet) -> greenlet:
     return thing
 
 
+_calls: Counter[str] = Counter()
+
+
+def _count(frame: Any, event: str, arg: Any) -> None:
+    if event == "call":
+        code = frame.f_code
+        _calls[f"{'/'.join(code.co_filename.split('/')[-2:])}:{code.co_name}"] += 1
+
+
+def _count_calls() -> bytes:
+    """Return what was counted, and count from here on."""
+    # The calls before this may still have to be accounted for.
+    for server in gateway.extensions["openai_gateway"].values():
+        server.settle_records()
+    sys.setprofile(None)
+    counted = json.dumps(_calls).encode()
+    _calls.clear()
+    sys.setprofile(_count)
+    return counted
+
+
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    if environ["PATH_INFO"] == "/__calls":
+        body = _count_calls()
+        start_response("200 OK", [("content-type", "application/json"), ("content-length", str(len(body)))])
+        return [body]
     if environ["PATH_INFO"] != "/__inspect":
         return gateway(environ, start_response)
     gc.collect()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,16 @@ class Gunicorn:
         return self.process.returncode
 
     def _wait_until_ready(self) -> str:
-        url = self.wait_for_log(r"Listening at: (http://[\d.]+:\d+)")[1]
+        url = self.wait_for_log(r"Listening at: (https?://[\d.]+:\d+)")[1]
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(requests.RequestException):
+            try:
                 requests.get(url + "/", timeout=2)
+            except requests.exceptions.SSLError:
+                return url
+            except requests.RequestException:
+                pass
+            else:
                 return url
             if self.process.poll() is not None:
                 break
@@ -90,17 +95,18 @@ def run_gunicorn(
     app: str, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
 ) -> Iterator[Gunicorn]:
     """Run `app` in `folder` for the length of a `with` block."""
-    log_path = folder / f"gunicorn-{time.monotonic_ns()}.log"
     command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
+    with run_command([*command, *arguments, app], folder, environ) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def run_command(command: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Gunicorn]:
+    """Run a command that becomes a gunicorn master for the length of a `with` block."""
+    log_path = folder / f"gunicorn-{time.monotonic_ns()}.log"
     full_environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})}
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--worker-connections", "8000", *arguments, app],
-            cwd=folder,
-            env=full_environ,
-            stdout=log,
-            stderr=log,
-        )
+        process = subprocess.Popen(command, cwd=folder, env=full_environ, stdout=log, stderr=log)
     running: Gunicorn | None = None
     try:
         running = Gunicorn(process, log_path)

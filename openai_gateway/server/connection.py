@@ -1,0 +1,235 @@
+"""One connection of a client: its requests are read, given to the app and answered, one after another.
+
+States: idle (waiting for a request's first byte), reading a head, serving (the app reads the body and writes the
+answer), draining (what nobody read of a body), closing. The first, second and fourth are bounded in time here; serving
+is the app's, which watches client and clock itself. A stop ends idle connections; all others end with their answer.
+
+Made after gunicorn's AsyncWorker.handle and handle_request: `tests/server/test_gunicorn_source.py` tells when those
+change. See also: plain, heads (what a head says), bodies, writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import socket
+import ssl
+from collections.abc import Mapping
+from datetime import datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.wsgi import create
+
+from openai_gateway.server.bodies import LengthBody, Unreader
+from openai_gateway.server.heads import MAX_LEFT_BYTES, CheckedRequest, gather_head, may_be_drained
+from openai_gateway.server.plain import PlainRequest, read_plain
+from openai_gateway.server.refusals import describe, to_refusal
+from openai_gateway.server.waits import Wait, Waits
+from openai_gateway.server.writer import RelayWriter, TlsWriter
+from openai_gateway.wire.headers import UNDERSCORED
+
+if TYPE_CHECKING:
+    from openai_gateway.server.worker import Worker
+
+HEAD_S: Final = 20.0
+DRAIN_S: Final = 1.0
+# A head and most bodies in one read.
+_READ_BYTES: Final = 16 * 1024
+_LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH}
+
+idle = Waits(75.0)
+heads = Waits(HEAD_S)
+drains = Waits(DRAIN_S)
+
+
+class Connection:
+    """A client's connection from its first request to its end."""
+
+    def __init__(self, worker: Worker, client: Any, addr: Any, environ: Mapping[str, Any]) -> None:
+        self._worker = worker
+        self._cfg = worker.cfg
+        self._client = client
+        self._addr = addr
+        self._environ = environ
+        self._unreader = Unreader(client)
+        self._count = 0
+        self._wait = Wait()
+        self._proxy: dict[str, Any] = {}
+        # What came after the last request.
+        self._rest = b""
+        self._writer = TlsWriter if isinstance(client, ssl.SSLSocket) else RelayWriter
+
+    def serve(self) -> None:
+        """Serve until one side has had enough; the caller closes the socket."""
+        request: Any = None
+        try:
+            while True:
+                request = None
+                request = self._read_request()
+                if request is None or not self._answer(request):
+                    break
+                if not self._worker.alive:
+                    break
+                if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
+                    break
+        except Wait:
+            pass
+        except NoMoreData:
+            self._worker.log.debug("Ignored premature client disconnection.")
+        except ParseException as error:
+            status, code, message = describe(error)
+            self._worker.log.warning("a request from %s was refused: %d %s", self._peer(), status, code)
+            self._refuse(status, code, message)
+        except ssl.SSLError as error:
+            self._worker.log.debug("Error processing SSL request: %s", error.reason)
+        except OSError as error:
+            if error.errno not in _LEFT:
+                self._worker.log.exception("Socket error processing request.")
+        except Exception:
+            self._worker.log.exception("Error handling request %s", "" if request is None else request.method)
+            self._refuse(500, "internal_error", "The gateway met an unexpected error.")
+        if request is not None:
+            self._linger(request)
+
+    def _read_request(self) -> PlainRequest | CheckedRequest | None:
+        """Return the next request; None if the client wants no more. Raises Wait, OSError, ParseException."""
+        received, self._rest = self._rest, b""
+        if not received:
+            idle.start(self._wait, monotonic() + idle.seconds)
+            try:
+                received = self._client.recv(_READ_BYTES)
+            finally:
+                idle.stop(self._wait, None)
+        self._count += 1
+        read = read_plain(received) if self._worker.reads_plain else None
+        if read is not None:
+            environ, length, start = read
+            end = start + length
+            if len(received) >= end:
+                self._rest = received[end:]
+                return PlainRequest(environ, io.BytesIO(received[start:end]), is_whole=True)
+            return PlainRequest(environ, LengthBody(self._client, received[start:], length), is_whole=False)
+        return self._read_checked(received) if received else None
+
+    def _read_checked(self, received: bytes) -> CheckedRequest:
+        heads.start(self._wait, monotonic() + heads.seconds)
+        try:
+            if self._cfg.proxy_protocol == "off" or self._count > 1:
+                gather_head(self._unreader, received, self._worker.limit_request_line)
+            else:
+                # What comes before the head is gunicorn's to read.
+                self._unreader.unread(received)
+            return CheckedRequest(self._cfg, self._unreader, self._addr, self._count)
+        finally:
+            heads.stop(self._wait, None)
+
+    def _answer(self, request: Any) -> bool:
+        """Serve one request; tell whether the connection may go on."""
+        worker = self._worker
+        worker.nr += 1
+        if worker.nr >= worker.max_requests:
+            worker.retire()
+        if type(request) is PlainRequest:
+            environ = {**self._environ, **request.environ, "wsgi.input": request.body}
+            return self._run(environ, self._writer(request, self._client, self._cfg))
+        return self._answer_checked(request)
+
+    def _answer_checked(self, request: CheckedRequest) -> bool:
+        """Serve a request with all that a setting of gunicorn's may ask for around it."""
+        worker, started = self._worker, datetime.now()
+        environ: dict[str, Any] = {}
+        response: Any = None
+        if request.proxy_protocol_info:
+            self._proxy = request.proxy_protocol_info
+        else:
+            request.proxy_protocol_info = self._proxy
+        try:
+            self._cfg.pre_request(worker, request)
+            name = self._environ["openai_gateway.listener"]
+            response, environ = create(request, self._client, self._addr, name, self._cfg, response_class=self._writer)
+            environ["wsgi.multithread"] = True
+            if request.underscored:
+                environ[UNDERSCORED] = request.underscored
+            return self._run(environ, response)
+        finally:
+            if response is not None and response.status is not None:
+                worker.log.access(response, request, environ, datetime.now() - started)
+            try:
+                self._cfg.post_request(worker, request, environ, response)
+            except Exception:
+                worker.log.exception("Exception in post_request hook")
+
+    def _run(self, environ: dict[str, Any], response: RelayWriter) -> bool:
+        if not self._worker.keeps_alive:
+            response.force_close()
+        try:
+            body = self._worker.wsgi(environ, response.start_response)
+            try:
+                for piece in body:
+                    response.write(piece)
+                response.close()
+            finally:
+                if hasattr(body, "close"):
+                    body.close()
+        except OSError:
+            raise
+        except Exception:
+            if not response.headers_sent:
+                raise
+            # A second answer within the first would corrupt both.
+            self._worker.log.exception("Error handling request")
+            with contextlib.suppress(OSError):
+                self._client.shutdown(socket.SHUT_RDWR)
+            return False
+        except (gevent.GreenletExit, SystemExit):
+            return False
+        return not response.must_close
+
+    def _drain(self, request: Any) -> bool:
+        """Read what is left of a request's body; tell whether the next request starts after it."""
+        left = request.body.count_left()
+        if not may_be_drained(left):
+            return False
+        if left:
+            drains.start(self._wait, monotonic() + drains.seconds)
+            try:
+                request.body.read(left)
+            finally:
+                drains.stop(self._wait, None)
+        self._rest = self._unreader.take_buffered()
+        return True
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        with contextlib.suppress(OSError):
+            self._client.sendall(to_refusal(status, code, message))
+            self._end_gently()
+
+    def _linger(self, request: Any) -> None:
+        if type(request) is PlainRequest and request.is_whole:
+            return
+        if request.body.count_left() != 0:
+            self._end_gently()
+
+    def _end_gently(self) -> None:
+        """Read a little of what still comes: closed with bytes unread, a connection is reset, and its answer lost."""
+        drains.start(self._wait, monotonic() + drains.seconds)
+        try:
+            self._client.shutdown(socket.SHUT_WR)
+            count = 0
+            while count < MAX_LEFT_BYTES:
+                received = self._client.recv(_READ_BYTES)
+                if not received:
+                    break
+                count += len(received)
+                gevent.sleep(0)
+        except (OSError, Wait):
+            pass
+        finally:
+            drains.stop(self._wait, None)
+
+    def _peer(self) -> str:
+        return str(self._addr[0]) if isinstance(self._addr, tuple) else "a local socket"

@@ -1,0 +1,75 @@
+"""Bounds how long a connection waits for its client between calls: idle, for a head's rest, for a body nobody reads.
+
+All waits of a kind are equally long, so that the oldest is always the next to end: a look at the clock costs the same
+for ten connections and for ten thousand. What bounds a call is `transport.watch`.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+
+TICK_S: Final = 0.25
+
+
+class Wait(BaseException):
+    """Thrown into the greenlet of a connection whose wait is over; one for the life of a connection.
+
+    A BaseException, so that no `except Exception` on the way takes it for an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._greenlet = gevent.getcurrent()
+
+    def end(self) -> None:
+        """End the wait now; to be called from the hub."""
+        self._greenlet.throw(self)
+
+
+class Waits:
+    """The waits of one kind that are under way."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends: dict[Wait, float] = {}
+        # Neither is a call of Python's: a connection waits before every request.
+        self.start = self._ends.__setitem__
+        self.stop = self._ends.pop
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def tick(self, now: float) -> None:
+        """End the waits that are over; to be called from the hub."""
+        while self._ends:
+            wait = next(iter(self._ends))
+            if self._ends[wait] > now:
+                return
+            del self._ends[wait]
+            wait.end()
+
+    def end_all(self) -> None:
+        """End every wait; to be called from the hub."""
+        while self._ends:
+            wait = next(iter(self._ends))
+            del self._ends[wait]
+            wait.end()
+
+
+def tick_forever(*kinds: Waits) -> None:
+    """Have the hub end what is over, as long as the process lives."""
+    timer: Any = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
+
+    def tick() -> None:
+        now = monotonic()
+        for waits in kinds:
+            waits.tick(now)
+
+    timer.start(tick)
+    _timers.append(timer)
+
+
+_timers: list[Any] = []

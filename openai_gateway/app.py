@@ -30,6 +30,7 @@ from openai_gateway.blueprints.calls import CallServer, Endpoint
 from openai_gateway.blueprints.reply import StartResponse, to_error_response
 from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
 from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.clients import Clients, ClientsFile, open_clients
 from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
@@ -77,8 +78,14 @@ class GatewayApp(flask.Flask):
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
         usage_logs = _open_usage_logs(config)
         recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
+        clients = _open_clients(config)
         self._servers = {
-            name: CallServer(server, _make_relay(server, shared, usage_logs), recordings.get(name))
+            name: CallServer(
+                server,
+                _make_relay(server, shared, usage_logs),
+                recordings.get(name),
+                clients.get(server.clients_file or ""),
+            )
             for name, server in config.servers.items()
         }
         self._default_server = config.default_server
@@ -124,6 +131,23 @@ def _open_usage_logs(config: GatewayConfig) -> dict[str, UsageLog]:
         server.usage_log: UsageLog(server.usage_log, server.usage_log_max_bytes)
         for server in config.servers.values()
         if server.usage_log is not None
+    }
+
+
+def _open_clients(config: GatewayConfig) -> dict[str, ClientsFile]:
+    """Return the clients files named, each of which several servers may share."""
+    users: dict[str, list[ServerConfig]] = {}
+    for server in config.servers.values():
+        if server.clients_file is not None:
+            users.setdefault(server.clients_file, []).append(server)
+    return {
+        path: open_clients(
+            path,
+            config.clients.get(path, Clients()),
+            frozenset(config.servers),
+            may_have_budgets=all(server.usage_log is not None for server in servers),
+        )
+        for path, servers in users.items()
     }
 
 

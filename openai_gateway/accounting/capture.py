@@ -76,6 +76,8 @@ def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_
         "request": body,
         "response": response,
     }
+    if record.client is not None:
+        exchange["client"] = record.client
     if body is None:
         exchange["request_raw"] = request.decode(errors="replace")
     if answer and (is_stream or response is None):

@@ -21,6 +21,7 @@ KEYS: Final[dict[str, Callable[[CallRecord], str]]] = {
     "model": lambda record: record.model or UNKNOWN,
     "server": lambda record: record.server,
     "api": lambda record: record.api,
+    "client": lambda record: record.client or NO_ROLLOUT,
     "rollout": lambda record: record.rollout_id or NO_ROLLOUT,
     "hour": lambda record: time.strftime("%Y-%m-%dT%H:00Z", time.gmtime(record.time)),
     "status": lambda record: str(record.status) if record.status is not None else record.outcome,

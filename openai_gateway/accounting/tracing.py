@@ -85,6 +85,7 @@ def to_attributes(record: CallRecord, model: str) -> dict[str, Any]:
         "openai_gateway.server": record.server,
         "openai_gateway.request_id": record.request_id,
         "openai_gateway.rollout_id": record.rollout_id,
+        "openai_gateway.client": record.client,
         "openai_gateway.attempts": record.attempts,
         "openai_gateway.queue_wait_s": record.queue_wait_s,
         "openai_gateway.cost_usd": record.cost_usd,

@@ -20,6 +20,7 @@ from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_bod
 from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.config import ServerConfig
+from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
@@ -48,9 +49,15 @@ class Endpoint:
 class CallServer:
     """Serves the calls to one configured server: what it adds to bodies, and the relay they go through."""
 
-    def __init__(self, server: ServerConfig, relay: Relay, recordings: Recordings | None = None) -> None:
+    def __init__(
+        self,
+        server: ServerConfig,
+        relay: Relay,
+        recordings: Recordings | None = None,
+        clients: ClientsFile | None = None,
+    ) -> None:
         self.model = server.openai_model
-        self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file)
+        self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file, clients, server.name)
         self._server = server
         self._relay = relay
         self._recorded = (
@@ -132,8 +139,9 @@ class CallServer:
         received: bytes | None = None
         rollout_id = environ.get("openai_gateway.rollout_id")
         values: Mapping[str, msgspec.Raw] = {}
+        client: Client | None = None
         try:
-            self.keys.authenticate(environ)
+            client = self.keys.authenticate(environ)
             if method == "POST":
                 body = self._read_body(environ, watch)
                 if endpoint.schema is not None:
@@ -142,7 +150,14 @@ class CallServer:
         except (GatewayError, ClientGone) as error:
             watch.stop()
             refused = Call(
-                endpoint.api, method, path, headers.RequestHeaders(), None, rollout_id=rollout_id, request_id=request_id
+                endpoint.api,
+                method,
+                path,
+                headers.RequestHeaders(),
+                None,
+                rollout_id=rollout_id,
+                request_id=request_id,
+                client=client.name if client is not None else None,
             )
             self._relay.refuse(refused, error, started)
             raise
@@ -157,6 +172,7 @@ class CallServer:
             request_id=request_id,
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
+            client=client.name if client is not None else None,
         )
         return call, values
 

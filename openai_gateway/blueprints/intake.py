@@ -10,10 +10,12 @@ import hmac
 import itertools
 import secrets
 from collections.abc import Sequence
+from time import time
 from typing import Any, Final
 
 from openai_gateway.config import Secret
-from openai_gateway.config.key_file import KeyFile
+from openai_gateway.config.clients import Client, ClientsFile
+from openai_gateway.config.key_file import open_client_keys
 from openai_gateway.errors import (
     ClientGone,
     Forbidden,
@@ -43,17 +45,29 @@ def to_request_id() -> str:
 class GatewayKeys:
     """The keys that let a client in, as `Authorization: Bearer`; none configured lets everybody in."""
 
-    def __init__(self, keys: Sequence[Secret], path: str | None) -> None:
+    def __init__(
+        self, keys: Sequence[Secret], path: str | None, clients: ClientsFile | None = None, server: str = ""
+    ) -> None:
         self._keys = tuple(key.reveal().encode() for key in keys)
-        self._file = KeyFile(path) if path is not None else None
+        self._file = open_client_keys(path) if path is not None else None
+        self._clients = clients
+        self._server = server
 
     @property
     def are_required(self) -> bool:
         """Tell whether a client needs a key."""
+        return self.are_for_operators or self._clients is not None
+
+    @property
+    def are_for_operators(self) -> bool:
+        """Tell whether there are keys without a name, which open the status page, too."""
         return bool(self._keys) or self._file is not None
 
-    def authenticate(self, environ: dict[str, Any]) -> None:
-        """Let the request in or raise Unauthorized; takes as long for a wrong key as for a right one."""
+    def authenticate(self, environ: dict[str, Any]) -> Client | None:
+        """Let the request in and return whom it is from, if its key has a name. Raises Unauthorized, Forbidden.
+
+        Takes as long for a wrong key as for a right one.
+        """
         if not self.are_required:
             if environ.get("HTTP_SEC_FETCH_SITE") in _FOREIGN:
                 raise Forbidden(
@@ -61,12 +75,26 @@ class GatewayKeys:
                     " have a key.",
                     code="cross_site_request",
                 )
-            return
+            return None
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         given = token.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
-        if self.count_matches(given) == 0:
+        client = self._clients.read().find(given) if self._clients is not None and given else None
+        if client is not None:
+            self._check_client(client)
+        elif self.count_matches(given) == 0:
             what = "Incorrect API key provided for this gateway" if given else "This gateway needs an API key"
             raise Unauthorized(f"{what}; send one as 'Authorization: Bearer KEY'.")
+        return client
+
+    def _check_client(self, client: Client) -> None:
+        if client.expires is not None and time() >= client.expires:
+            raise Unauthorized(
+                f"The API key of {client.name} has expired; ask whoever runs this gateway for a new one."
+            )
+        if not client.may_use(self._server):
+            raise Forbidden(
+                f"The client {client.name} may not use the server {self._server}.", code="server_not_allowed"
+            )
 
     def count_matches(self, given: bytes) -> int:
         """Return how many of the keys are `given`; takes as long for a wrong one as for a right one."""

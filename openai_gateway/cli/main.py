@@ -18,6 +18,7 @@ from openai_gateway import __version__
 _COMMANDS: Final = {
     "bench": "Measure calls/s and latency of a gateway, and what it adds to its upstream.",
     "check": "Try the upstream: DNS, TLS, key, model, both APIs, streams, function calls.",
+    "clients": "Manage clients: make keys with budgets, list them, take them out.",
     "collect": "Collect the answers to a file of prompts, with repeats; goes on after any interruption.",
     "completion": "Print the script that completes commands in a shell.",
     "config": "Show the resolved config, and where each value came from.",
@@ -25,7 +26,7 @@ _COMMANDS: Final = {
     "recordings": "Look at kept answers, remove old ones, take them elsewhere.",
     "serve": "Serve: gunicorn with gevent workers, from one command.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",
-    "usage": "Sum up usage logs by model, rollout, hour or status.",
+    "usage": "Sum up usage logs by model, client, rollout, hour or status.",
 }
 
 

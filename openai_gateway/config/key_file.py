@@ -1,61 +1,26 @@
-"""A file of keys, read again when it changes, so that keys are rotated without a restart.
+"""Files of keys, one a line: the upstream's key, and the keys that let clients in.
 
-What the keys open is the readers' business.
+When such a file is read again is `watched_file`'s; what the keys open is the readers' business.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable
-from time import monotonic
-from typing import Final
+from openai_gateway.config.watched_file import BadContent, WatchedFile
 
-_CHECK_EVERY_S: Final = 1.0
-_log = logging.getLogger("openai_gateway")
+KeyFile = WatchedFile[tuple[str, ...]]
+_NONE: tuple[str, ...] = ()
 
 
-class KeyFile:
-    """The keys in a file: one a line, blank lines and lines that start with `#` left out.
+def open_upstream_keys(path: str) -> KeyFile:
+    """Return the file of the upstream's key: as long as it holds no usable one, the last one stays in use."""
+    return KeyFile(path, _parse_some, _NONE, "key file", "the last keys stay in use")
 
-    A file that is away, empty or unfit for a moment, as while it is being replaced, leaves the last keys in use.
-    `on_change` is called when other keys have come into use.
-    """
 
-    def __init__(self, path: str, on_change: Callable[[], None] = lambda: None) -> None:
-        self.on_change = on_change
-        self._path = path
-        self._keys: tuple[str, ...] = ()
-        self._stamp: tuple[int, int, int] | None = None
-        self._checked_at = float("-inf")
-
-    def read(self) -> tuple[str, ...]:
-        """Return the keys as the file has them; it is looked at once a second at most."""
-        now = monotonic()
-        if now - self._checked_at >= _CHECK_EVERY_S:
-            self._checked_at = now
-            self._read_if_changed()
-        return self._keys
-
-    def _read_if_changed(self) -> None:
-        try:
-            found = os.stat(self._path)
-            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if stamp == self._stamp:
-                return
-            with open(self._path, encoding="utf-8") as file:
-                keys = to_keys(file.read())
-        except (OSError, UnicodeDecodeError) as error:
-            _log.error("key file %s can't be read (%s); the last keys stay in use", self._path, type(error).__name__)
-            return
-        if not keys:
-            _log.error("key file %s holds no usable key; the last keys stay in use", self._path)
-            return
-        is_change = bool(self._keys) and keys != self._keys
-        self._stamp, self._keys = stamp, keys
-        if is_change:
-            _log.info("key file %s was read again", self._path)
-            self.on_change()
+def open_client_keys(path: str) -> KeyFile:
+    """Return a file of clients' keys: emptied, or gone for good, it lets nobody in."""
+    file = KeyFile(path, _parse_any, _NONE, "key file", "the last keys stay in use")
+    file.when_gone = ()
+    return file
 
 
 def to_keys(text: str) -> tuple[str, ...]:
@@ -63,3 +28,17 @@ def to_keys(text: str) -> tuple[str, ...]:
     lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     return keys if all(key.isascii() and key.isprintable() and " " not in key for key in keys) else ()
+
+
+def _parse_some(text: str) -> tuple[str, ...]:
+    keys = to_keys(text)
+    if not keys:
+        raise BadContent("holds no usable key")
+    return keys
+
+
+def _parse_any(text: str) -> tuple[str, ...]:
+    keys = to_keys(text)
+    if not keys and any(line.strip() and not line.strip().startswith("#") for line in text.splitlines()):
+        raise BadContent("holds a line that is no key")
+    return keys

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from openai_gateway.config.checks import Boolean, Integer, Keys, OneOf, Seconds
+from openai_gateway.config.clients import Clients
 from openai_gateway.config.declaration import key, keys_of
-from openai_gateway.config.paths import CreatedFile, CreatedFolder, KeyFilePath, PathText
+from openai_gateway.config.paths import CreatedFile, CreatedFolder, KeyFilePath, PathText, TextFile
 from openai_gateway.config.prices import PriceTable
 from openai_gateway.config.recording_keys import RecordingKeys
 from openai_gateway.config.secret import Secret
@@ -32,10 +33,30 @@ class ServerConfig(RecordingKeys):
     """
 
     gateway_api_keys: tuple[Secret, ...] = key(
-        Keys(), (), "keys that clients must send as `Authorization: Bearer`; none lets everybody in", CLIENTS
+        Keys(),
+        (),
+        "keys that clients must send as `Authorization: Bearer`; none at all, here or in a file, lets everybody in",
+        CLIENTS,
+        shared=True,
     )
     gateway_api_keys_file: str | None = key(
-        KeyFilePath(), None, "a file with such keys, one a line; read again when it changes", CLIENTS
+        KeyFilePath(), None, "a file with such keys, one a line; read again when it changes", CLIENTS, shared=True
+    )
+    clients_file: str | None = key(
+        TextFile(),
+        None,
+        "a file of clients with names, keys, budgets: `{team-a: {key: gw-..., budget_usd: 20, per: day}}`; read again "
+        "when it changes",
+        CLIENTS,
+        shared=True,
+    )
+    unknown_cost: str = key(
+        OneOf("refuse", "allow"),
+        "refuse",
+        "what a model without a price means to clients with budgets: the config is refused, or its calls are allowed "
+        "and count as nothing",
+        CLIENTS,
+        shared=True,
     )
     price_file: str | None = key(
         PathText(),
@@ -101,10 +122,12 @@ SHARED_KEYS: Final = tuple(name for name, declared in KEYS.items() if declared.i
 class GatewayConfig:
     """All servers of one config; `default_server` names the one at plain `/v1`.
 
-    `notes` say what was ignored, a line each; `origins` where each dotted key came from, those in a mapping too.
+    `notes` say what was ignored, a line each; `origins` where each dotted key came from, those in a mapping too;
+    `clients` what each clients file held, by its path.
     """
 
     servers: Mapping[str, ServerConfig]
     default_server: str
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    clients: Mapping[str, Clients] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from openai_gateway.config import names
 from openai_gateway.config.build import PARENTS, Context, ServerBuilder
+from openai_gateway.config.client_faults import find_open_doors, read_clients
 from openai_gateway.config.complaints import ConfigError, Problem
 from openai_gateway.config.files import read
 from openai_gateway.config.interpolate import Interpolation
@@ -61,10 +62,11 @@ def load_config(
         ignored |= builder.ignored
         origins.update(builder.origins)
     problems += _find_misplaced(merged, found)
+    clients = read_clients(servers, found, merged, problems)
     default = _choose_default(found, environ.get(SERVER_VARIABLE) or None, problems)
     if problems:
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
-    return GatewayConfig(servers, default, _to_notes(foreign, ignored), origins)
+    return GatewayConfig(servers, default, (*_to_notes(foreign, ignored), *find_open_doors(servers)), origins, clients)
 
 
 def find_servers(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,13 @@ class _InputFile(PathText):
         raise NotImplementedError
 
 
+class TextFile(_InputFile):
+    """A file of text, whose content is checked by whoever knows what it must be."""
+
+    def _read(self, path: Path) -> None:
+        path.read_text(encoding="utf-8")
+
+
 class KeyFilePath(_InputFile):
     """A file with keys in it, one a line."""
 

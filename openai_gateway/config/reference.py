@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from openai_gateway.config.clients import CLIENT_KEYS
 from openai_gateway.config.declaration import Key
 from openai_gateway.config.keys import KEYS
 
@@ -19,8 +20,8 @@ END: Final = "<!-- end of keys -->"
 
 
 def render_tables() -> str:
-    """Return the tables of all keys, in the order of their declaration."""
-    groups = groupby(KEYS.items(), key=lambda item: item[1].group)
+    """Return the tables of all keys, those of the clients file last, in the order of their declaration."""
+    groups = groupby([*KEYS.items(), *CLIENT_KEYS.items()], key=lambda item: item[1].group)
     return "\n\n".join(_render_table(title, dict(keys)) for title, keys in groups)
 
 

@@ -26,7 +26,7 @@ def admit(environ: Mapping[str, Any], servers: Iterable[GatewayKeys]) -> None:
 
     A browser gives the key as the password of HTTP Basic, with any user name.
     """
-    guarded = [keys for keys in servers if keys.are_required]
+    guarded = [keys for keys in servers if keys.are_for_operators]
     if guarded:
         given = _read_key(environ.get("HTTP_AUTHORIZATION", ""))
         # All of them are looked at: the time taken tells nothing.

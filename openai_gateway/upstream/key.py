@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from openai_gateway.config import Secret, ServerConfig
-from openai_gateway.config.key_file import KeyFile
+from openai_gateway.config.key_file import open_upstream_keys
 
 
 class UpstreamKey:
@@ -16,7 +16,9 @@ class UpstreamKey:
 
     def __init__(self, server: ServerConfig, on_change: Callable[[], None]) -> None:
         self._secret = server.openai_api_key or Secret("")
-        self._file = KeyFile(server.openai_api_key_file, on_change) if server.openai_api_key_file else None
+        self._file = open_upstream_keys(server.openai_api_key_file) if server.openai_api_key_file else None
+        if self._file is not None:
+            self._file.on_change = on_change
 
     def reveal(self) -> str:
         """Return the key itself."""

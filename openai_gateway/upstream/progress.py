@@ -105,6 +105,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         traceparent=call.headers.get("traceparent"),
         is_replayed=progress.is_replayed,
         saved_usd=cost_usd if progress.is_replayed else None,
+        client=call.client,
     )
 
 

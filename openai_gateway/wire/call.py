@@ -18,7 +18,7 @@ class Call(msgspec.Struct, frozen=True):
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
     `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
     `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept for a
-    capture only.
+    capture only. `client` is the name that its key has in the clients file.
     """
 
     api: Api
@@ -31,6 +31,7 @@ class Call(msgspec.Struct, frozen=True):
     request_id: str = ""
     is_metered: bool = False
     received: bytes | None = None
+    client: str | None = None
 
 
 class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -74,3 +75,4 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     traceparent: str | None
     is_replayed: bool = False
     saved_usd: float | None = None
+    client: str | None = None

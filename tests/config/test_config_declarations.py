@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openai_gateway.config import Secret, ServerConfig, checks
+from openai_gateway.config.clients import CLIENT_KEYS
 from openai_gateway.config.declaration import REQUIRED, Key, key, keys_of
 from openai_gateway.config.keys import KEYS, SHARED_KEYS
 from openai_gateway.config.reference import put_tables, render_tables
@@ -41,12 +42,12 @@ def test_scope_is_said_by_each_key_and_not_by_its_place() -> None:
 
     assert [declared.is_shared for declared in keys_of(Two).values()] == [True, False]
     assert {"usage_log", "log_level", "observability_enabled"} <= set(SHARED_KEYS)
-    assert not {"openai_base_url", "max_concurrent_requests", "gateway_api_keys"} & set(SHARED_KEYS)
+    assert not {"openai_base_url", "max_concurrent_requests"} & set(SHARED_KEYS)
 
 
 def test_tables_hold_every_key_once_with_its_default() -> None:
     rows = [line for line in render_tables().splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == list(KEYS)
+    assert [row.split("`")[1] for row in rows] == [*KEYS, *CLIENT_KEYS]
     assert "| `max_retries` | integer | 2 | further attempts of a call |" in rows
     assert any(row.startswith("| `usage_log` ¹ | path | null | ") for row in rows)
 

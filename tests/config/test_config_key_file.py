@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.config import key_file
-from openai_gateway.config.key_file import KeyFile, to_keys
+from openai_gateway.config import watched_file
+from openai_gateway.config.key_file import open_client_keys, open_upstream_keys, to_keys
 from tests.config.folder import PLANTED_KEY
 
 
@@ -20,7 +20,8 @@ class Watched:
         self.now_s = 100.0
         self.changes = 0
         self.path.write_text(PLANTED_KEY)
-        self.file = KeyFile(str(path), self.count)
+        self.file = open_upstream_keys(str(path))
+        self.file.on_change = self.count
 
     def count(self) -> None:
         self.changes += 1
@@ -34,7 +35,7 @@ class Watched:
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     made = Watched(tmp_path / "keys.txt")
-    monkeypatch.setattr(key_file, "monotonic", lambda: made.now_s)
+    monkeypatch.setattr(watched_file, "monotonic", lambda: made.now_s)
     assert made.file.read() == (PLANTED_KEY,)
     return made
 
@@ -70,12 +71,39 @@ def test_file_that_is_away_leaves_the_last_keys_until_it_is_back(watched: Watche
     assert watched.keys_later(lambda: watched.path.write_text("new-key")) == ("new-key",)
 
 
+def test_clients_keys_are_gone_with_their_file_after_ten_seconds(watched: Watched) -> None:
+    watched.file = open_client_keys(str(watched.path))
+    assert watched.file.read() == (PLANTED_KEY,)
+    assert watched.keys_later(watched.path.unlink) == (PLANTED_KEY,)
+    watched.now_s += 7.5
+    assert watched.keys_later(lambda: None) == (PLANTED_KEY,)
+    assert watched.keys_later(lambda: None) == ()
+    assert watched.file.problem == "is gone"
+    assert watched.keys_later(lambda: watched.path.write_text("new-key")) == ("new-key",)
+    assert watched.file.problem is None
+
+
+@pytest.mark.parametrize("content", ["", "# none\n\n"], ids=["empty", "comments only"])
+def test_emptied_file_of_clients_keys_lets_nobody_in(watched: Watched, content: str) -> None:
+    watched.file = open_client_keys(str(watched.path))
+    assert watched.file.read() == (PLANTED_KEY,)
+    assert watched.keys_later(lambda: watched.path.write_text(content)) == ()
+
+
+def test_problem_is_logged_once_until_it_is_another(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        watched.keys_later(lambda: watched.path.write_text("a b"))
+    assert caplog.text.count("holds no usable key; the last keys stay in use") == 1
+    watched.keys_later(watched.path.unlink)
+    assert "can't be read (FileNotFoundError)" in caplog.text
+
+
 def test_change_without_a_listener_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0])
-    monkeypatch.setattr(key_file, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watched_file, "monotonic", lambda: next(clock))
     path = tmp_path / "keys.txt"
     path.write_text("first")
-    file = KeyFile(str(path))
+    file = open_upstream_keys(str(path))
     assert file.read() == ("first",)
     path.write_text("second")
     assert file.read() == ("second",)

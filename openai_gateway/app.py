@@ -71,18 +71,26 @@ class GatewayApp(flask.Flask):
     def __init__(self, config: GatewayConfig) -> None:
         super().__init__("openai_gateway", static_folder=None)
         models = {name: server.openai_model for name, server in config.servers.items()}
-        aggregate = Aggregate(models, self._get_states)
+        usage_logs = _open_usage_logs(config)
+        captures = _open_captures(config)
+
+        def count_lost() -> dict[str, int]:
+            return {
+                "usage_log": sum(log.lost for log in usage_logs.values()),
+                "captures": sum(folder.lost for folder in captures.values()),
+            }
+
+        aggregate = Aggregate(models, self._get_states, count_lost)
         self.snapshots = self.extensions[SNAPSHOTS] = Snapshots(aggregate)
         self.extensions[FEED] = Feed(self.snapshots.snapshot)
         trace = open_tracing(models)
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
-        usage_logs = _open_usage_logs(config)
         recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
         clients = _open_clients(config)
         self._servers = {
             name: CallServer(
                 server,
-                _make_relay(server, shared, usage_logs),
+                Relay(server, _to_observers(server, shared, usage_logs), captures.get(server.model_call_capture_dir)),
                 recordings.get(name),
                 clients.get(server.clients_file or ""),
             )
@@ -151,12 +159,19 @@ def _open_clients(config: GatewayConfig) -> dict[str, ClientsFile]:
     }
 
 
-def _make_relay(server: ServerConfig, shared: Sequence[Observer], usage_logs: Mapping[str, UsageLog]) -> Relay:
+def _open_captures(config: GatewayConfig) -> dict[str | None, Captures]:
+    """Return what captures to each folder named."""
+    folders = {server.model_call_capture_dir for server in config.servers.values()}
+    return {folder: Captures(folder) for folder in folders if folder is not None}
+
+
+def _to_observers(
+    server: ServerConfig, shared: Sequence[Observer], usage_logs: Mapping[str, UsageLog]
+) -> list[Observer]:
     observers = [*shared, CallLog(server).observe]
     if server.usage_log is not None:
         observers.append(usage_logs[server.usage_log].observe)
-    folder = server.model_call_capture_dir
-    return Relay(server, observers, Captures(folder).record if folder is not None else None)
+    return observers
 
 
 def create_app(config: GatewayConfig) -> GatewayApp:

@@ -16,6 +16,7 @@ from typing import Final
 from openai_gateway.accounting.tally import to_step
 from openai_gateway.accounting.totals import (
     KEPT_CALLS,
+    KEPT_MINUTES,
     KEPT_SECONDS,
     Account,
     Consumption,
@@ -27,16 +28,28 @@ from openai_gateway.wire.call import CallRecord
 
 # No upstream has more models; one that makes up a name for each call must not fill the memory.
 _MOST_MODELS: Final = 200
+_MOST_CODES: Final = 100
 _OTHER: Final = "other"
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Aggregate:
-    """The totals of this worker; `models` has the configured model of each server, `get_states` returns their state."""
+    """The totals of this worker.
 
-    def __init__(self, models: Mapping[str, str], get_states: Callable[[], dict[str, ServerState]]) -> None:
+    `models` has the configured model of each server, `get_states` returns their states, `count_lost` how many records
+    could not be written, by where.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, str],
+        get_states: Callable[[], dict[str, ServerState]],
+        count_lost: Callable[[], dict[str, int]] = dict,
+    ) -> None:
         self._models = models
         self._get_states = get_states
+        self._count_lost = count_lost
+        self._codes = {""}
         self.totals = Totals(pid=os.getpid(), started=time.time())
         self.calls = 0
 
@@ -45,7 +58,10 @@ class Aggregate:
         self.calls += 1
         account = self._account(record)
         status = record.status
-        key = (f"{status // 100}xx" if status is not None else "none", record.outcome)
+        code = record.error_code or ""
+        if code not in self._codes:
+            code = self._learn(code)
+        key = (f"{status // 100}xx" if status is not None else "none", record.outcome, code)
         account.calls[key] = account.calls.get(key, 0) + 1
         account.attempts += record.attempts
         for reason in record.retries:
@@ -58,7 +74,8 @@ class Aggregate:
         second.calls += 1
         step = to_step(record.duration_s)
         second.durations[step] = second.durations.get(step, 0) + 1
-        if record.first_byte_s is not None:
+        # An error's first byte is no first token.
+        if record.first_byte_s is not None and status is not None and status < 400:
             account.first_byte.observe(record.first_byte_s)
             step = to_step(record.first_byte_s)
             second.first_bytes[step] = second.first_bytes.get(step, 0) + 1
@@ -81,12 +98,13 @@ class Aggregate:
         if not seconds or seconds[-1].t < now:
             seconds.append(Second(now))
             if len(seconds) > KEPT_SECONDS:
-                del seconds[0]
+                self._roll_up(seconds.pop(0))
         return seconds[-1]
 
     def look(self) -> dict[str, ServerState]:
         """Note in the totals how the servers are now, and return it."""
         states = self.totals.states = self._get_states()
+        self.totals.lost = self._count_lost()
         in_flight = sum(state.in_flight for state in states.values())
         queued = sum(state.queued for state in states.values())
         if in_flight or queued:
@@ -96,6 +114,20 @@ class Aggregate:
         with contextlib.suppress(OSError):
             self.totals.resident_bytes = _resident_bytes()
         return states
+
+    def _roll_up(self, second: Second) -> None:
+        minutes, minute = self.totals.minutes, second.t - second.t % 60
+        if not minutes or minutes[-1].t < minute:
+            minutes.append(Second(minute))
+            if len(minutes) > KEPT_MINUTES:
+                del minutes[0]
+        minutes[-1].extend(second)
+
+    def _learn(self, code: str) -> str:
+        if len(self._codes) >= _MOST_CODES:
+            return _OTHER
+        self._codes.add(code)
+        return code
 
     def _account(self, record: CallRecord) -> Account:
         key = (record.server, record.api)

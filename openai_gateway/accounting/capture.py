@@ -1,17 +1,26 @@
 """Captures the calls of each rollout to `<rollout id>.capture.jsonl`, in the form that NeMo Gym's own servers write.
 
-Source: NeMo Gym `base_responses_api_model`, whose readers take these files. An answer that is too long to be kept is
-left out. See also: streams, which makes one answer of a stream's events.
+Source: NeMo Gym `base_responses_api_model`, whose readers take these files; a rollout that lacks a call is told by an
+empty file `<rollout id>.capture.incomplete`. Bodies go in as they are written, for making Python objects of them takes
+30 times their memory. An answer that is too long to be kept is left out.
+
+Nothing here waits: not for a FIFO's reader, nor for who holds the lock of a file (BlockingIOError: try again later).
+See also: upstream.capturing, which does that; streams, which makes one answer of a stream's events.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
+import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from openai_gateway.accounting.line_file import append_line
 from openai_gateway.accounting.streams import to_whole_answer
@@ -28,41 +37,59 @@ _CATEGORIES: Final = {
 }
 
 
+_LEVELS: Final = 100
+_MARGIN: Final = (b"[" * _LEVELS, b"]" * _LEVELS)
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class _Response(msgspec.Struct):
+    status: msgspec.Raw = msgspec.Raw(b"")
+
+
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_status_decoder = msgspec.json.Decoder(_Response)
+
+
 class Captures:
-    """Appends exchanges to the files in a folder."""
+    """The capture files in a folder; `lost` counts the calls that are missing in them."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
+        self.lost = 0
 
-    def record(self, record: CallRecord, request: bytes, answer: bytes | None, is_stream: bool) -> None:
-        """Append one exchange; `answer` None was too long to be kept. A failure costs the line and a warning."""
-        line = _to_line(record, request, answer, is_stream=is_stream)
-        path = self._folder / f"{record.rollout_id}.capture.jsonl"
+    def to_line(self, record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> bytes:
+        """Return the line of an exchange; `answer` None was too long to be kept."""
+        return msgspec.json.encode(to_exchange(record, request, answer, is_stream=is_stream)) + b"\n"
+
+    def append(self, rollout_id: str, line: bytes) -> None:
+        """Append a line, all of it or nothing. Raises OSError; BlockingIOError if another process has the lock."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A FIFO without a reader fails at once (ENXIO), one with a reader below.
+        fd = os.open(self._folder / f"{rollout_id}.capture.jsonl", _FLAGS, 0o644)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("ab", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                append_line(file.fileno(), line)
-        except OSError as error:
-            _log.error("a call was not captured in %s: %s", path, error.strerror or error)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            append_line(fd, line)
+        finally:
+            os.close(fd)
 
+    def mark_incomplete(self, rollout_id: str) -> None:
+        """Leave the file that tells readers that a call is missing. Raises OSError."""
+        os.close(os.open(self._folder / f"{rollout_id}.capture.incomplete", _FLAGS, 0o644))
 
-def _to_line(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> bytes:
-    exchange = to_exchange(record, request, answer, is_stream=is_stream)
-    try:
-        return json.dumps(exchange).encode() + b"\n"
-    except RecursionError:
-        # What was just shallow enough to be read can be too deep to be written inside a line: then it is kept as text.
-        raw = {"request": None, "response": None, "request_raw": request.decode(errors="replace")}
-        return (
-            json.dumps({**exchange, **raw, "response_raw": (answer or b"").decode(errors="replace")}).encode() + b"\n"
-        )
+    def count_lost(self, rollout_id: str, why: str) -> None:
+        """Count and log a call that could not be captured."""
+        self.lost += 1
+        path = self._folder / f"{rollout_id}.capture.jsonl"
+        _log.error("a call was not captured in %s: %s", path, why)
 
 
 def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> dict[str, Any]:
-    """Return one line of a capture file."""
-    body = _to_object(request)
-    response = None if not answer else to_whole_answer(answer, record.api) if is_stream else _to_object(answer)
+    """Return one line of a capture file, bodies as raw JSON."""
+    body = _to_raw(request)
+    found = None if not answer else to_whole_answer(answer, record.api) if is_stream else answer
+    response = None if found is None else _to_raw(found)
     exchange = {
         "model_call_id": uuid.uuid4().hex,
         "dialect": record.api,
@@ -85,7 +112,7 @@ def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_
     return exchange
 
 
-def _to_category(record: CallRecord, response: dict[str, Any] | None) -> str | None:
+def _to_category(record: CallRecord, response: msgspec.Raw | None) -> str | None:
     status = record.status or 0
     if record.outcome == "client_gone":
         return "cancelled"
@@ -95,14 +122,36 @@ def _to_category(record: CallRecord, response: dict[str, Any] | None) -> str | N
         return "stream_truncated"
     if response is None:
         return "capture_parse_error"
-    if response.get("status") in ("failed", "incomplete"):
-        return "incomplete" if response["status"] == "incomplete" else "upstream_error"
-    return None
+    reached = _read_status(response)
+    return "incomplete" if reached == "incomplete" else "upstream_error" if reached == "failed" else None
 
 
-def _to_object(body: bytes) -> dict[str, Any] | None:
+def _read_status(response: msgspec.Raw) -> str | None:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        return bytes(_status_decoder.decode(bytes(response)).status).strip(b'"').decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return value if isinstance(value, dict) else None
+
+
+def _to_raw(body: bytes) -> msgspec.Raw | None:
+    """Return a body as it goes into a line if it is an object that readers can read, None otherwise."""
+    try:
+        body.decode()
+        # Readers may be deeper in their own stack than we are, and the body is one level deeper in the line.
+        _raw_decoder.decode(_MARGIN[0] + body + _MARGIN[1])
+    except (UnicodeDecodeError, RecursionError):
+        return None
+    except msgspec.MsgspecError:
+        # Such as half a surrogate pair, which Python's own reader takes.
+        body = _rewrite(body)
+    text = body.strip()
+    # A line end in JSON is white space: in a text it is escaped.
+    return msgspec.Raw(text.replace(b"\n", b" ").replace(b"\r", b" ")) if text.startswith(b"{") else None
+
+
+def _rewrite(body: bytes) -> bytes:
+    """Return a body as Python's own reader and writer have it, `b""` if they refuse it."""
+    try:
+        return json.dumps(json.loads(_MARGIN[0] + body + _MARGIN[1]))[_LEVELS:-_LEVELS].encode()
+    except (ValueError, RecursionError):
+        return b""

@@ -64,6 +64,7 @@ class _Metrics(Collector):
         total, workers = self._snapshots.total()
         yield from _collect_calls(total)
         yield from _collect_consumption(total)
+        yield from _collect_lost(total)
         yield from _collect_states(workers)
 
 
@@ -76,11 +77,14 @@ def _gauge(name: str, text: str, labels: Iterable[str] = ()) -> GaugeMetricFamil
 
 
 def _collect_calls(total: Totals) -> Iterator[Metric]:
-    calls = _counter("calls", "Calls that are over (GenAI: one gen_ai operation each).", [*_CALL, "status", "outcome"])
+    calls = _counter(
+        "calls", "Calls that are over (GenAI: one gen_ai operation each).", [*_CALL, "status", "outcome", "code"]
+    )
     retries = _counter("retries", "Further attempts, by the status or error code that caused them.", [*_CALL, "reason"])
     for key, account in total.accounts.items():
-        for (status, outcome), count in account.calls.items():
-            calls.add_metric([*key, status, outcome], count)
+        for (status, outcome, code), count in account.calls.items():
+            # An empty label is none, in Prometheus: the series of calls without a code are as they were.
+            calls.add_metric([*key, status, outcome, code], count)
         for reason, count in account.retries.items():
             retries.add_metric([*key, reason], count)
     yield calls
@@ -118,6 +122,13 @@ def _collect_consumption(total: Totals) -> Iterator[Metric]:
             cost.add_metric(key, used.cost_usd)
     yield tokens
     yield cost
+
+
+def _collect_lost(total: Totals) -> Iterator[Metric]:
+    lost = _counter("lost_records", "Records of calls that could not be written, such as to a full disk.", ["where"])
+    for where, count in total.lost.items():
+        lost.add_metric([where], count)
+    yield lost
 
 
 def _collect_states(workers: list[Totals]) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ shared_files, which writes and reads them; metrics, which shows the same totals 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -31,6 +32,7 @@ class Snapshots:
     def __init__(self, aggregate: Aggregate) -> None:
         self._aggregate = aggregate
         self._files: SharedFiles | None = None
+        self._others: tuple[list[Totals], list[Totals]] = ([], [])
         self._published: Any = None
         self._is_failing = False
 
@@ -45,7 +47,7 @@ class Snapshots:
         try:
             states = self._aggregate.look()
             now = (self._aggregate.calls, [(state.in_flight, state.queued) for state in states.values()])
-            if self._files is not None and now != self._published:
+            if self._files is not None and (now != self._published or not self._files.is_written()):
                 self._files.write(self._aggregate.totals)
                 self._published = now
         # Whatever it is: the rounds to come must not end with this one.
@@ -65,11 +67,18 @@ class Snapshots:
         """Return the sums over all workers there are and were, and the totals of each that lives."""
         self._aggregate.look()
         own = self._aggregate.totals
-        living, ended = self._files.read_others() if self._files is not None else ([], [])
+        living, ended = self._read_others()
         total = Totals(pid=0, started=own.started)
         for totals in (own, *living, *ended):
             total.add(totals)
         return total, [own, *living]
+
+    def _read_others(self) -> tuple[list[Totals], list[Totals]]:
+        if self._files is not None:
+            # With no descriptor left, say, what was read last stays.
+            with contextlib.suppress(OSError):
+                self._others = self._files.read_others()
+        return self._others
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything as plain values, as the status page wants it."""
@@ -117,7 +126,7 @@ def _show_worker(totals: Totals) -> dict[str, Any]:
 
 def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]:
     accounts = [account for (server, _), account in total.accounts.items() if server == name]
-    outcomes = [(outcome, count) for account in accounts for (_, outcome), count in account.calls.items()]
+    outcomes = [(outcome, count) for account in accounts for (_, outcome, _), count in account.calls.items()]
     used = Consumption()
     for (server, _), consumption in total.consumption.items():
         if server == name:

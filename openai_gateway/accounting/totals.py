@@ -20,6 +20,7 @@ from openai_gateway.wire.rate_limits import RateLimit
 BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 _Key = TypeVar("_Key")
 KEPT_SECONDS: Final = 300
+KEPT_MINUTES: Final = 61
 KEPT_CALLS: Final = 50
 
 
@@ -41,9 +42,9 @@ class Histogram(msgspec.Struct):
 
 
 class Account(msgspec.Struct):
-    """The calls to one server through one API; `calls` by (status class, outcome), `retries` by reason."""
+    """The calls to one server through one API; `calls` by (status class, outcome, error code), `retries` by reason."""
 
-    calls: dict[tuple[str, str], int] = {}
+    calls: dict[tuple[str, str, str], int] = {}
     retries: dict[str, int] = {}
     attempts: int = 0
     request_bytes: int = 0
@@ -81,7 +82,7 @@ class Consumption(TokenSums):
 
 
 class Second(msgspec.Struct):
-    """The calls that ended within one second of Unix time; latencies as counts by `tally.to_step`."""
+    """The calls that ended within one second of Unix time, or a minute; latencies as counts by `tally.to_step`."""
 
     t: int
     calls: int = 0
@@ -96,7 +97,18 @@ class Second(msgspec.Struct):
 
     def add(self, other: Second) -> None:
         """Add the same second of another worker."""
-        for name in ("calls", "errors", "input_tokens", "output_tokens", "cost_usd", "in_flight", "queued"):
+        self._add_calls(other)
+        self.in_flight += other.in_flight
+        self.queued += other.queued
+
+    def extend(self, other: Second) -> None:
+        """Add another second of the same minute: its calls, and the greater of what was in flight."""
+        self._add_calls(other)
+        self.in_flight = max(self.in_flight, other.in_flight)
+        self.queued = max(self.queued, other.queued)
+
+    def _add_calls(self, other: Second) -> None:
+        for name in ("calls", "errors", "input_tokens", "output_tokens", "cost_usd"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         add_counts(self.durations, other.durations)
         add_counts(self.first_bytes, other.first_bytes)
@@ -116,17 +128,23 @@ class ServerState(msgspec.Struct):
 
 
 class Totals(msgspec.Struct):
-    """All of it for one worker. Keys of `accounts` are (server, API), of `consumption` (server, model)."""
+    """All of it for one worker. Keys of `accounts` are (server, API), of `consumption` (server, model).
+
+    `minutes` has what was in seconds that are too long ago for `seconds`. `lost` has how many records could not be
+    written, by where: `usage_log` or `captures`.
+    """
 
     pid: int
     started: float
     accounts: dict[tuple[str, str], Account] = {}
     consumption: dict[tuple[str, str], Consumption] = {}
     seconds: list[Second] = []
+    minutes: list[Second] = []
     recent: list[CallRecord] = []
     errors: list[CallRecord] = []
     states: dict[str, ServerState] = {}
     resident_bytes: int = 0
+    lost: dict[str, int] = {}
 
     def add(self, other: Totals) -> None:
         """Add another worker's sums and past calls; its present state stays its own."""
@@ -134,10 +152,12 @@ class Totals(msgspec.Struct):
             self.accounts.setdefault(key, Account()).add(account)
         for key, consumption in other.consumption.items():
             self.consumption.setdefault(key, Consumption()).add(consumption)
-        self.seconds = _add_seconds(self.seconds, other.seconds)
+        self.seconds = _add_seconds(self.seconds, other.seconds, KEPT_SECONDS)
+        self.minutes = _add_seconds(self.minutes, other.minutes, KEPT_MINUTES)
         self.recent = _latest([*self.recent, *other.recent])
         self.errors = _latest([*self.errors, *other.errors])
         self.started = min(self.started, other.started)
+        add_counts(self.lost, other.lost)
 
 
 def add_counts(mine: dict[_Key, int], theirs: dict[_Key, int]) -> None:
@@ -149,11 +169,11 @@ def add_counts(mine: dict[_Key, int], theirs: dict[_Key, int]) -> None:
         mine[key] = mine.get(key, 0) + count
 
 
-def _add_seconds(mine: Iterable[Second], theirs: Iterable[Second]) -> list[Second]:
+def _add_seconds(mine: Iterable[Second], theirs: Iterable[Second], most: int) -> list[Second]:
     by_time = {second.t: second for second in mine}
     for second in theirs:
         by_time.setdefault(second.t, Second(second.t)).add(second)
-    return [by_time[t] for t in sorted(by_time)][-KEPT_SECONDS:]
+    return [by_time[t] for t in sorted(by_time)][-most:]
 
 
 def _latest(records: list[CallRecord]) -> list[CallRecord]:

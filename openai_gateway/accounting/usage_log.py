@@ -30,7 +30,8 @@ class UsageLog:
     """Appends records to the file at `path`; an observer.
 
     A file that was moved away is noticed within a second and made anew. One that grows beyond `most_bytes` is renamed
-    to `<path>.<UTC time>`; None leaves that to others.
+    to `<path>.<UTC time>`; None leaves that to others, and so does a symbolic link, whose target may be anywhere.
+    `lost` counts the calls that could not be written.
     """
 
     def __init__(self, path: str, most_bytes: int | None = None) -> None:
@@ -39,6 +40,10 @@ class UsageLog:
         self._fd: int | None = None
         self._check_at = 0.0
         self._warn_at = 0.0
+        self._is_link_told = False
+        self.lost = 0
+        # How many of them are of the present failure.
+        self._lost_now = 0
 
     def observe(self, record: CallRecord) -> None:
         """Append a record; a disk that is full costs the line and a warning, never the call."""
@@ -48,7 +53,12 @@ class UsageLog:
         except OSError as error:
             # A line may be left open; whoever opens the file anew ends it first.
             self._close()
+            self.lost += 1
+            self._lost_now += 1
             self._warn(error)
+        else:
+            if self._lost_now:
+                self._tell_recovered()
 
     def _open(self) -> int:
         now = time.monotonic()
@@ -84,9 +94,18 @@ class UsageLog:
     def _rotate(self, fd: int) -> None:
         if self._most_bytes is None or os.fstat(fd).st_size <= self._most_bytes:
             return
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.islink(self._path):
+            if not self._is_link_told:
+                self._is_link_told = True
+                _log.warning("the usage log %s is a symbolic link: usage_log_max_bytes leaves it alone", self._path)
+            return
         try:
-            # Another worker may have been quicker.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Another worker is at it.
+            return
+        try:
+            # It may have been quicker.
             if self._is_current(fd):
                 moment = time.time_ns()
                 stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9))
@@ -99,3 +118,8 @@ class UsageLog:
         if now >= self._warn_at:
             self._warn_at = now + _WARN_S
             _log.error("calls are missing in the usage log %s: %s", self._path, error.strerror or error)
+
+    def _tell_recovered(self) -> None:
+        _log.warning("the usage log %s is written again; it lacks %d calls", self._path, self._lost_now)
+        self._lost_now = 0
+        self._warn_at = 0.0

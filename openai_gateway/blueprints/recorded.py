@@ -248,14 +248,20 @@ class ReplayedAnswer:
         try:
             if self.body is not None:
                 self._tail.add(self.body)
+                self._capture()
                 self._write(sink, self.body, is_last=True)
             else:
                 for piece in self:
                     self._write(sink, piece, is_last=False)
+                self._capture()
                 self._write(sink, b"", is_last=True)
             self._progress.outcome = "completed"
         except Cancelled:
             raise ConnectionResetError(errno.ECONNRESET, _LEFT) from None
+
+    def _capture(self) -> None:
+        if self._relay is not None:
+            self._relay.capture_whole(self._progress)
 
     def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
         rest = sink.offer(piece, is_last=is_last)

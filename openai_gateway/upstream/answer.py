@@ -31,26 +31,28 @@ from openai_gateway.wire.sse import is_event_stream, to_closing_event
 class Answer:
     """What `Relay.send` returns once the upstream's headers are in: iterate it, or `pump_into` a sink.
 
-    `added_headers` are the gateway's own. `on_over` is called once, with the call's Progress.
+    `added_headers` are the gateway's own. `before_end` is called when the body is here to its last byte, before that
+    goes out, and `on_over` once it is over, both with the call's Progress, whose `tail` has to be set.
     """
 
     def __init__(
         self,
         raw: RawAnswer,
         progress: Progress,
-        tail: Tail,
         watch: CallWatch,
         on_over: Callable[[Progress], None],
         added_headers: Sequence[Header] = (),
+        before_end: Callable[[Progress], None] | None = None,
     ) -> None:
         self.head = raw.head
         # The whole body if all of it is in.
         self.body = raw.body if raw.is_whole else None
         self.added_headers = added_headers
         self._raw = raw
-        self._tail = progress.tail = tail
+        self._tail = progress.tail or Tail()
         self._progress = progress
         self._watch = watch
+        self._before_end = before_end
         self._on_over: Callable[[Progress], None] | None = on_over
         # What was read ahead, until it has gone out.
         self._ahead = raw.body
@@ -74,6 +76,8 @@ class Answer:
             self.mark_delivered()
             raise StopIteration
         self._tail.add(piece)
+        if self._before_end is not None and (self._raw.is_whole or self._raw.decoder.done):
+            self._before_end(self._progress)
         return piece
 
     def pump_into(self, sink: Sink) -> None:
@@ -81,6 +85,8 @@ class Answer:
         try:
             if self.body is not None:
                 self._tail.add(self.body)
+                if self._before_end is not None:
+                    self._before_end(self._progress)
                 self._write(sink, self.body, is_last=True)
                 self.mark_delivered()
             else:
@@ -94,6 +100,9 @@ class Answer:
             self._tail.add(ahead)
             self._write(sink, ahead, is_last=False)
         pump = Pump(self._raw, sink, self._tail, self._watch)
+        before_end = self._before_end
+        if before_end is not None:
+            pump.before_end = lambda: before_end(self._progress)
         try:
             pump.run()
         except OSError:

@@ -44,6 +44,7 @@ class Progress(msgspec.Struct):
     tail: Tail | None = None
     ended: float = 0.0
     is_replayed: bool = False
+    is_captured: bool = False
 
     def drop_body(self) -> None:
         """Let go of the request's body, which a stream that may last for hours doesn't need."""

@@ -53,6 +53,7 @@ class Pump:
         "_chunks",
         "_decoder",
         "_error",
+        "_last",
         "_passed",
         "_raw",
         "_receive",
@@ -62,6 +63,7 @@ class Pump:
         "_tail",
         "_waiter",
         "_watch",
+        "before_end",
     )
 
     def __init__(self, raw: RawAnswer, sink: Sink, tail: Tail, watch: CallWatch) -> None:
@@ -78,6 +80,9 @@ class Pump:
         self._waiter: Waiter[None] = Waiter(gevent.get_hub())
         self._rest: bytes | memoryview = b""
         self._error: BaseException | None = None
+        # Called by the greenlet, as it may wait, when all of the body is here; the last bytes are held until then.
+        self.before_end: Callable[[], None] | None = None
+        self._last = b""
 
     @property
     def is_torn(self) -> bool:
@@ -95,17 +100,25 @@ class Pump:
                 if self._error is not None:
                     raise self._error
                 if self._rest:
-                    self._watch.arm(CLIENT)
-                    self._sink.send_all(self._rest)
-                    self._watch.disarm()
-                    self._rest = b""
+                    self._send_rest()
                 else:
                     self._park()
             if self._error is not None:
                 raise self._error
+            if self.before_end is not None:
+                self.before_end()
+                self._rest = self._sink.offer(self._last, is_last=True)
+                self._send_rest()
         finally:
             self._tail.length += self._passed
             self._sink.count_sent(self._passed)
+
+    def _send_rest(self) -> None:
+        if self._rest:
+            self._watch.arm(CLIENT)
+            self._sink.send_all(self._rest)
+            self._watch.disarm()
+            self._rest = b""
 
     def _park(self) -> None:
         connection = self._raw.connection
@@ -152,6 +165,11 @@ class Pump:
         self._waiter.switch(None)
 
     def _offer(self, payload: bytes) -> None:
+        if self.before_end is not None and self._decoder.done:
+            self._last = payload
+            if payload:
+                self._tail.add(payload)
+            return
         self._rest = self._sink.offer(payload, is_last=self._decoder.done)
         if payload:
             self._tail.add(payload)

@@ -30,9 +30,10 @@ from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
+from openai_gateway.upstream.capturing import Captures
 from openai_gateway.upstream.follower import Follower
 from openai_gateway.upstream.progress import Progress, to_record
-from openai_gateway.upstream.recorder import Capture, Observer, Recorder
+from openai_gateway.upstream.recorder import Observer, Recorder
 from openai_gateway.upstream.tail import to_tail
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
@@ -65,7 +66,7 @@ class Relay:
     """Sends the calls of one server; one for the life of the process."""
 
     def __init__(
-        self, server: ServerConfig, observers: Sequence[Observer] = (), capture: Capture | None = None
+        self, server: ServerConfig, observers: Sequence[Observer] = (), captures: Captures | None = None
     ) -> None:
         self.timeouts = Timeouts(
             server.connect_timeout_s,
@@ -81,7 +82,7 @@ class Relay:
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
         self._retrying: Counter[str] = Counter()
-        self._recorder = Recorder(server, observers, capture, self._sender.hide)
+        self._recorder = Recorder(server, observers, captures, self._sender.hide)
         self._last_head: Head | None = None
         self._answered_at = 0.0
         self._limits: RateLimits = {}
@@ -104,13 +105,14 @@ class Relay:
                 progress.drop_body()
             self._answered_at = time()
             progress.head = self._last_head = raw.head
-            added = self.to_headers(progress)
-            if follower is not None:
-                return Answer(
-                    raw, progress, follower.to_tail(raw.head), watch, on_over, [*added, *follower.added_headers]
-                )
-            tail = to_tail(raw.head, is_captured=call.received is not None)
-            return Answer(raw, progress, tail, watch, on_over, added)
+            is_captured = call.received is not None
+            if follower is None:
+                progress.tail = to_tail(raw.head, is_captured=is_captured)
+            else:
+                progress.tail = follower.to_tail(raw.head)
+            added = [*self.to_headers(progress), *(follower.added_headers if follower is not None else ())]
+            capture = self._recorder.capture_whole if is_captured else None
+            return Answer(raw, progress, watch, on_over, added, capture)
         except BaseException as error:
             watch.stop()
             if progress.slot is None:
@@ -138,6 +140,10 @@ class Relay:
         if limits:
             self._limits, self._limits_at = limits, self._answered_at
         return self._limits, self._limits_at
+
+    def capture_whole(self, progress: Progress) -> None:
+        """Have a call captured, if it is to be, whose answer is whole but hasn't gone out to its last byte."""
+        self._recorder.capture_whole(progress)
 
     def settle_records(self) -> None:
         """Have every call that is over recorded now."""

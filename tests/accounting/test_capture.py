@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import fcntl
 import json
+import os
 import resource
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,20 @@ import pytest
 
 from openai_gateway.accounting.capture import Captures, to_exchange
 from openai_gateway.accounting.streams import to_whole_answer
+from openai_gateway.wire.call import CallRecord
 from tests.support.records import to_record
 
 REQUEST = b'{"input": "x"}'
+
+
+def _capture(folder: Path, record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> None:
+    captures = Captures(str(folder))
+    captures.append(record.rollout_id or "", captures.to_line(record, request, answer, is_stream=is_stream))
+
+
+def _whole(stream: bytes, api: str) -> Any:
+    found = to_whole_answer(stream, api)
+    return None if found is None else json.loads(found)
 
 
 def _stream(*events: Any) -> bytes:
@@ -29,7 +43,7 @@ def test_chat_stream_becomes_a_completion() -> None:
     def call(**piece: Any) -> dict[str, Any]:
         return {"tool_calls": [{"index": 0, **piece}]}
 
-    whole = to_whole_answer(
+    whole = _whole(
         _stream(
             _chunk({"role": "assistant", "content": ""}),
             _chunk({"content": "Hel"}),
@@ -56,12 +70,12 @@ def test_chat_stream_becomes_a_completion() -> None:
 def test_responses_stream_becomes_its_last_response() -> None:
     events = [{"type": "response.created", "response": {"id": "r", "status": "in_progress"}}, {"type": "x"}]
     done = {"type": "response.completed", "response": {"id": "r", "status": "completed"}}
-    assert to_whole_answer(_stream(*events, done), "responses") == {"id": "r", "status": "completed"}
+    assert _whole(_stream(*events, done), "responses") == {"id": "r", "status": "completed"}
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
 def test_stream_without_anything_is_no_answer(api: str) -> None:
-    assert to_whole_answer(b": comment\n\ndata: {broken\n\ndata: [1]\n\n", api) is None
+    assert _whole(b": comment\n\ndata: {broken\n\ndata: [1]\n\n", api) is None
 
 
 @pytest.mark.parametrize(
@@ -96,33 +110,114 @@ def test_exchange_has_nemo_gyms_fields() -> None:
 
 
 def test_too_long_answer_and_odd_request_are_told(tmp_path: Any) -> None:
-    Captures(str(tmp_path / "new")).record(to_record(rollout_id="a"), b"[1]", None, is_stream=True)
+    _capture(tmp_path / "new", to_record(rollout_id="a"), b"[1]", None, is_stream=True)
     (line,) = (tmp_path / "new" / "a.capture.jsonl").read_text().splitlines()
     exchange = json.loads(line)
     assert (exchange["request"], exchange["request_raw"]) == (None, "[1]")
     assert (exchange["response"], exchange["error_category"]) == (None, "capture_parse_error")
 
 
-def test_folder_that_cant_be_written_costs_a_warning(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
-    Captures(str(tmp_path / "file")).record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
-    assert f"not captured in {tmp_path / 'file' / 'a.capture.jsonl'}" in caplog.text
+def test_body_goes_in_as_it_is_written_but_for_its_line_ends(tmp_path: Path) -> None:
+    body = b'\n{"input": "x\\n",\r\n  "n": 1.50, "half": "\\ud83d"}\n'
+    _capture(tmp_path, to_record(rollout_id="a"), body, body, is_stream=False)
+    (line,) = (tmp_path / "a.capture.jsonl").read_bytes().splitlines()
+    assert json.loads(line)["request"] == json.loads(line)["response"] == json.loads(body)
+    plain = body.replace(b"\\ud83d", b"")
+    _capture(tmp_path, to_record(rollout_id="b"), plain, plain, is_stream=False)
+    (line,) = (tmp_path / "b.capture.jsonl").read_bytes().splitlines()
+    assert b'"n": 1.50' in line
 
 
-def test_full_disk_costs_the_line_and_no_other(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    captures, path = Captures(str(tmp_path)), tmp_path / "a.capture.jsonl"
-    captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
-    whole = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+@pytest.mark.parametrize("body", [b"", b"[1]", b'{"a": "\xff"}', b'{"a"', b'"\\ud83d"', b"[" * 100_000])
+def test_body_that_is_no_object_is_kept_as_text(tmp_path: Path, body: bytes) -> None:
+    _capture(tmp_path, to_record(rollout_id="a"), body, body, is_stream=False)
+    exchange = json.loads((tmp_path / "a.capture.jsonl").read_bytes())
+    assert (exchange["request"], exchange["response"]) == (None, None)
+    assert exchange["request_raw"] == body.decode(errors="replace")
+
+
+def test_large_body_is_captured_without_making_objects_of_it(tmp_path: Path) -> None:
+    body = b'{"x": [' + b",".join([b"{}"] * 500_000) + b"]}"
+    tracemalloc.start()
     try:
-        captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
+        _capture(tmp_path, to_record(rollout_id="a"), body, b"{}", is_stream=False)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 6 * len(body)
+    assert len(json.loads((tmp_path / "a.capture.jsonl").read_bytes())["request"]["x"]) == 500_000
+
+
+def test_what_vllm_adds_to_a_chat_stream_is_in_the_completion() -> None:
+    def logprobs(token: str) -> dict[str, Any]:
+        return {"content": [{"token": token, "logprob": -0.5, "top_logprobs": []}], "refusal": None}
+
+    whole = _whole(
+        _stream(
+            {**_chunk({"role": "assistant"}, logprobs=None, token_ids=None), "prompt_token_ids": [1, 2]},
+            _chunk({"content": "a"}, logprobs=logprobs("a"), token_ids=[5]),
+            _chunk({"content": "b"}, logprobs=logprobs("b"), token_ids=[6, 7], finish_reason="stop", stop_reason=9),
+        ),
+        "chat",
+    )
+    (choice,) = whole["choices"]
+    assert whole["prompt_token_ids"] == [1, 2]
+    assert (choice["token_ids"], choice["stop_reason"], choice["message"]["content"]) == ([5, 6, 7], 9, "ab")
+    assert [piece["token"] for piece in choice["logprobs"]["content"]] == ["a", "b"]
+
+
+def test_folder_that_cant_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="File exists"):
+        Captures(str(tmp_path / "file")).append("a", b"{}\n")
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_fifo_in_a_files_place_is_an_error_at_once(tmp_path: Path, *, is_read: bool) -> None:
+    path = tmp_path / "a.capture.jsonl"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if is_read else None
+    with pytest.raises(OSError, match=r"no regular file|No such device"):
+        Captures(str(tmp_path)).append("a", b"{}\n")
+    if reader is not None:
+        os.close(reader)
+
+
+def test_locked_file_is_to_be_tried_again(tmp_path: Path) -> None:
+    captures = Captures(str(tmp_path))
+    captures.append("a", b"1\n")
+    with (tmp_path / "a.capture.jsonl").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            captures.append("a", b"2\n")
+    captures.append("a", b"2\n")
+    assert (tmp_path / "a.capture.jsonl").read_bytes() == b"1\n2\n"
+
+
+def test_call_that_is_missing_is_marked_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    captures = Captures(str(tmp_path))
+    captures.count_lost("a", "the disk is full")
+    captures.mark_incomplete("a")
+    captures.mark_incomplete("a")
+    assert (tmp_path / "a.capture.incomplete").read_bytes() == b""
+    assert captures.lost == 1
+    assert f"a call was not captured in {tmp_path / 'a.capture.jsonl'}: the disk is full" in caplog.text
+
+
+def test_full_disk_costs_the_line_and_no_other(tmp_path: Path) -> None:
+    captures, path = Captures(str(tmp_path)), tmp_path / "a.capture.jsonl"
+    line = b'{"x": "%b"}\n' % (b"x" * 100)
+    captures.append("a", line)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="space"):
+            captures.append("a", line)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == whole
-    assert "not captured" in caplog.text
-    captures.record(to_record(rollout_id="a"), REQUEST, b"{}", is_stream=False)
-    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 2
+    assert path.read_bytes() == line
+    captures.append("a", line)
+    assert path.read_bytes() == line * 2
 
 
 def _is_read(depth: int) -> bool:
@@ -137,7 +232,7 @@ def test_exchange_nested_as_deeply_as_can_be_read_is_kept(tmp_path: Path) -> Non
     # Reading and writing reach their ends a few levels apart, and each version of Python elsewhere.
     last = bisect.bisect_left(range(1_000_000), True, key=lambda depth: not _is_read(depth)) - 1
     for depth in range(last - 5, last + 25):
-        Captures(str(tmp_path)).record(to_record(rollout_id="r"), _nest(depth), _nest(depth), is_stream=False)
+        _capture(tmp_path, to_record(rollout_id="r"), _nest(depth), _nest(depth), is_stream=False)
         line = json.loads((tmp_path / "r.capture.jsonl").read_bytes().splitlines()[-1])
         assert line["request_raw" if line["request"] is None else "request"]
         assert line["response_raw" if line["response"] is None else "response"]

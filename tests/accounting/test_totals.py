@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from openai_gateway.accounting import shared_files as shelf_module
+from openai_gateway.accounting import shared_files as shared_files_module
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.metrics import render
 from openai_gateway.accounting.shared_files import SharedFiles, open_shared_files, remove_dead, to_folder_name
@@ -22,6 +23,7 @@ from openai_gateway.accounting.tally import to_milliseconds, to_step
 from openai_gateway.accounting.totals import (
     BOUNDS_S,
     KEPT_CALLS,
+    KEPT_MINUTES,
     KEPT_SECONDS,
     Consumption,
     Histogram,
@@ -142,7 +144,8 @@ def test_metrics_are_what_prometheus_can_read(aggregate: Aggregate) -> None:
     assert content_type.startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
     (call,) = families["openai_gateway_calls"].samples
-    assert call.labels == {"server": "policy_model", "api": "responses", "status": "2xx", "outcome": "completed"}
+    labels = {"server": "policy_model", "api": "responses", "status": "2xx", "outcome": "completed", "code": ""}
+    assert call.labels == labels
     tokens = {sample.labels["kind"]: sample.value for sample in families["openai_gateway_tokens"].samples}
     assert tokens == {"input": 100, "cached": 40, "output": 50, "reasoning": 10}
     assert all(family.documentation for family in families.values())
@@ -193,8 +196,8 @@ def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, aggre
 
 def test_folder_of_a_master_that_ended_is_removed(tmp_path: Path) -> None:
     own = tmp_path / to_folder_name(os.getpid())
-    dead = tmp_path / f"openai_gateway.{os.getuid()}.{2**22 + 1}.77"
-    reused = tmp_path / f"openai_gateway.{os.getuid()}.{os.getpid()}.77"
+    start = own.name.rpartition("-")[0]
+    dead, reused = tmp_path / f"{start}-{2**22 + 1}.77", tmp_path / f"{start}-{os.getpid()}.77"
     for folder in (own, dead, reused):
         folder.mkdir()
     remove_dead(tmp_path)
@@ -203,8 +206,76 @@ def test_folder_of_a_master_that_ended_is_removed(tmp_path: Path) -> None:
     assert not own.exists()
 
 
+def test_folder_of_a_master_in_another_container_stays_while_it_is_held_or_new(tmp_path: Path) -> None:
+    held, new, left = (tmp_path / f"openai_gateway.{os.getuid()}.1-{pid}.77" for pid in (5, 6, 7))
+    files = SharedFiles(held, 5)
+    files.make_folder()
+    for folder in (new, left):
+        folder.mkdir()
+    for folder in (held, left):
+        os.utime(folder, (1.0, 1.0))
+    remove_dead(tmp_path)
+    assert (held.exists(), new.exists(), left.exists()) == (True, True, False)
+
+
+def test_folder_that_was_removed_is_made_anew(
+    tmp_path: Path, aggregate: Aggregate, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    files = SharedFiles(folder, os.getpid())
+    files.make_folder()
+    snapshots = Snapshots(aggregate)
+    snapshots.share(files)
+    aggregate.observe(to_record())
+    shutil.rmtree(folder)
+    assert snapshots.snapshot()["servers"][0]["calls"] == 1
+    snapshots.publish()
+    assert files.is_written()
+    assert snapshots.snapshot()["servers"][0]["calls"] == 1
+    assert caplog.text.count("was removed") == 1
+
+
+def test_error_codes_are_a_label_and_bounded(aggregate: Aggregate) -> None:
+    for number in range(500):
+        aggregate.observe(to_record(status=400, error_code=f"code-{number}"))
+    aggregate.observe(to_record())
+    families = {
+        family.name: family for family in text_string_to_metric_families(render(Snapshots(aggregate), "")[0].decode())
+    }
+    calls = {sample.labels["code"]: sample.value for sample in families["openai_gateway_calls"].samples}
+    assert (calls[""], calls["code-0"], calls["other"], sum(calls.values())) == (1, 1, 401, 501)
+
+
+def test_first_byte_of_an_error_is_no_first_token(aggregate: Aggregate) -> None:
+    aggregate.observe(to_record(first_byte_s=2.0))
+    aggregate.observe(to_record(first_byte_s=0.001, status=500))
+    assert Snapshots(aggregate).snapshot()["last_minute"]["first_byte_p50_ms"] == pytest.approx(2000, rel=0.1)
+
+
+def test_lost_records_are_shown_and_add_up(aggregate: Aggregate) -> None:
+    lost = {"usage_log": 2, "captures": 0}
+    snapshots = Snapshots(Aggregate({"policy_model": "m"}, lambda: {"policy_model": STATE}, lambda: dict(lost)))
+    assert b'openai_gateway_lost_records_total{where="usage_log"} 2.0' in render(snapshots, "")[0]
+    total, other = Totals(1, 0.0, lost=dict(lost)), Totals(2, 0.0, lost={"usage_log": 3})
+    total.add(other)
+    assert total.lost == {"usage_log": 5, "captures": 0}
+
+
+def test_past_beyond_the_last_seconds_is_kept_by_the_minute(
+    aggregate: Aggregate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = 1_000_000_020
+    for number in range(2 * 3600):
+        monkeypatch.setattr(time, "time", lambda number=number: begin + number)
+        aggregate.observe(to_record())
+    minutes, seconds = aggregate.totals.minutes, aggregate.totals.seconds
+    assert len(minutes) == KEPT_MINUTES
+    assert {minute.calls for minute in minutes} == {60}
+    assert seconds[0].t == minutes[-1].t + 60
+
+
 def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(shared_files_module.tempfile, "gettempdir", lambda: str(tmp_path))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / to_folder_name(os.getpid())).symlink_to(elsewhere)

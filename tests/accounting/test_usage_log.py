@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import gzip
 import io
 import json
@@ -65,6 +66,49 @@ def test_large_file_is_rotated_once_by_whoever_sees_it_first(tmp_path: Path, mon
     files = sorted(tmp_path.iterdir())
     assert 2 <= len(files) < 15
     assert sorted(int(record.request_id) for file in files for record in _records(file)) == list(range(40))
+
+
+def test_symbolic_link_is_never_rotated_nor_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("openai_gateway.accounting.usage_log._CHECK_S", 0.0)
+    (tmp_path / "disk").mkdir()
+    path = tmp_path / "u.jsonl"
+    path.symlink_to(tmp_path / "disk" / "u.jsonl")
+    usage_log = UsageLog(str(path), most_bytes=1000)
+    for number in range(5):
+        usage_log.observe(to_record(request_id=str(number)))
+    assert path.is_symlink()
+    assert [file.name for file in (tmp_path / "disk").iterdir()] == ["u.jsonl"]
+    assert len(_records(path)) == 5
+    assert len([line for line in caplog.records if "symbolic link" in line.getMessage()]) == 1
+
+
+def test_file_whose_lock_is_held_is_rotated_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai_gateway.accounting.usage_log._CHECK_S", 0.0)
+    path = tmp_path / "u.jsonl"
+    usage_log = UsageLog(str(path), most_bytes=10)
+    usage_log.observe(to_record())
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        usage_log.observe(to_record())
+    assert len(list(tmp_path.iterdir())) == 1
+    usage_log.observe(to_record())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_lost_calls_are_counted_and_told_once_it_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "later"
+    usage_log = UsageLog(str(folder / "u.jsonl"))
+    for _ in range(3):
+        usage_log.observe(to_record())
+    assert usage_log.lost == 3
+    folder.mkdir()
+    usage_log.observe(to_record())
+    usage_log.observe(to_record())
+    told = [line.getMessage() for line in caplog.records]
+    assert (len(told), usage_log.lost) == (2, 3)
+    assert told[1] == f"the usage log {folder / 'u.jsonl'} is written again; it lacks 3 calls"
 
 
 def test_file_that_cant_be_written_costs_a_warning_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -153,9 +153,8 @@ def test_stopping_ends_with_0_and_leaves_no_folder(tmp_path: Path) -> None:
     with run_upstream(answer_always) as upstream:
         write_config(tmp_path, upstream.url)
         with _serve(tmp_path, "--config", "gateway.yaml") as serving:
-            assert [folder.name.split(".")[2] for folder in tmp_path.glob("openai_gateway.*")] == [
-                str(serving.process.pid)
-            ]
+            folders = [folder.name.split(".")[2].partition("-") for folder in tmp_path.glob("openai_gateway.*")]
+            assert [pid for _, _, pid in folders] == [str(serving.process.pid)]
             serving.process.terminate()
             assert serving.process.wait(20) == 0
         assert not list(tmp_path.glob("openai_gateway.*"))

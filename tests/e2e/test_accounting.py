@@ -218,7 +218,7 @@ def test_call_of_a_rollout_is_captured_as_nemo_gym_does(
     sent = {**body, "stream": is_stream}
     _post(gateway.url, f"/ng-rollout/{rollout}{path}", sent)
     file = folder / "captures" / f"{rollout}.capture.jsonl"
-    eventually(lambda: file.exists() and file.read_text().endswith("\n"))
+    # It is there before the answer's last byte.
     exchange = json.loads(file.read_text())
     assert {"model_call_id", "started_at", "completed_at", "latency_ms", "latency_ttft_ms"} <= exchange.keys()
     assert (exchange["dialect"], exchange["status_code"], exchange["error_category"]) == (dialect, 200, None)
@@ -228,6 +228,27 @@ def test_call_of_a_rollout_is_captured_as_nemo_gym_does(
     assert exchange["response"]["object"] == ("response" if dialect == "responses" else "chat.completion")
     if dialect == "chat":
         assert exchange["response"]["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_call_whose_capture_is_a_fifo_is_answered_and_its_rollout_marked(
+    gateway: Gunicorn, folder: Path, status: int
+) -> None:
+    rollout = f"fifo-{status}"
+    (folder / "captures").mkdir(exist_ok=True)
+    os.mkfifo(folder / "captures" / f"{rollout}.capture.jsonl")
+    faults = {"sim_status": "503", "sim_times": "9"} if status == 503 else {}
+    answer = _post(gateway.url, f"/ng-rollout/{rollout}/v1/responses", {"input": "x", "metadata": faults})
+    assert answer.status_code == status
+    assert (folder / "captures" / f"{rollout}.capture.incomplete").exists()
+    eventually(lambda: _sum(_metrics(gateway), "openai_gateway_lost_records_total", where="captures") >= 1)
+
+
+def test_refused_call_of_a_rollout_is_captured_before_its_answer(gateway: Gunicorn, folder: Path) -> None:
+    body = {"input": "x", "metadata": {"sim_fault": "drop_before_headers"}}
+    answer = _post(gateway.url, "/ng-rollout/gone/v1/responses", body)
+    exchange = json.loads((folder / "captures" / "gone.capture.jsonl").read_text())
+    assert exchange["status_code"] == answer.status_code
 
 
 def test_headers_of_the_gateway_can_be_switched_off(tmp_path: Path, simulator: Gunicorn) -> None:

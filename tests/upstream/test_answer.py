@@ -19,7 +19,6 @@ from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
@@ -74,7 +73,7 @@ class _BrokenRaw(RawAnswer):
 
 def _answer(raw: RawAnswer, ended: list[str], watch: CallWatch | None = None) -> Answer:
     progress = Progress(Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), None))
-    return Answer(raw, progress, Tail(), watch or CallWatch(TIMEOUTS), lambda over: ended.append(over.outcome))
+    return Answer(raw, progress, watch or CallWatch(TIMEOUTS), lambda over: ended.append(over.outcome))
 
 
 def test_broken_stream_ends_with_an_error_event() -> None:

@@ -166,7 +166,7 @@ def test_torn_chunk_is_followed_by_nothing() -> None:
     watch = CallWatch(Timeouts(idle_s=5, client_s=5, total_s=0.2))
     watch.begin(None)
     progress = Progress(Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), None))
-    answer = Answer(raw, progress, Tail(), watch, lambda over: ended.append(over.error))
+    answer = Answer(raw, progress, watch, lambda over: ended.append(over.error))
     with pytest.raises(ConnectionResetError):
         answer.pump_into(client)
     answer.close()

@@ -19,6 +19,8 @@ from openai_gateway.cli.main import main
 from openai_gateway.config import load_config
 from openai_gateway.config.reference import put_tables
 from openai_gateway.simulator.settings import Settings, load_settings
+from openai_gateway.wire.call import CallRecord
+from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,7 +79,8 @@ def test_commands_in_a_page_are_shell_and_their_options_are_there(name: str, blo
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         for at, word in enumerate(words):
-            if word in ("openai-gateway", ".venv/bin/openai-gateway"):
+            is_first = at == 0 or words[at - 1] in ("&&", ";", "|")
+            if is_first and word in ("openai-gateway", ".venv/bin/openai-gateway"):
                 _check_options(words[at + 1 :])
 
 
@@ -105,6 +108,21 @@ def test_links_and_paths_lead_somewhere(name: str) -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_names_in_the_architecture_page_are_there() -> None:
+    text = TEXTS["openai_gateway/docs/architecture.md"]
+    for path, _, name in re.findall(r"`([a-z_/]+(?:\.py|/))(:(\w+))?`", text):
+        module = next((folder / path for folder in (ROOT / "openai_gateway", ROOT) if (folder / path).exists()), None)
+        assert module is not None, path
+        assert not name or re.search(rf"^(?:class|def) {name}\b", module.read_text(), re.MULTILINE), f"{path}:{name}"
+    floors = {
+        room.strip("`/").removesuffix(".py"): int(floor)
+        for floor, rooms in re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE)
+        for room in rooms.split(", ")
+    }
+    ranks = [{room for room, floor in FLOORS.items() if floor == rank} for rank in sorted({*FLOORS.values()})]
+    assert [{room for room, floor in floors.items() if floor == rank} for rank in sorted({*floors.values()})] == ranks
+
+
 def test_every_page_is_in_the_readmes_table() -> None:
     assert {f"openai_gateway/docs/{path.name}" for path in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
@@ -117,6 +135,12 @@ def test_every_code_of_the_gateways_own_errors_is_in_the_table_of_errors() -> No
     codes = {code for kind in vars(errors).values() if isinstance(kind, type) and (code := getattr(kind, "code", None))}
     codes |= set(re.findall(r'\bcode="(\w+)"', source))
     assert codes <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_every_field_of_the_usage_log_is_in_the_table_of_fields() -> None:
+    table = TEXTS["openai_gateway/docs/operations.md"].partition("## Usage log")[2].partition("## ")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(CallRecord.__struct_fields__)
 
 
 def test_sample_row_is_one_that_collect_takes_and_its_first_command_estimates_it(

@@ -37,6 +37,7 @@ ROOMS = {
     "urllib3": {"transport"},
     "gunicorn": {"server"},
     "click": {"cli"},
+    "rich": {"cli"},
     "omegaconf": {"config"},
     "opentelemetry": {"accounting"},
     "prometheus_client": {"accounting"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import flask
+import werkzeug
 
 from openai_gateway.accounting.metrics import render
 from openai_gateway.blueprints.calls import CallServer
@@ -19,8 +20,12 @@ blueprint = flask.Blueprint("operations", __name__)
 
 
 @blueprint.get("/")
-def status() -> dict[str, str]:
-    """Tell that the process serves (NeMo Gym's `GET /`)."""
+def status() -> dict[str, str] | werkzeug.Response:
+    """Tell that the process serves (NeMo Gym's `GET /`); lead a person with a browser to the status page."""
+    accepted = flask.request.accept_mimetypes
+    if accepted["text/html"] > accepted["application/json"]:
+        # Relative, for a proxy may have taken a prefix off.
+        return flask.redirect("status")
     return {"status": "ok"}
 
 

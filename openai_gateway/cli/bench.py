@@ -1,22 +1,21 @@
 """`openai-gateway bench`: a small load test of a gateway, and of its upstream beside it.
 
-The load is `load`'s; here is what it comes to.
+See also: probe.load (how calls are made). Here is what their times come to.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
 from openai_gateway.accounting.tally import find_percentile
+from openai_gateway.cli.exits import FAILED, OK, CalledWrongly, CommandFailed
+from openai_gateway.cli.screen import print_table, show_progress
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, explain_error
 from openai_gateway.probe.load import CallTimes, Load
@@ -24,7 +23,6 @@ from openai_gateway.probe.load import CallTimes, Load
 _TOKENS: Final = 64
 _TIMEOUT_S: Final = 600.0
 _READY_S: Final = 30.0
-_LINE_EVERY_S: Final = 5.0
 _BUSY_SHARE: Final = 0.7
 _PERCENTILES: Final = (50, 90, 99)
 _LIMITS: Final = {"responses": "max_output_tokens", "chat": "max_completion_tokens"}
@@ -39,9 +37,7 @@ _LIMITS: Final = {"responses": "max_output_tokens", "chat": "max_completion_toke
 @click.option("--model", default="any", show_default=True, help="Model to name; a gateway puts its own in its place.")
 @click.option("--direct", metavar="URL", help="The upstream: as many calls go to it, by turns; tells what is added.")
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
-def command(
-    url: str, calls: int, concurrency: int, stream: bool, api: str, model: str, direct: str | None, is_json: bool
-) -> None:
+def bench_command(url: str, direct: str | None, **given: Any) -> int:
     """Measure calls/s and latency at URL, a base URL such as http://127.0.0.1:8000/v1.
 
     CALLS TO A REAL UPSTREAM COST: each asks for up to 64 output tokens. The key sent is $OPENAI_API_KEY ("any"
@@ -59,75 +55,65 @@ def command(
       openai-gateway bench http://127.0.0.1:8000/judge_model/v1 --json | jq .gateway.latency_ms.p99
     """
     key = os.environ.get("OPENAI_API_KEY", "any")
-    targets = {"gateway": _to_target(url, key)}
+    endpoints = {"gateway": _open_endpoint(url, key)}
     if direct is not None:
-        targets["direct"] = _to_target(direct, os.environ.get("OPENAI_API_KEY_DIRECT", key))
-    for target in targets.values():
-        _await_answer(target)
-    load = Load(list(targets.values()), api, {"model": model, "stream": stream, _LIMITS[api]: _TOKENS}, calls)
-    shown = f"{load.total} calls, {concurrency} at a time, of up to {_TOKENS} output tokens"
-    click.echo(f"{shown}: a real upstream charges for them.", err=True)
-    with _progress(load.total) as show:
+        endpoints["direct"] = _open_endpoint(direct, os.environ.get("OPENAI_API_KEY_DIRECT", key))
+    body = {"model": given["model"], "stream": given["stream"], _LIMITS[given["api"]]: _TOKENS}
+    load = Load(list(endpoints.values()), given["api"], body, given["calls"])
+    return measure(endpoints, load, given["concurrency"], is_json=given["is_json"])
+
+
+def measure(endpoints: Mapping[str, Endpoint], load: Load, concurrency: int, *, is_json: bool) -> int:
+    """Make a load's calls to the endpoints, print what they took, and return the exit code."""
+    for endpoint in endpoints.values():
+        _await_answer(endpoint)
+    calls = "1 call" if load.total == 1 else f"{load.total} calls, {concurrency} at a time,"
+    click.echo(f"{calls} of up to {_TOKENS} output tokens: a real upstream charges for them.", err=True)
+    with show_progress(load.total, "calls") as show:
         is_whole = load.run(concurrency, show)
-    tallies = dict(zip(targets, load.times, strict=True))
-    result = _to_result(tallies, load)
-    click.echo(json.dumps(result, indent=2) if is_json else "\n".join(_to_lines(result)))
+    by_name = dict(zip(endpoints, load.times, strict=True))
+    result = _to_result(by_name, load)
+    if is_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        _print_result(result)
     if not is_whole:
-        raise click.ClickException("stopped before all calls were made")
-    if any(tally.errors for tally in tallies.values()):
-        raise click.exceptions.Exit(1)
+        raise CommandFailed("stopped before all calls were made")
+    return FAILED if any(times.errors for times in by_name.values()) else OK
 
 
-def _to_target(given: str, key: str) -> Endpoint:
+def _open_endpoint(given: str, key: str) -> Endpoint:
     try:
         url = parse_base_url(given)
     except BadBaseUrl as error:
         shown = repr(given[:60]) if error.may_be_shown else "what was given (not shown)"
-        raise click.UsageError(f"{shown} is no URL such as http://127.0.0.1:8000/v1") from None
+        raise CalledWrongly(f"{shown} is no URL such as http://127.0.0.1:8000/v1") from None
     whole = url.geturl() if url.path else url._replace(path="/v1").geturl()
     return Endpoint(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
 
 
-def _await_answer(target: Endpoint) -> None:
+def _await_answer(endpoint: Endpoint) -> None:
     """Make sure that somebody answers before calls are paid for or timed: any answer to a free request will do."""
-    connection = target.make_connection()
+    connection = endpoint.make_connection()
     connection.timeout = _READY_S
     is_connected = False
     try:
         connection.connect()
         is_connected = True
-        target.call("/models", over=connection)
+        endpoint.call("/models", over=connection)
     except CALL_ERRORS as error:
-        said, cure = explain_error(error, target.host, target.port, is_connected=is_connected, url_name="the URL")
-        raise click.ClickException(f"{target.host}:{target.port}: {said}; {cure}") from None
+        said, cure = explain_error(error, endpoint.host, endpoint.port, is_connected=is_connected, url_name="the URL")
+        raise CommandFailed(f"{endpoint.host}:{endpoint.port}: {said}; {cure}") from None
     finally:
         connection.close()
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to tell the number of calls that are over: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        with click.progressbar(length=total, label="calls", file=sys.stderr, show_pos=True) as bar:
-            yield lambda done: bar.update(done - bar.pos)
-        return
-    last = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LINE_EVERY_S:
-            last = time.monotonic()
-            click.echo(f"{done}/{total} calls", err=True)
-
-    yield show
-
-
-def _to_result(tallies: dict[str, CallTimes], load: Load) -> dict[str, Any]:
-    by_name: dict[str, Any] = {name: _to_figures(tally) for name, tally in tallies.items()}
+def _to_result(times: Mapping[str, CallTimes], load: Load) -> dict[str, Any]:
+    by_name: dict[str, Any] = {name: _to_figures(each) for name, each in times.items()}
     result = {
-        "calls": sum(tally.calls for tally in tallies.values()),
+        "calls": sum(each.calls for each in times.values()),
         "took_s": round(load.took_s, 3),
-        "calls_per_s": round(sum(tally.calls for tally in tallies.values()) / load.took_s, 1),
+        "calls_per_s": round(sum(each.calls for each in times.values()) / load.took_s, 1),
         "generator_cpu_share": round(load.cpu_s / load.took_s, 3),
         **by_name,
     }
@@ -139,13 +125,13 @@ def _to_result(tallies: dict[str, CallTimes], load: Load) -> dict[str, Any]:
     return result
 
 
-def _to_figures(tally: CallTimes) -> dict[str, Any]:
+def _to_figures(times: CallTimes) -> dict[str, Any]:
     return {
-        "calls": tally.calls,
-        "failed": len(tally.errors),
-        "errors": dict(Counter(tally.errors).most_common()),
-        "latency_ms": _to_percentiles(tally.took_s),
-        "first_token_ms": _to_percentiles(tally.token_s),
+        "calls": times.calls,
+        "failed": len(times.errors),
+        "errors": dict(Counter(times.errors).most_common()),
+        "latency_ms": _to_percentiles(times.took_s),
+        "first_token_ms": _to_percentiles(times.token_s),
     }
 
 
@@ -160,30 +146,28 @@ def _subtract(mine: dict[str, float] | None, other: dict[str, float] | None) -> 
     return {name: round(mine[name] - other[name], 2) for name in mine} if mine and other else None
 
 
-def _to_lines(result: dict[str, Any]) -> Iterator[str]:
+def _print_result(result: dict[str, Any]) -> None:
     columns = [name for name in ("gateway", "direct", "added") if name in result]
-    yield " " * 18 + "".join(f"{name:>14}" for name in columns)
-    for what in ("calls", "failed"):
-        yield f"{what:18}" + "".join(f"{result[name][what]:>14}" for name in columns if name != "added")
+    rows = [[what, *(str(result[name].get(what, "")) for name in columns)] for what in ("calls", "failed")]
     for kind, title in (("latency_ms", "latency"), ("first_token_ms", "first token")):
         for percent in (f"p{number}" for number in _PERCENTILES):
             if result["gateway"][kind] is not None:
-                yield f"{title + ' ' + percent:18}" + "".join(
-                    _to_cell(result[name][kind], percent, is_signed=name == "added") for name in columns
-                )
+                cells = [_to_cell(result[name][kind], percent, is_signed=name == "added") for name in columns]
+                rows.append([f"{title} {percent}", *cells])
+    print_table(["", *columns], rows)
     for name in columns:
         for error, count in result[name].get("errors", {}).items():
-            yield f"failed, {name}: {count} x {error}"
+            click.echo(f"failed, {name}: {count} x {error}")
+    calls = "1 call" if result["calls"] == 1 else f"{result['calls']} calls"
     both = ", both together" if len(columns) > 1 else ""
-    yield f"{result['calls']} calls in {result['took_s']:g} s: {result['calls_per_s']:g} calls/s{both}"
+    click.echo(f"{calls} in {result['took_s']:g} s: {result['calls_per_s']:g} calls/s{both}")
     share = result["generator_cpu_share"]
-    yield f"This load generator used {share:.0%} of the one core that it can use." + (
-        " It is near its own limit: the gateway may do more than this shows." if share > _BUSY_SHARE else ""
-    )
+    click.echo(f"This load generator used {share:.0%} of the one core that it can use.")
+    if share > _BUSY_SHARE:
+        click.echo("It is near its own limit: the gateway may do more than this shows.")
 
 
 def _to_cell(figures: dict[str, float] | None, percent: str, *, is_signed: bool) -> str:
     if figures is None:
-        return f"{'-':>14}"
-    text = f"{figures[percent]:+.1f} ms" if is_signed else f"{figures[percent]:.1f} ms"
-    return f"{text:>14}"
+        return "-"
+    return f"{figures[percent]:+.1f} ms" if is_signed else f"{figures[percent]:.1f} ms"

@@ -1,22 +1,26 @@
 """`openai-gateway check`: tries the upstream of each server and says what works, and what to do about the rest.
 
-What is tried is `examining`'s; here is how it is shown.
+See also: probe.examination (what is tried, and what a finding means). Here is how findings are shown.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import click
 
-from openai_gateway.cli import choosing
+from openai_gateway.cli import choosing, exits
+from openai_gateway.cli.exits import CalledWrongly
+from openai_gateway.cli.screen import print_indented
 from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
 from openai_gateway.probe.examination import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
 from openai_gateway.probe.probes import FEW_TOKENS, TOOL_TOKENS
 
+_CURE_START: Final = "      -> "
 _MARKS: Final = {OK: ("✓", "green"), FAILED: ("✗", "red"), UNKNOWN: ("?", "yellow")}
 _PLAIN_MARKS: Final = {OK: "ok    ", FAILED: "FAILED", UNKNOWN: "?     "}
 _COST: Final = (
@@ -31,14 +35,14 @@ _COST: Final = (
 @click.option("--api", type=click.Choice(list(TITLES)), help="Only this API (default: both).")
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(1), help="Seconds for each call.")
 @click.option("--json", "is_json", is_flag=True, help="Print the findings as JSON.")
-def command(
+def check_command(
     config: tuple[str, ...],
     overrides: tuple[str, ...],
     server: str | None,
     api: str | None,
     timeout: float,
     is_json: bool,
-) -> None:
+) -> int:
     """Try the upstream as the server would call it: name, TLS, key, model, both APIs, streams, function calls.
 
     Costs a few tokens. Each failure comes with what to do. Exit code 0: all is well; 1: something failed; 2: the
@@ -53,50 +57,56 @@ def command(
     """
     chosen = choosing.load(choosing.to_environ(config, overrides))
     if server is not None and server not in chosen.servers:
-        raise click.UsageError(f"there is no server {server!r}; there are: {', '.join(chosen.servers)}")
+        raise CalledWrongly(f"there is no server {server!r}; there are: {', '.join(chosen.servers)}")
+    names = list(chosen.servers) if server is None else [server]
+    return check_servers(chosen, names, list(TITLES) if api is None else [api], timeout, is_json=is_json)
+
+
+def check_servers(
+    chosen: GatewayConfig, names: Sequence[str], apis: Sequence[str], timeout_s: float, *, is_json: bool
+) -> int:
+    """Examine the upstreams of some servers, show what is found, and return the exit code."""
     click.echo(_COST, err=is_json)
-    apis = list(TITLES) if api is None else [api]
-    found = {
-        name: _examine(chosen, name, apis, timeout, is_shown=not is_json)
-        for name in (chosen.servers if server is None else [server])
-    }
+    found: dict[str, list[Finding]] = {}
+    for name in names:
+        server = chosen.servers[name]
+        if not is_json:
+            click.echo(f"\n{name}: {server.openai_model} at {mask_url(server.openai_base_url)}")
+        findings: list[Finding] = []
+        found[name] = findings
+        for finding in Examination(server, apis, timeout_s, _find_origins(chosen, name)).run():
+            findings.append(finding)
+            if not is_json:
+                _print_finding(finding)
     failures = sum(finding.result == FAILED for findings in found.values() for finding in findings)
     if is_json:
         click.echo(json.dumps(_to_json(chosen, found), indent=2))
     else:
-        click.echo(f"\n{'All is well.' if not failures else f'{failures} failed; what to do is beside it.'}")
-    if failures:
-        raise click.exceptions.Exit(1)
+        click.echo(f"\n{'All is well.' if not failures else f'{failures} failed; what to do is below it.'}")
+    return exits.FAILED if failures else exits.OK
 
 
-def _examine(chosen: GatewayConfig, name: str, apis: list[str], timeout_s: float, *, is_shown: bool) -> list[Finding]:
-    server = chosen.servers[name]
-    prefix = f"{name}.responses_api_models.openai_model"
-    if is_shown:
-        click.echo(f"\n{name}: {server.openai_model} at {mask_url(server.openai_base_url)}")
-    key = "openai_api_key_file" if server.openai_api_key_file else "openai_api_key"
-    findings = []
-    examination = Examination(
-        server,
-        apis,
-        timeout_s,
-        lambda wanted: chosen.origins[f"{prefix}.{key if wanted == 'openai_api_key' else wanted}"],
-    )
-    for finding in examination.run():
-        findings.append(finding)
-        if is_shown:
-            click.echo(_to_lines(finding))
-    return findings
+def _find_origins(chosen: GatewayConfig, name: str) -> Callable[[str], str]:
+    """Return what tells where a key of a server's config has its value from."""
+    is_in_file = chosen.servers[name].openai_api_key_file is not None
+
+    def origin_of(key: str) -> str:
+        key = "openai_api_key_file" if key == "openai_api_key" and is_in_file else key
+        return chosen.origins[f"{name}.responses_api_models.openai_model.{key}"]
+
+    return origin_of
 
 
-def _to_lines(finding: Finding) -> str:
+def _print_finding(finding: Finding) -> None:
     mark, colour = _MARKS[finding.result]
     try:
         mark.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         mark = _PLAIN_MARKS[finding.result]
-    line = f"  {click.style(mark, fg=colour)} {finding.name:20} {finding.took_s * 1000:6.0f} ms  {finding.detail}"
-    return f"{line}\n      -> {finding.cure}" if finding.cure else line
+    start = f"  {click.style(mark, fg=colour)} {finding.name:20} {finding.took_s * 1000:6.0f} ms  "
+    print_indented(finding.detail, len(click.unstyle(start)), start)
+    if finding.cure:
+        print_indented(finding.cure, len(_CURE_START), _CURE_START)
 
 
 def _to_json(chosen: GatewayConfig, found: dict[str, list[Finding]]) -> dict[str, Any]:

@@ -10,27 +10,18 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
-from openai_gateway.config import ConfigError, GatewayConfig, load_config
+from openai_gateway.cli.exits import CalledWrongly
+from openai_gateway.config import GatewayConfig, load_config
 from openai_gateway.config.files import CONFIG_PATHS_VARIABLE
 from openai_gateway.config.overrides import OVERRIDES_VARIABLE
 from openai_gateway.config.redact import mask
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OVERRIDE: Final = re.compile(r"\+{0,2}[^+=\s][^=]*=")
-
-
-class BadConfig(click.ClickException):
-    """The config can't be used; shown is the one message that names every mistake."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Write the message as it is; its first line says what it is about."""
-        click.echo(self.format_message(), file=file, err=True)
 
 
 def config_options(command: _Command) -> _Command:
@@ -61,16 +52,13 @@ def to_environ(
             earlier = json.loads(environ.get(OVERRIDES_VARIABLE) or "[]")
             made[OVERRIDES_VARIABLE] = json.dumps([*earlier, *overrides])
         except (ValueError, TypeError):
-            raise BadConfig(f"{OVERRIDES_VARIABLE} is no JSON list; unset it, or set it to []") from None
+            raise CalledWrongly(f"{OVERRIDES_VARIABLE} is no JSON list; unset it, or set it to []") from None
     return made
 
 
 def load(environ: Mapping[str, str]) -> GatewayConfig:
-    """Return the config that a gateway started in this environment has. Raises BadConfig."""
-    try:
-        return load_config(environ)
-    except ConfigError as error:
-        raise BadConfig(str(error)) from None
+    """Return the config that a gateway started in this environment has. Raises ConfigError."""
+    return load_config(environ)
 
 
 def _check(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

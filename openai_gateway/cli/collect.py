@@ -81,7 +81,7 @@ def _rows_options(command: _Command) -> _Command:
 @click.option("--server", help="Which of the gateway's servers to call (default: the one at plain /v1).")
 @click.option("--config", "configs", multiple=True, metavar="PATH", help="Config file of the gateway that is started.")
 @click.argument("arguments", nargs=-1, metavar="[+KEY=VALUE]...")
-def command(arguments: tuple[str, ...], **given: Any) -> None:
+def collect_command(arguments: tuple[str, ...], **given: Any) -> None:
     """Collect the answers to a file of prompts, with repeats; goes on after any interruption.
 
     A row's responses_create_params go to the Responses API as they are; chat_create_params, or else messages (with

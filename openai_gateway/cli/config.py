@@ -1,6 +1,6 @@
-"""`openai-gateway config`: the config as the server would have it, with the origin of each value and no secret.
+"""`openai-gateway config`: shows the config that a server would run with, each value's origin, and no secret.
 
-Which value wins and where it came from, is `config.load`'s.
+See also: config.load (which value wins), config.origins (where a value came from), config.redact (what is masked).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 import yaml
 
 from openai_gateway.cli import choosing
+from openai_gateway.cli.exits import OK
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.keys import KEYS
 from openai_gateway.config.redact import find_secrets, mask, mask_url, reveal_all
@@ -25,7 +26,7 @@ _MOST_COLUMNS: Final = 56
 @choosing.config_options
 @click.option("--validate", is_flag=True, help="Only check it; prints one line.")
 @click.option("--json", "is_json", is_flag=True, help="As JSON: each key's value and origin.")
-def command(config: tuple[str, ...], overrides: tuple[str, ...], validate: bool, is_json: bool) -> None:
+def config_command(config: tuple[str, ...], overrides: tuple[str, ...], validate: bool, is_json: bool) -> int:
     """Show the resolved config, and where each value came from; secrets are masked. Calls nobody.
 
     An origin is a file, env.yaml, the command line, or default; of an interpolation both ends are told.
@@ -39,12 +40,28 @@ def command(config: tuple[str, ...], overrides: tuple[str, ...], validate: bool,
     """
     chosen = choosing.load(choosing.to_environ(config, overrides))
     if validate:
-        click.echo(f"ok: {len(chosen.servers)} {'server' if len(chosen.servers) == 1 else 'servers'}, ", nl=False)
-        click.echo(f"{', '.join(chosen.servers)}; at plain /v1: {chosen.default_server}")
-    elif is_json:
-        click.echo(json.dumps(_to_json(chosen), indent=2))
-    else:
-        click.echo("\n".join(_to_yaml(chosen)))
+        return print_verdict(chosen)
+    return print_json(chosen) if is_json else print_yaml(chosen)
+
+
+def print_verdict(chosen: GatewayConfig) -> int:
+    """Say in a line that a config can be used; return the exit code."""
+    count = len(chosen.servers)
+    servers = f"{count} {'server' if count == 1 else 'servers'}, {', '.join(chosen.servers)}"
+    click.echo(f"ok: {servers}; at plain /v1: {chosen.default_server}")
+    return OK
+
+
+def print_json(chosen: GatewayConfig) -> int:
+    """Print a config for programs; return the exit code."""
+    click.echo(json.dumps(_to_json(chosen), indent=2))
+    return OK
+
+
+def print_yaml(chosen: GatewayConfig) -> int:
+    """Print a config as YAML, origins as comments; return the exit code."""
+    click.echo("\n".join(_to_yaml(chosen)))
+    return OK
 
 
 def _to_values(server: ServerConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The command group; each command is imported only when it is called, so that `--help` is quick.
+"""The command group: names each command, imports it only when it is called, and ends it with its exit code.
 
-What a command does is in its own module; how errors look is here.
+See also: exits (which error is which code). `--help` imports click and nothing else of weight.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from openai_gateway import __version__
+from openai_gateway.cli import exits
 
 _COMMANDS: Final = {
     "bench": "Measure calls/s and latency of a gateway, and what it adds to its upstream.",
@@ -22,24 +23,14 @@ _COMMANDS: Final = {
     "collect": "Collect the answers to a file of prompts, with repeats; goes on after any interruption.",
     "completion": "Print the script that completes commands in a shell.",
     "config": "Show the resolved config, and where each value came from.",
-    "demo": "Start simulator and gateway, send one request of each kind, and serve on.",
+    "demo": "Show what the gateway does, with the simulator as upstream, and serve on.",
+    "docs": "Show the documentation, page by page.",
+    "init": "Ask for endpoint, key and model, write env.yaml, and try it.",
     "recordings": "Look at kept answers, remove old ones, take them elsewhere.",
     "serve": "Serve: gunicorn with gevent workers, from one command.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",
     "usage": "Sum up usage logs by model, client, rollout, hour or status.",
 }
-
-
-class _OneLine(click.ClickException):
-    """An error as one line, its first word red on a terminal."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        styled = f"{click.style('Error:', fg='red')} {self.format_message()}"
-        click.echo(styled, file=file, err=True, color=_may_colour())
-
-
-class _WronglyCalled(_OneLine):
-    exit_code = 2
 
 
 def _may_colour() -> bool | None:
@@ -58,7 +49,8 @@ class LazyGroup(click.Group):
         """Return a command by its name."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"openai_gateway.cli.{cmd_name}").command
+        module = importlib.import_module(f"openai_gateway.cli.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def resolve_command(
@@ -86,23 +78,43 @@ class LazyGroup(click.Group):
         """Return the context, which says for all commands whether there may be colours."""
         try:
             return super().make_context(info_name, args, parent, **{"color": _may_colour(), **extra})
-        except click.ClickException as error:
-            raise _to_one_line(error) from None
+        except click.UsageError as error:
+            raise _end_usage(error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
+        """Run the command that was named and end with the code that it returns, or that its error stands for."""
         try:
-            return super().invoke(ctx)
+            code = super().invoke(ctx)
+        except click.UsageError as error:
+            raise _end_usage(error) from None
         except click.ClickException as error:
-            raise _to_one_line(error) from None
+            if type(error) is not click.ClickException:
+                raise
+            raise _end(error.format_message(), error.exit_code) from None
+        except (click.Abort, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code = exits.find_exit_code(error)
+            if code is None or exits.is_broken_pipe(error):
+                raise
+            raise _end(exits.describe(error), code, is_whole_page=exits.is_whole_page(error)) from None
+        if code:
+            ctx.exit(code)
 
 
-def _to_one_line(error: click.ClickException) -> click.ClickException:
+def _end(message: str, code: int, *, is_whole_page: bool = False) -> click.exceptions.Exit:
+    """Say why a command ends, its first word red on a terminal, and return what ends it."""
+    start = "" if is_whole_page else f"{click.style('Error:', fg='red')} "
+    click.echo(f"{start}{message}", err=True, color=_may_colour())
+    return click.exceptions.Exit(code)
+
+
+def _end_usage(error: click.UsageError) -> click.ClickException | click.exceptions.Exit:
     # Click's own error for "no arguments" holds the whole help.
-    if isinstance(error, click.UsageError) and type(error).__name__ != "NoArgsIsHelpError":
-        path = error.ctx.command_path if error.ctx is not None else "openai-gateway"
-        return _WronglyCalled(f"{error.format_message().rstrip('.')}; see '{path} --help'")
-    return _OneLine(error.format_message()) if type(error) is click.ClickException else error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return error
+    path = error.ctx.command_path if error.ctx is not None else "openai-gateway"
+    return _end(f"{error.format_message().rstrip('.')}; see '{path} --help'", exits.WRONG)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,15 +123,21 @@ def main() -> None:
     """A small gateway in front of one OpenAI-compatible endpoint.
 
     \b
-    Try it without a key:
+    See what it does, without a key:
       openai-gateway demo
-    Serve for real, once env.yaml holds endpoint, key and model:
-      openai-gateway config --validate
-      openai-gateway check
+    Serve for real:
+      openai-gateway init        # endpoint, key and model go into env.yaml
       openai-gateway serve
-    See what it cost:
-      openai-gateway usage usage.jsonl
+    Find out what is wrong:
+      openai-gateway check
+      openai-gateway docs troubleshooting
 
-    Every command has --help with examples. Exit codes: 0 success, 1 the job failed, 2 called or configured wrongly,
-    130 stopped by Ctrl-C (collect).
+    Every command has --help with examples.
+
+    \b
+    Exit codes:
+      0    done
+      1    the job failed, or a part of it
+      2    called or configured wrongly; nothing was done
+      130  stopped by Ctrl-C
     """

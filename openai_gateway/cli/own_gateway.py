@@ -21,7 +21,7 @@ _PATIENCE: Final = {"max_retries": "100", "retry_budget_s": "3600", "retry_ratio
 
 
 class OwnGateway:
-    """A gateway that serves `server`. Raises BadConfig.
+    """A gateway that serves `server`. Raises ConfigError.
 
     `notes` say what was set beyond the config.
     """

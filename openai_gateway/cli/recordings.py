@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from openai_gateway.cli.exits import FAILED, OK
 from openai_gateway.recordings.index import Index
 from openai_gateway.recordings.segments import SegmentWriter, find_segments, prune
 from openai_gateway.recordings.transfer import BadLine, read_all, take_in, to_line
@@ -22,7 +23,7 @@ _SHOWN_DIGITS = 16
 
 
 @click.group(name="recordings")
-def command() -> None:
+def recordings_command() -> None:
     """Look at kept answers, remove old ones, take them elsewhere.
 
     FOLDER is what recordings_dir names. A KEY may be shortened to its first digits.
@@ -37,22 +38,22 @@ def command() -> None:
     """
 
 
-@command.command(name="list")
+@recordings_command.command(name="list")
 @_folder
-def _list(folder: Path) -> None:
+def _list(folder: Path) -> int:
     """List kept answers: key, time, status, model, tokens, cost, bytes."""
-    sys.exit(list_answers(folder))
+    return list_answers(folder)
 
 
-@command.command(name="show")
+@recordings_command.command(name="show")
 @_folder
 @click.argument("key")
-def _show(folder: Path, key: str) -> None:
+def _show(folder: Path, key: str) -> int:
     """Print the bodies kept under KEY, in the order they are handed out."""
-    sys.exit(show_answers(folder, key.lower()))
+    return show_answers(folder, key.lower())
 
 
-@command.command(name="prune")
+@recordings_command.command(name="prune")
 @_folder
 @click.option("--max-bytes", type=click.IntRange(0), help="Remove the oldest files beyond this size.")
 @click.option("--max-age-days", type=click.FloatRange(0), help="Remove files whose last answer is older.")
@@ -64,7 +65,7 @@ def _prune(folder: Path, max_bytes: int | None, max_age_days: float | None) -> N
     click.echo(f"removed {len(removed)} of {len(removed) + len(find_segments(folder))} files")
 
 
-@command.command(name="export")
+@recordings_command.command(name="export")
 @_folder
 def _export(folder: Path) -> None:
     """Print every answer as a line of JSON."""
@@ -72,12 +73,12 @@ def _export(folder: Path) -> None:
         sys.stdout.buffer.write(to_line(entry, answer) + b"\n")
 
 
-@command.command(name="import")
+@recordings_command.command(name="import")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("file", type=click.File("rb"))
-def _import(folder: Path, file: BinaryIO) -> None:
+def _import(folder: Path, file: BinaryIO) -> int:
     """Keep the answers of FILE (`export` made it; - is standard input) in FOLDER; those already there stay."""
-    sys.exit(import_answers(folder, file))
+    return import_answers(folder, file)
 
 
 def list_answers(folder: Path) -> int:
@@ -91,8 +92,8 @@ def list_answers(folder: Path) -> int:
         key = entry.key.hex()[:_SHOWN_DIGITS]
         model = answer.model or "-"
         click.echo(f"{key}  {when}  {answer.status}  {answer.path}  {model}  {tokens}  {cost}  {len(answer.body)} B")
-    click.echo(f"{count} answers", err=True)
-    return 0
+    click.echo("1 answer" if count == 1 else f"{count} answers", err=True)
+    return OK
 
 
 def show_answers(folder: Path, key: str) -> int:
@@ -103,7 +104,7 @@ def show_answers(folder: Path, key: str) -> int:
         sys.stdout.buffer.write(answer.body.rstrip(b"\n") + b"\n")
     if not count:
         click.echo(f"no answer is kept under {key}", err=True)
-    return 0 if count else 1
+    return OK if count else FAILED
 
 
 def import_answers(folder: Path, lines: Iterable[bytes]) -> int:
@@ -119,9 +120,9 @@ def import_answers(folder: Path, lines: Iterable[bytes]) -> int:
                 there += 1
         except BadLine as error:
             click.echo(f"line {number} is no kept answer: {error}; {taken} before it were taken in", err=True)
-            return 1
-    click.echo(f"took in {taken} answers; {there} were there already", err=True)
-    return 0
+            return FAILED
+    click.echo(f"took in {taken} {'answer' if taken == 1 else 'answers'}; {there} were there already", err=True)
+    return OK
 
 
 def _open(folder: Path) -> Index:

@@ -1,6 +1,6 @@
 """`openai-gateway serve`: says what is served, then becomes gunicorn with the gateway's settings.
 
-The settings are `openai_gateway.server.settings`'; which config, is `choosing`'s.
+See also: server.settings (gunicorn's settings), choosing (which config), servers (how gunicorn is run).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import click
 
 from openai_gateway import __version__
 from openai_gateway.cli import choosing
-from openai_gateway.cli.servers import NotReady, become_gunicorn, listen, start_companion, to_url
+from openai_gateway.cli.exits import CommandFailed
+from openai_gateway.cli.servers import become_gunicorn, listen, start_companion, to_url
 from openai_gateway.cli.simulated import to_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
@@ -47,7 +48,7 @@ _SETTINGS: Final = "python:openai_gateway.server.settings"
     metavar="FOLDER",
     help="Answer from what was recorded in FOLDER, and never call: no config or key.",
 )
-def command(
+def serve_command(
     config: tuple[str, ...],
     overrides: tuple[str, ...],
     host: str,
@@ -55,7 +56,7 @@ def command(
     workers: int,
     simulate: bool,
     replay: Path | None,
-) -> None:
+) -> int:
     """Serve: gunicorn with gevent workers and the gateway's settings, until Ctrl-C or SIGTERM.
 
     \b
@@ -74,21 +75,23 @@ def command(
     """
     if replay is not None:
         if not config and not (replay / REPLAY_CONFIG).is_file():
-            raise click.ClickException(f"{replay} has no {REPLAY_CONFIG}: nothing was recorded there")
+            raise CommandFailed(f"{replay} has no {REPLAY_CONFIG}: nothing was recorded there")
         config = config or (str(replay / REPLAY_CONFIG),)
         overrides = ("++recordings=replay", f"++recordings_dir={replay.absolute()}", *overrides)
     environ = choosing.to_environ(config, overrides)
-    try:
-        simulator = listen("127.0.0.1", 0) if simulate else None
-        if simulator is not None:
-            environ = choosing.to_environ((), to_overrides(environ, f"{to_url(simulator)}/v1"), environ)
-        chosen = choosing.load(environ)
-        listener = listen(host, port)
-        if simulator is not None:
-            start_companion("openai_gateway.simulator.wsgi:app", {}, simulator)
-    except NotReady as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(_describe(chosen, listener, workers, is_simulated=simulate))
+    return serve(environ, host, port, workers, is_simulated=simulate)
+
+
+def serve(environ: dict[str, str], host: str, port: int, workers: int, *, is_simulated: bool) -> int:
+    """Become gunicorn with the gateway, the simulator behind it if wanted. Returns only by raising what is wrong."""
+    simulator = listen("127.0.0.1", 0) if is_simulated else None
+    if simulator is not None:
+        environ = choosing.to_environ((), to_overrides(environ, f"{to_url(simulator)}/v1"), environ)
+    chosen = choosing.load(environ)
+    listener = listen(host, port)
+    if simulator is not None:
+        start_companion("openai_gateway.simulator.wsgi:app", {}, simulator)
+    click.echo(_describe(chosen, listener, workers, is_simulated=is_simulated))
     become_gunicorn(listener, environ, "-c", _SETTINGS, "-w", str(workers), "openai_gateway.wsgi:app")
 
 
@@ -104,11 +107,12 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
             f"    model     {server.openai_model}",
             f"    upstream  {mask_url(server.openai_base_url)}{'  (the simulator)' if is_simulated else ''}",
             f"    cap       {_to_cap(server, workers)}",
+            f"    keys      {_to_keys(server)}",
             f"    serves    {url}/v1" if name == chosen.default_server else f"    serves    {url}/{name}/v1",
         ]
         if name == chosen.default_server and len(chosen.servers) > 1:
             lines[-1] += f"  and  {url}/{name}/v1"
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", f"  status: {url}/status", ""])
 
 
 def _to_cap(server: ServerConfig, workers: int) -> str:
@@ -116,3 +120,9 @@ def _to_cap(server: ServerConfig, workers: int) -> str:
     if cap is None:
         return "none (max_concurrent_requests sets one)"
     return f"{cap} calls at once" + (f" in each worker, {cap * workers} in all" if workers > 1 else "")
+
+
+def _to_keys(server: ServerConfig) -> str:
+    if server.gateway_api_keys or server.gateway_api_keys_file:
+        return "asked for: a client's api_key must be one of gateway_api_keys"
+    return "none asked for: a client may give any (gateway_api_keys sets them)"

@@ -1,18 +1,23 @@
-"""`openai-gateway simulate`: the simulator under gunicorn.
+"""`openai-gateway simulate`: runs the simulator under gunicorn.
 
-Its behaviour is `openai_gateway.simulator`'s.
+See also: the package simulator (what it answers), servers (how gunicorn is run).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
-from openai_gateway.cli.servers import NotReady, become_gunicorn, listen, to_url
-from openai_gateway.simulator.settings import SettingsError, load_settings
+from openai_gateway.cli.servers import become_gunicorn, listen, to_url
+from openai_gateway.simulator.settings import load_settings
+
+# The settings' names of options that have another one.
+_SETTINGS: Final = {"latency": "latency_ms", "fail": "status"}
 
 
 @click.command(name="simulate")
@@ -28,16 +33,7 @@ from openai_gateway.simulator.settings import SettingsError, load_settings
 )
 @click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, likewise (default: no limit).")
 @click.option("--fail", type=click.IntRange(400, 599), help="Answer every call with this status, such as 429 or 503.")
-def command(
-    host: str,
-    port: int,
-    config: Path | None,
-    api_key: str | None,
-    latency: int | None,
-    rpm: int | None,
-    tpm: int | None,
-    fail: int | None,
-) -> None:
+def simulate_command(host: str, port: int, config: Path | None, **given: Any) -> int:
     """Run the simulator: an OpenAI-like upstream that costs nothing.
 
     \b
@@ -57,19 +53,17 @@ def command(
     A call may script its own behaviour in its metadata, such as {"sim_status": "429", "sim_times": "2"};
     conf/simulator.yaml lists all of it. What the simulator saw is at /sim/stats.
     """
-    given = {"api_key": api_key, "latency_ms": latency, "rpm": rpm, "tpm": tpm, "status": fail}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    try:
-        load_settings(config, overrides)
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
-    environ = {**os.environ, "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(overrides)}
+    settings = {_SETTINGS.get(name, name): value for name, value in given.items() if value is not None}
+    return serve_simulator(host, port, config, settings)
+
+
+def serve_simulator(host: str, port: int, config: Path | None, settings: Mapping[str, Any]) -> int:
+    """Become gunicorn with the simulator: file `config`, then `settings`. Returns only by raising what is wrong."""
+    load_settings(config, settings)
+    environ = {**os.environ, "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(settings)}
     if config is not None:
         environ["OPENAI_GATEWAY_SIMULATOR_CONFIG"] = str(config)
-    try:
-        listener = listen(host, port)
-    except NotReady as error:
-        raise click.ClickException(str(error)) from None
+    listener = listen(host, port)
     url = to_url(listener)
     click.echo(f"Simulator at {url}/v1 (Ctrl-C ends it); what it saw: {url}/sim/stats")
     become_gunicorn(listener, environ, "--worker-connections", "4096", "openai_gateway.simulator.wsgi:app")

@@ -1,6 +1,6 @@
 """`openai-gateway usage`: sums up usage logs, as a table, CSV or JSON.
 
-What is summed is `accounting.summary`'s.
+See also: accounting.summary (what is summed, and what counts as unknown).
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import itertools
 import json
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 
 from openai_gateway.accounting.summary import KEYS, UNKNOWN, Sum, Summary, sum_up
+from openai_gateway.cli.exits import OK, CommandFailed
+from openai_gateway.cli.screen import print_table
 
+_HEAD: Final = ("calls", "ok", "failed", "left", "retries", "input", "cached", "output", "reasoning", "cost USD")
+_SPARE: Final = ("left", "retries", "reasoning", "cached", "failed")
 _COLUMNS: Final = [field.name for field in dataclasses.fields(Sum)]
 
 
-@click.command()
+@click.command(name="usage")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--by", type=click.Choice(list(KEYS)), default="model", show_default=True, help="What to sum by.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def command(files: tuple[Path, ...], by: str, style: str) -> None:
+def usage_command(files: tuple[Path, ...], by: str, style: str) -> int:
     """Sum up usage logs (the files that `usage_log` names; .gz ones too).
 
     Tokens and cost are those of the calls that reported their tokens and have a price; the others are counted as
@@ -40,16 +44,23 @@ def command(files: tuple[Path, ...], by: str, style: str) -> None:
       openai-gateway usage usage.jsonl* --by hour
       openai-gateway usage usage.jsonl --by rollout --format csv > rollouts.csv
     """
+    return print_usage(files, by, style)
+
+
+def print_usage(files: Sequence[Path], by: str, style: str) -> int:
+    """Print the sums of usage logs by one of KEYS as table, csv or json; return the exit code."""
     try:
         summary = sum_up(itertools.chain.from_iterable(map(_read, files)), by)
     except OSError as error:
-        raise click.ClickException(f"can't read {error.filename or 'a file'}: {error.strerror or error}") from None
+        raise CommandFailed(f"can't read {error.filename or 'a file'}: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:
-        raise click.ClickException(f"can't read a .gz file: {error}") from None
+        raise CommandFailed(f"can't read a .gz file: {error}") from None
     if not summary.total.calls:
-        raise click.ClickException(f"no calls: none of the {summary.torn_lines} lines is a usage log's")
+        torn = "line is" if summary.torn_lines == 1 else "lines is"
+        raise CommandFailed(f"no calls: none of the {summary.torn_lines} {torn} a usage log's")
     if summary.torn_lines:
-        click.echo(f"skipped {summary.torn_lines} lines that are no records", err=True)
+        lines = "line that is no record" if summary.torn_lines == 1 else "lines that are no records"
+        click.echo(f"skipped {summary.torn_lines} {lines}", err=True)
     if style == "json":
         click.echo(json.dumps(_to_json(summary, by), indent=2))
     elif style == "csv":
@@ -57,7 +68,8 @@ def command(files: tuple[Path, ...], by: str, style: str) -> None:
         writer.writerow([by, *_COLUMNS])
         writer.writerows([key, *dataclasses.astuple(found)] for key, found in sorted(summary.by_key.items()))
     else:
-        click.echo(_to_table(summary, by))
+        _print_table(summary, by)
+    return OK
 
 
 def _read(path: Path) -> Iterable[bytes]:
@@ -74,28 +86,16 @@ def _to_json(summary: Summary, by: str) -> dict[str, object]:
     }
 
 
-def _to_table(summary: Summary, by: str) -> str:
-    head = [by, "calls", "ok", "failed", "left", "retries", "input", "cached", "output", "reasoning", "cost USD"]
+def _print_table(summary: Summary, by: str) -> None:
     rows = [_to_row(key, found) for key, found in sorted(summary.by_key.items())]
     rows.append(_to_row("total", summary.total))
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = [_to_line(row, widths) for row in [head, *rows]]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.insert(-1, lines[1])
-    unknown = summary.total
-    if unknown.unknown_usage:
-        lines.append(f"{unknown.unknown_usage:,} calls did not report their tokens: not in these sums.")
-    if unknown.unknown_cost:
-        lines.append(f"{unknown.unknown_cost:,} calls have no known price: not in the cost.")
-    return "\n".join(lines)
-
-
-def _to_line(row: list[str], widths: list[int]) -> str:
-    first, *others = (
-        cell.rjust(width) if column else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join([first, *others]).rstrip()
+    print_table([by, *_HEAD], rows, is_last_total=True, spare=_SPARE)
+    if count := summary.total.unknown_usage:
+        calls = "1 call did" if count == 1 else f"{count:,} calls did"
+        click.echo(f"{calls} not report tokens: not in these sums.")
+    if count := summary.total.unknown_cost:
+        calls = "1 call has" if count == 1 else f"{count:,} calls have"
+        click.echo(f"{calls} no known price: not in the cost.")
 
 
 def _to_row(key: str, found: Sum) -> list[str]:

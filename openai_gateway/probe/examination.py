@@ -137,7 +137,9 @@ class Examination:
         if good is not None:
             yield Finding("key", OK, good.took_s, "taken")
         elif refused is not None:
-            yield self._fail("key", refused)
+            fault = find_key_fault(self._prober.key)
+            finding = self._fail("key", refused)
+            yield dataclasses.replace(finding, cure=f"{fault}; {finding.cure}") if fault else finding
         else:
             yield Finding("key", UNKNOWN, tried[0].took_s, "can't be told apart from what fails below")
 
@@ -241,6 +243,19 @@ class Examination:
             named = f" ({refusal.param} is the one named)" if refusal.param else ""
             cure = f"a parameter is refused{named}; those that the config adds are in {_ADDED_BODIES}"
         return cure
+
+
+def find_key_fault(key: str) -> str:
+    """Return what shows at a glance that a key can't be right, `""` if nothing does."""
+    if len(key) > 1 and key[0] == key[-1] and key[0] in "'\"":
+        return "the quotes around the key are part of it: take them out"
+    if key.startswith("$"):
+        return "it is a variable's name that nothing replaced: in a YAML file it is ${oc.env:NAME}"
+    if key.lower().startswith("bearer "):
+        return "it begins with Bearer, which is added anyway: give the key alone"
+    if any(sign.isspace() for sign in key) or not key.isascii() or not key.isprintable():
+        return "it holds characters that no key has (white space, or beyond ASCII): copy it again"
+    return ""
 
 
 def find_endpoint_path(base_url: str) -> str:

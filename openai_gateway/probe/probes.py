@@ -73,8 +73,9 @@ class Prober:
         headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)
         self.endpoint = Endpoint(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
+        self.key = key.reveal()
         self._server = server
-        self._secrets = {key.reveal(), *reveal_all(server.openai_default_headers)} - {""}
+        self._secrets = {self.key, *reveal_all(server.openai_default_headers)} - {""}
         self._done: dict[tuple[str, str], Probe] = {}
 
     def models(self, below: str = "") -> Probe:

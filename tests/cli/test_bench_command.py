@@ -64,7 +64,7 @@ def test_direct_calls_take_turns_and_give_what_is_added(simulator: Gunicorn) -> 
         assert result.exit_code == 0, result.output
         assert seen == ["Bearer sk-of-gateway"] * 10
         assert {request.target for request in gateway.requests} == {"/v1/models", "/v1/responses"}
-    rows = {line[:18].strip(): line[18:].split() for line in result.stdout.splitlines()}
+    rows = {line[:13].strip(): line[13:].split() for line in result.stdout.splitlines()}
     assert rows[""] == ["gateway", "direct", "added"]
     assert rows["calls"] == ["10", "10"]
     mine, other, added = (float(text) for text in rows["latency p50"] if text != "ms")
@@ -75,6 +75,9 @@ def test_direct_calls_take_turns_and_give_what_is_added(simulator: Gunicorn) -> 
 
 
 def test_failures_are_named_by_kind_and_are_exit_code_1(simulator: Gunicorn) -> None:
+    result = _bench(simulator.url, "--calls", "1", OPENAI_API_KEY="sk-wrong")
+    assert result.stderr.startswith("1 call of up to 64 output tokens")
+    assert "\n1 call in " in result.stdout
     result = _bench(simulator.url, "--calls", "5", OPENAI_API_KEY="sk-wrong")
     assert result.exit_code == 1
     assert "failed, gateway: 5 x 401 invalid_api_key" in result.stdout

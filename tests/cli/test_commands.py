@@ -1,16 +1,15 @@
-"""The command line as people and scripts use it: help, versions, errors, the demo, the simulator."""
+"""The command line as people and scripts use it: help, versions, errors, exit codes, completion, the simulator."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
 import pty
-import signal
+import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -19,8 +18,9 @@ import requests
 from click.testing import CliRunner
 
 from openai_gateway import __version__
+from openai_gateway.cli import exits
 from openai_gateway.cli.main import main
-from tests.support.processes import ROOT, eventually
+from openai_gateway.config import ConfigError
 
 COMMAND = [sys.executable, "-m", "openai_gateway.cli"]
 
@@ -81,21 +81,19 @@ def test_completion_script_is_printed(shell: str) -> None:
         ("openai-gateway c", {"check", "completion", "config"}),
         ("openai-gateway serve --wor", {"--workers"}),
         ("openai-gateway bench http://x --api ", {"responses", "chat"}),
+        ("openai-gateway docs trouble", {"troubleshooting"}),
     ],
 )
-def test_completion_knows_commands_options_and_choices(words: str, found: set[str]) -> None:
-    given = words.split(" ")
-    environ = {
-        **os.environ,
-        "_OPENAI_GATEWAY_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(given) - 1),
-    }
-    code = "from openai_gateway.cli.main import main; main(prog_name='openai-gateway')"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=30, check=True
-    )
-    assert found <= {line.partition(",")[2] for line in ended.stdout.splitlines()}
+def test_completion_knows_commands_options_and_choices(
+    words: str, found: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_OPENAI_GATEWAY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    with pytest.raises(SystemExit) as ended:
+        main(prog_name="openai-gateway")
+    assert ended.value.code == 0
+    assert found <= {line.partition(",")[2] for line in capsys.readouterr().out.splitlines()}
 
 
 def test_version_is_the_packages() -> None:
@@ -124,103 +122,10 @@ def test_bad_simulator_setting_is_named(tmp_path_factory: pytest.TempPathFactory
     assert (result.exit_code, "latencyms" in result.output) == (2, True)
 
 
-def test_demo_once_shows_every_kind_and_ends_with_0() -> None:
-    ended = subprocess.run([*COMMAND, "demo", "--once"], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    for kind in ("Responses ", "Responses, streamed", "Chat ", "Chat, streamed", "Function call"):
-        assert kind in ended.stdout
-    assert "All went well." in ended.stdout
-
-
 def test_help_imports_no_library_of_the_servers() -> None:
     code = "import sys, openai_gateway.cli.main as m; m.main(['--help'], standalone_mode=False); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
-    assert not {"flask", "gevent", "requests", "omegaconf", "yaml"} & set(ended.stdout.splitlines()[-1].split())
-
-
-def test_demo_is_kept_from_what_the_environment_holds_for_other_programs(tmp_path: Path) -> None:
-    settings = tmp_path / "simulator.yaml"
-    settings.write_text("status: 500\n")
-    (tmp_path / "env.yaml").write_text("policy_model: {nonsense: 1}\n")
-    proxy = "http://127.0.0.1:9"
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        **dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), proxy),
-        "no_proxy": "",
-        "NO_PROXY": "",
-        "OPENAI_GATEWAY_SIMULATOR_CONFIG": str(settings),
-        "OPENAI_GATEWAY_SERVER": "another",
-    }
-    command = [*COMMAND, "demo", "--once"]
-    ended = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
-def test_demo_on_a_taken_port_says_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [*COMMAND, "demo", "--once", "--port", str(taken.getsockname()[1])]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1
-    assert "another port" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-
-
-@contextlib.contextmanager
-def _demo(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the demo as the leader of a process group, as a shell in a terminal does."""
-    demo = subprocess.Popen([*COMMAND, "demo", *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        yield demo
-    finally:
-        # Whatever is left of the group is this test's own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(demo.pid, signal.SIGKILL)
-        demo.wait(5)
-        assert demo.stdout is not None
-        demo.stdout.close()
-
-
-def _is_over(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def _read_until(demo: subprocess.Popen[str], wanted: str) -> str:
-    assert demo.stdout is not None
-    shown = ""
-    while wanted not in shown:
-        line = demo.stdout.readline()
-        assert line, shown
-        shown += line
-    return shown
-
-
-@pytest.mark.parametrize(
-    ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
-    ids=["Ctrl-C", "SIGTERM to the demo alone", "its terminal is closed"],
-)
-def test_demo_serves_on_until_it_is_stopped_and_leaves_no_process(
-    send: Callable[[int, int], None], number: int
-) -> None:
-    with _demo() as demo:
-        url = _read_until(demo, "Serving until").partition("Point a client at  ")[2].split()[0]
-        assert requests.post(f"{url}/responses", json={"input": "x"}, timeout=10).ok
-        send(demo.pid, number)
-        assert demo.wait(25) == 0
-        eventually(lambda: _is_over(demo.pid))
-
-
-def test_demo_once_that_is_interrupted_has_not_gone_well() -> None:
-    with _demo("--once") as demo:
-        _read_until(demo, "gateway  ")
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(25) == 1
-        eventually(lambda: _is_over(demo.pid))
+    assert not {"flask", "gevent", "requests", "omegaconf", "yaml", "rich"} & set(ended.stdout.splitlines()[-1].split())
 
 
 def test_simulate_on_a_taken_port_says_what_to_do() -> None:
@@ -251,3 +156,32 @@ def test_simulate_serves_with_its_options() -> None:
         simulator.terminate()
         simulator.wait(15)
         simulator.stderr.close()
+
+
+@pytest.mark.parametrize("name", exits.CODES)
+def test_every_error_that_has_an_exit_code_exists(name: str) -> None:
+    module, _, error = name.rpartition(".")
+    assert issubclass(getattr(importlib.import_module(module), error), BaseException)
+
+
+def test_exit_code_and_message_of_what_ends_a_command() -> None:
+    class Unforeseen(Exception):
+        pass
+
+    missing = FileNotFoundError(2, "No such file or directory", "x.yaml")
+    ends = [
+        (ConfigError([]), 2),
+        (exits.CalledWrongly("x"), 2),
+        (exits.CommandFailed("x"), 1),
+        (missing, 1),
+        (KeyboardInterrupt(), 130),
+        (Unforeseen(), None),
+    ]
+    assert [exits.find_exit_code(error) for error, _ in ends] == [code for _, code in ends]
+    assert exits.describe(missing) == "x.yaml: No such file or directory"
+
+
+def test_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
+    command = f"{shlex.join([*COMMAND, 'docs', 'configuration'])} | true"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.stderr, ended.returncode) == ("", 0)

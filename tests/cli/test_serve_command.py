@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import requests
+from click.testing import CliRunner
 
-from tests.support.processes import ROOT, eventually, to_config, write_config
+from openai_gateway.cli.main import main
+from tests.support.processes import ROOT, eventually, to_config
 from tests.support.upstreams import PATHS, answer_always, run_upstream
 
 COMMAND = [sys.executable, "-m", "openai_gateway.cli", "serve"]
@@ -84,18 +86,6 @@ def _fail(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_serves_without_config_or_key_before_the_simulator_which_ends_with_it(tmp_path: Path) -> None:
-    with _serve(tmp_path, "--simulate") as serving:
-        answer = requests.post(f"{serving.url}/v1/responses", json={"input": "x"}, timeout=10)
-        assert answer.json()["model"] == "simulated-model"
-        simulator = serving.wait_for(r"upstream +(\S+)/v1  \(the simulator\)")[1]
-        assert requests.get(f"{simulator}/sim/stats", timeout=10).ok
-        # However it ends: no chance to tidy up is given here.
-        serving.process.kill()
-        port = int(simulator.rpartition(":")[2])
-        eventually(lambda: not _is_listening(port), 15)
-
-
 def _is_listening(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
@@ -104,7 +94,7 @@ def _is_listening(port: int) -> bool:
     return True
 
 
-def test_simulator_takes_the_place_of_whatever_a_config_lacks_or_names(tmp_path: Path) -> None:
+def test_simulator_takes_the_place_of_whatever_a_config_lacks_or_names_and_ends_with_it(tmp_path: Path) -> None:
     """Old names, a key file, references that nothing sets, several servers: no paid endpoint is called."""
     servers = {
         "policy_model": {"base_url": "http://127.0.0.1:9/v1", "api_key": "${policy_api_key}", "model": "old-style"},
@@ -124,12 +114,20 @@ def test_simulator_takes_the_place_of_whatever_a_config_lacks_or_names(tmp_path:
         assert serving.shown().count("(the simulator)") == 2
         assert f"serves    {serving.url}/v1  and  {serving.url}/policy_model/v1" in serving.shown()
         assert f"serves    {serving.url}/judge_model/v1" in serving.shown()
+        assert f"status: {serving.url}/status" in serving.shown()
+        assert serving.shown().count("keys      none asked for") == 2
+        simulator = serving.wait_for(r"upstream +(\S+)/v1  \(the simulator\)")[1]
+        assert requests.get(f"{simulator}/sim/stats", timeout=10).ok
+        # However it ends: no chance to tidy up is given here.
+        serving.process.kill()
+        port = int(simulator.rpartition(":")[2])
+        eventually(lambda: not _is_listening(port), 15)
 
 
-def test_gym_overrides_reach_the_workers_and_survive_a_reload(tmp_path: Path) -> None:
+def test_gym_overrides_reach_the_workers_and_survive_a_reload_and_stopping_leaves_no_folder(tmp_path: Path) -> None:
     with run_upstream(answer_always) as upstream:
         (tmp_path / "a.yaml").write_text(to_config("http://127.0.0.1:9"))
-        (tmp_path / "b.yaml").write_text(to_config(upstream.url))
+        (tmp_path / "b.yaml").write_text(to_config(upstream.url, {"gateway_api_keys": ["a-key"]}))
         overrides = ["+config_paths=[a.yaml,b.yaml]", f"{PREFIX}.max_concurrent_requests=8", f"{PREFIX}.openai_model=o"]
         with _serve(tmp_path, *overrides) as serving:
             assert re.search(r"model +o\n +upstream +\S+\n +cap +8 calls at once\n", serving.shown())
@@ -140,24 +138,21 @@ def test_gym_overrides_reach_the_workers_and_survive_a_reload(tmp_path: Path) ->
             eventually(lambda: serving.shown().count("Booting worker") == 2)
 
             def is_reloaded() -> bool:
-                assert requests.post(serving.url + PATHS["chat"], json={"messages": []}, timeout=10).ok
+                # Until then a key is asked for.
+                if not requests.post(serving.url + PATHS["chat"], json={"messages": []}, timeout=10).ok:
+                    return False
                 body = json.loads(upstream.requests[-1].body)
                 assert body["model"] == "o"
                 return body.get("seed") == 1
 
             eventually(is_reloaded, 15)
-        assert "sk-upstream-key" not in serving.shown()
-
-
-def test_stopping_ends_with_0_and_leaves_no_folder(tmp_path: Path) -> None:
-    with run_upstream(answer_always) as upstream:
-        write_config(tmp_path, upstream.url)
-        with _serve(tmp_path, "--config", "gateway.yaml") as serving:
+            assert "keys      asked for" in serving.shown()
             folders = [folder.name.split(".")[2].partition("-") for folder in tmp_path.glob("openai_gateway.*")]
             assert [pid for _, _, pid in folders] == [str(serving.process.pid)]
             serving.process.terminate()
             assert serving.process.wait(20) == 0
-        assert not list(tmp_path.glob("openai_gateway.*"))
+            assert not list(tmp_path.glob("openai_gateway.*"))
+        assert "sk-upstream-key" not in serving.shown()
 
 
 def test_bad_config_is_exit_code_2_before_anything_is_started(tmp_path: Path) -> None:
@@ -165,10 +160,11 @@ def test_bad_config_is_exit_code_2_before_anything_is_started(tmp_path: Path) ->
     ended = _fail(tmp_path, "--config", "bad.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "did you mean max_retries" in ended.stderr
-    assert _fail(tmp_path, "--config", "no-such.yaml", "--simulate").returncode == 2
-    ended = _fail(tmp_path, "policy.yaml")
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
-    assert "0123456789" not in _fail(tmp_path, "sk-proj-0123456789").stderr
+    run = CliRunner().invoke
+    assert run(main, ["serve", "--config", str(tmp_path / "no-such.yaml"), "--simulate"]).exit_code == 2
+    result = run(main, ["serve", "policy.yaml"])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "0123456789" not in run(main, ["serve", "sk-proj-0123456789"]).stderr
 
 
 def test_taken_port_is_one_line_with_the_cure(tmp_path: Path) -> None:

@@ -87,7 +87,11 @@ def test_commands_in_a_page_are_shell_and_their_options_are_there(name: str, blo
 def _check_options(words: list[str]) -> None:
     end = next((at for at, word in enumerate(words) if word in ("&", "&&", "|", ">", ";")), len(words))
     name, *arguments = words[:end]
-    command = main if name.startswith("-") else importlib.import_module(f"openai_gateway.cli.{name}").command
+    command = (
+        main
+        if name.startswith("-")
+        else getattr(importlib.import_module(f"openai_gateway.cli.{name}"), f"{name}_command")
+    )
     while isinstance(command, click.Group) and command is not main:
         command, *arguments = command.commands[arguments[0]], *arguments[1:]
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}

@@ -27,7 +27,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @click.group(name="clients")
-def command() -> None:
+def clients_command() -> None:
     """Manage the clients file: who may use the gateway, by which key, for how much.
 
     The file is the config's clients_file, else clients.yaml in this folder. A running gateway reads it again within a
@@ -46,7 +46,7 @@ def _file_option(function: _Command) -> _Command:
     return option(function)
 
 
-@command.command()
+@clients_command.command()
 @click.argument("name")
 @click.option("--budget", type=click.FloatRange(0), metavar="USD", help="US dollars that its calls may cost.")
 @click.option("--per", type=click.Choice(PERIODS), help="What the budget is for (default: total).")
@@ -86,7 +86,7 @@ def add(name: str, given: Path | None, **settings: Any) -> None:
     click.echo(key)
 
 
-@command.command(name="list")
+@clients_command.command(name="list")
 @_file_option
 def list_clients(given: Path | None) -> None:
     """List the clients, without keys."""
@@ -102,7 +102,7 @@ def list_clients(given: Path | None) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@command.command()
+@clients_command.command()
 @click.argument("name")
 @_file_option
 def remove(name: str, given: Path | None) -> None:

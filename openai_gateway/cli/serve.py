@@ -106,8 +106,8 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
             f"  {name}",
             f"    model     {server.openai_model}",
             f"    upstream  {mask_url(server.openai_base_url)}{'  (the simulator)' if is_simulated else ''}",
-            f"    cap       {_to_cap(server, workers)}",
-            f"    keys      {_to_keys(server)}",
+            f"    cap       {_describe_cap(server, workers)}",
+            f"    keys      {_describe_keys(server)}",
             f"    serves    {url}/v1" if name == chosen.default_server else f"    serves    {url}/{name}/v1",
         ]
         if name == chosen.default_server and len(chosen.servers) > 1:
@@ -115,14 +115,16 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
     return "\n".join([*lines, "", f"  status: {url}/status", ""])
 
 
-def _to_cap(server: ServerConfig, workers: int) -> str:
+def _describe_cap(server: ServerConfig, workers: int) -> str:
     cap = server.max_concurrent_requests
     if cap is None:
         return "none (max_concurrent_requests sets one)"
     return f"{cap} calls at once" + (f" in each worker, {cap * workers} in all" if workers > 1 else "")
 
 
-def _to_keys(server: ServerConfig) -> str:
+def _describe_keys(server: ServerConfig) -> str:
+    if server.clients_file:
+        return f"asked for: a client's api_key must be one of {server.clients_file}"
     if server.gateway_api_keys or server.gateway_api_keys_file:
         return "asked for: a client's api_key must be one of gateway_api_keys"
     return "none asked for: a client may give any (gateway_api_keys sets them)"

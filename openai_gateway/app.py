@@ -25,13 +25,14 @@ from openai_gateway.accounting.snapshot import Snapshots
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.accounting.tracing import open_tracing
 from openai_gateway.accounting.usage_log import UsageLog
-from openai_gateway.blueprints import chat, models, operations, responses
+from openai_gateway.blueprints import chat, conversations, models, operations, responses
 from openai_gateway.blueprints.calls import CallServer, Endpoint
-from openai_gateway.blueprints.reply import StartResponse, to_error_response
+from openai_gateway.blueprints.cross_origin import Header, is_preflight
+from openai_gateway.blueprints.reply import StartResponse, to_error_response, with_headers
 from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.clients import Clients, ClientsFile, open_clients
-from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
+from openai_gateway.errors import Forbidden, GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
 from openai_gateway.recordings.opening import open_recordings
@@ -46,7 +47,10 @@ _SHORTCUTS: Final[dict[str, Endpoint]] = {
 }
 
 
-_SERVED: Final = "Served are /v1/responses, /v1/chat/completions and what is below them, and /v1/models."
+_SERVED: Final = (
+    "Served are /v1/responses, /v1/chat/completions, /v1/conversations and what is below them, and /v1/models."
+    " A client's base URL looks like http://127.0.0.1:8000/v1."
+)
 
 
 _NO_WEBSOCKET: Final = "The WebSocket mode of the Responses API is not served here; send the call as a POST."
@@ -108,11 +112,17 @@ class GatewayApp(flask.Flask):
         """Serve one request."""
         path = environ["PATH_INFO"]
         name: str | None = None
-        if not path.startswith("/v1/"):
+        endpoint = _SHORTCUTS.get(path)
+        if endpoint is None:
             environ["openai_gateway.rollout_id"], name, path = paths.split(path, self._servers)
             environ["PATH_INFO"] = path
+            endpoint = _SHORTCUTS.get(path)
         environ[SERVER_NAME] = name = name or self._default_server
-        endpoint = _SHORTCUTS.get(path)
+        if "HTTP_ORIGIN" in environ and path.startswith("/v1/"):
+            cross_origin = self._servers[name].cross_origin
+            if is_preflight(environ):
+                return _answer_preflight(cross_origin.to_preflight(environ))(environ, start_response)
+            start_response = with_headers(start_response, environ, cross_origin.to_headers(environ))
         if endpoint is None or environ["REQUEST_METHOD"] != "POST" or not self.has_shortcut:
             if _is_websocket_handshake(environ):
                 # werkzeug never matches a plain rule on one.
@@ -182,8 +192,8 @@ def create_app(config: GatewayConfig) -> GatewayApp:
     app.url_map.merge_slashes = False
     app.url_map.converters["item_id"] = _ItemId
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    for blueprint in (responses.blueprint, chat.blueprint, models.blueprint, operations.blueprint, status.blueprint):
-        app.register_blueprint(blueprint)
+    for module in (responses, chat, conversations, models, operations, status):
+        app.register_blueprint(module.blueprint)
     app.register_error_handler(GatewayError, to_error_response)
     app.register_error_handler(HTTPException, _from_werkzeug)
     app.register_error_handler(Exception, lambda error: _to_internal_error())
@@ -196,7 +206,8 @@ def _from_werkzeug(error: HTTPException) -> flask.Response:
         allow = ", ".join(sorted(error.valid_methods or ()))
         return to_error_response(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allow}.", allow))
     if isinstance(error, NotFound):
-        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {request.path[:200]}. {_SERVED}"))
+        asked = request.environ.get("RAW_URI", request.path).partition("?")[0]
+        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {asked[:200]}. {_SERVED}"))
     return to_error_response(InvalidRequest(str(error.description)))
 
 
@@ -205,6 +216,14 @@ def _is_websocket_handshake(environ: Mapping[str, Any]) -> bool:
         str(environ.get("HTTP_UPGRADE")).lower() == "websocket"
         and environ["REQUEST_METHOD"] == "GET"
         and environ["PATH_INFO"].startswith("/v1/")
+    )
+
+
+def _answer_preflight(headers: list[Header]) -> flask.Response:
+    if headers:
+        return flask.Response(status=204, headers=headers)
+    return to_error_response(
+        Forbidden("A web page of this origin may not use this gateway.", code="cross_site_request")
     )
 
 

@@ -49,7 +49,11 @@ def render(snapshots: Snapshots, accept: str) -> tuple[bytes, str]:
     """Return the metrics of all workers and their content type, in the form that an `Accept` header asks for."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Metrics(snapshots))
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError, LookupError):
+        # It compares, as numbers, what a client may write as it likes.
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 

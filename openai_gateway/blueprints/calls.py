@@ -16,7 +16,9 @@ import flask
 import msgspec
 
 from openai_gateway.accounting.totals import ServerState
+from openai_gateway.blueprints.cross_origin import CrossOrigin
 from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
+from openai_gateway.blueprints.kept_probe import KeptProbe
 from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.config import ServerConfig
@@ -58,6 +60,8 @@ class CallServer:
     ) -> None:
         self.model = server.openai_model
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file, clients, server.name)
+        self.cross_origin = CrossOrigin(server.cors_origins, needs_key=self.keys.are_required)
+        self._probe = KeptProbe(relay.probe)
         self._server = server
         self._relay = relay
         self._recorded = (
@@ -98,8 +102,8 @@ class CallServer:
         return self._relay.is_refusing()
 
     def probe(self, seconds: float) -> int | str:
-        """Ask the upstream for its models; return the status, or the code of what went wrong."""
-        return self._relay.probe(seconds)
+        """Ask the upstream for its models, at most once in 10 s; return the status, or the code of what went wrong."""
+        return self._probe.ask(seconds)
 
     def settle_records(self) -> None:
         """Have every call that is over recorded now."""
@@ -141,6 +145,8 @@ class CallServer:
         values: Mapping[str, msgspec.Raw] = {}
         client: Client | None = None
         try:
+            if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
+                self.cross_origin.check(environ)
             client = self.keys.authenticate(environ)
             if method == "POST":
                 body = self._read_body(environ, watch)

@@ -11,7 +11,9 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from time import time
-from typing import Any, Final
+from typing import Any
+
+import gevent
 
 from openai_gateway.config import Secret
 from openai_gateway.config.clients import Client, ClientsFile
@@ -25,9 +27,8 @@ from openai_gateway.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from openai_gateway.wire.encodings import BadEncoding, decode, split_encodings
 
-# What a browser says of a request that a page of another origin makes, such as one that a user was lured to.
-_FOREIGN: Final = ("cross-site", "same-site")
 _process = ""
 _numbers = itertools.count(1)
 
@@ -43,7 +44,7 @@ def to_request_id() -> str:
 
 
 class GatewayKeys:
-    """The keys that let a client in, as `Authorization: Bearer`; none configured lets everybody in."""
+    """The keys that let a client in, as `Authorization: Bearer` or `api-key`; none configured lets everybody in."""
 
     def __init__(
         self, keys: Sequence[Secret], path: str | None, clients: ClientsFile | None = None, server: str = ""
@@ -69,15 +70,11 @@ class GatewayKeys:
         Takes as long for a wrong key as for a right one.
         """
         if not self.are_required:
-            if environ.get("HTTP_SEC_FETCH_SITE") in _FOREIGN:
-                raise Forbidden(
-                    "A web page of another site may not use this gateway; gateway_api_keys would let those in that"
-                    " have a key.",
-                    code="cross_site_request",
-                )
             return None
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        given = token.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
+        # Azure's clients have a header of their own.
+        key = token.strip() if scheme.lower() == "bearer" else environ.get("HTTP_API_KEY", "")
+        given = key.encode("latin-1", "replace")
         client = self._clients.read().find(given) if self._clients is not None and given else None
         if client is not None:
             self._check_client(client)
@@ -103,10 +100,12 @@ class GatewayKeys:
 
 
 def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
-    """Return the request's whole body; `b""` if it has none.
+    """Return the request's whole body, decoded; `b""` if it has none.
 
-    Raises RequestTooLarge before more than `max_body_bytes` are read, ClientGone if it ends too early.
+    Raises RequestTooLarge before more than `max_body_bytes` are read or made, ClientGone if it ends too early.
     """
+    if "HTTP_CONTENT_ENCODING" in environ:
+        return _read_encoded(environ, max_body_bytes)
     _check_media_type(environ)
     declared = environ.get("CONTENT_LENGTH")
     if not declared:
@@ -120,6 +119,34 @@ def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
     if len(body) < length:
         raise ClientGone("the client left while it sent its body")
     return body
+
+
+def _read_encoded(environ: dict[str, Any], max_body_bytes: int) -> bytes:
+    header = environ["HTTP_CONTENT_ENCODING"]
+    names = split_encodings(header)
+    if names is None:
+        raise UnsupportedMediaType(
+            f"A body with content encoding '{header[:40]}' is not taken; send it plain, or as gzip, deflate or zstd."
+        )
+    body = read_body({key: environ[key] for key in environ if key != "HTTP_CONTENT_ENCODING"}, max_body_bytes)
+    for name in reversed(names):
+        body = _decode(body, name, max_body_bytes)
+    return body
+
+
+def _decode(body: bytes, encoding: str, max_body_bytes: int) -> bytes:
+    pieces, length = [], 0
+    try:
+        for piece in decode(body, encoding):
+            length += len(piece)
+            if length > max_body_bytes:
+                raise _too_large(max_body_bytes)
+            pieces.append(piece)
+            # A small body may be decoded for long.
+            gevent.sleep(0)
+    except BadEncoding:
+        raise InvalidRequest(f"The request body is not in the {encoding} encoding that its header names.") from None
+    return b"".join(pieces)
 
 
 def give_up_body(environ: dict[str, Any]) -> None:
@@ -155,9 +182,6 @@ def _check_media_type(environ: dict[str, Any]) -> None:
         media_type = content_type.partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise UnsupportedMediaType(f"The content type is '{media_type[:80]}'; send the body as 'application/json'.")
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
-    if encoding.lower() not in ("", "identity"):
-        raise UnsupportedMediaType(f"A body with content encoding '{encoding[:40]}' is not taken; send it plain.")
 
 
 def _too_large(max_body_bytes: int) -> RequestTooLarge:

@@ -112,6 +112,21 @@ class RelayedResponse(PumpedResponse):
         return ()
 
 
+def with_headers(start_response: StartResponse, environ: dict[str, Any], added: list[Header]) -> StartResponse:
+    """Return what starts a response with these headers, too, in the place of any that the response has of that name."""
+    writer = adopt(start_response, environ)
+    if writer is not None:
+        writer.headers += added
+        return start_response
+    names = {name for name, _ in added}
+
+    def start(status: str, headers: list[Header], exc_info: Any = None) -> Any:
+        kept = [header for header in headers if header[0].lower() not in names]
+        return start_response(status, kept + added, exc_info)
+
+    return start
+
+
 class LastResponse(flask.Response):
     """A response after which gunicorn closes the connection, and says so."""
 

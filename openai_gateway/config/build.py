@@ -56,6 +56,9 @@ class ServerBuilder:
         self._check_required(given)
         self._drop_unobserved(values)
         self._check_recordings(values)
+        has_keys = any(values.get(name) for name in ("gateway_api_keys", "gateway_api_keys_file", "clients_file"))
+        if values.get("cors_origins") and not has_keys:
+            self.complain("cors_origins", "needs gateway_api_keys: without, any page of theirs could spend the key")
         self._locate_files(values)
         values["prices"] = self._read_prices(values)
         for key in KEYS:

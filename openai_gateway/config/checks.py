@@ -22,6 +22,9 @@ _VARIABLE = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|%[A-Za-z_]\w*%")
 _MOST_SECONDS: Final = 1e9  # what a socket's timeout can hold
 
 
+_ORIGIN: Final = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#,]+")
+
+
 class Check(fields.Field):  # type: ignore[type-arg]
     """A value of one kind; `kind` is what documentation calls it. A key that isn't given is left out."""
 
@@ -193,6 +196,23 @@ class Keys(Check):
         if not isinstance(value, list):
             raise ValidationError(f"a list of keys is wanted, not {_kind(value)} (value not shown)")
         return tuple(self._key.convert(item) for item in value)
+
+
+class Origins(Check):
+    """A list of web origins, or `*` for all; one alone may stand for a list."""
+
+    kind = "list"
+
+    def convert(self, value: Any) -> tuple[str, ...]:
+        """Return them as a browser writes them."""
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list):
+            raise ValidationError(f"a list of origins is wanted, not {_kind(value)}")
+        for item in value:
+            if not isinstance(item, str) or not _ORIGIN.fullmatch(item):
+                raise ValidationError(f"{item!r} is no origin; one looks like https://app.example.com")
+        return tuple(item.lower() for item in value)
 
 
 class Headers(Check):

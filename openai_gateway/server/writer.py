@@ -28,6 +28,7 @@ class RelayWriter(Response):  # type: ignore[misc]
     headers_sent: bool
     response_length: int | None
     status: str | None
+    headers: list[tuple[str, str]]
     _head = b""
     _is_ended = False
     _is_streaming = False
@@ -63,6 +64,10 @@ class RelayWriter(Response):  # type: ignore[misc]
             if len(name) == 14 and name.lower() == "content-length":
                 self.response_length = int(value)
                 break
+        if self.headers:
+            # Set before the app was called: they win.
+            taken = {name for name, _ in self.headers}
+            headers = [header for header in headers if header[0].lower() not in taken]
         self.headers += headers
 
     def is_chunked(self) -> bool:

@@ -10,7 +10,7 @@ import re
 from codecs import BOM_UTF8, utf_8_decode
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing
@@ -63,20 +63,16 @@ class ModelEnvelope(Schema):
 
         unknown = EXCLUDE
 
-    one_required_of: ClassVar[tuple[str, ...]] = ()
-
     model = RawField("string", "null")
 
     @cached_property
     def looked_at(self) -> tuple[str, ...]:
         """The keys on whose values the verdict depends."""
-        return tuple({**self.load_fields, **dict.fromkeys(self.one_required_of)})
+        return tuple(self.load_fields)
 
 
 class ResponsesEnvelope(ModelEnvelope):
-    """The envelope of `POST /responses`."""
-
-    one_required_of = ("input", "prompt", "previous_response_id", "conversation")
+    """The envelope of `POST /responses`; whether there is enough to answer is the API's to judge."""
 
     stream = RawField("boolean", "null")
     input = RawField("string", "array", "null")
@@ -132,10 +128,6 @@ def _find_fault(schema: ModelEnvelope, starts: tuple[int, ...]) -> tuple[str, st
         if name in shape:
             return f"Invalid type for '{name}': {messages[0]}.", "invalid_type", name
         return f"Missing required parameter: '{name}'.", "missing_required_parameter", name
-    if schema.one_required_of and all(shape.get(name, "n") == "n" for name in schema.one_required_of):
-        first, *others = schema.one_required_of
-        message = f"Missing required parameter: '{first}' (or one of {', '.join(others)})."
-        return message, "missing_required_parameter", first
     return None
 
 

@@ -32,10 +32,18 @@ _NOT_TO_UPSTREAM: Final = HOP_BY_HOP | {
     "content-length",
     "content-type",
     "expect",
+    # Credentials for this gateway, however a client sends them; those for the upstream are the config's.
     "authorization",
+    "api-key",
+    "x-api-key",
+    "x-goog-api-key",
+    "ocp-apim-subscription-key",
     "cookie",
     "forwarded",
     "accept-encoding",
+    # The body goes on decoded, and the page that asked is the gateway's to judge.
+    "content-encoding",
+    "origin",
 }
 _MAX_CACHED_NAMES: Final = 1024
 
@@ -88,6 +96,11 @@ def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders
                 name = _learn_to_upstream(key)
             if name and name not in nominated:
                 headers[name] = value
+    for name, value in environ.get(UNDERSCORED, ()):
+        # An upstream may take the one for the other, so what may not pass by its usual name doesn't by this one.
+        usual = name.replace("_", "-")
+        if may_pass_upstream(usual) and usual not in nominated:
+            headers[name] = value
     return headers
 
 
@@ -100,8 +113,12 @@ def to_nominated(connection: str) -> frozenset[str]:
 
 def _learn_to_upstream(key: str) -> str:
     name = key[5:].replace("_", "-").lower()
-    passes = name not in _NOT_TO_UPSTREAM and not name.startswith(("x-forwarded-", "x-gateway-"))
-    return _remember(_to_upstream_names, key, name if passes else "")
+    return _remember(_to_upstream_names, key, name if may_pass_upstream(name) else "")
+
+
+def may_pass_upstream(name: str) -> bool:
+    """Tell whether a client's header of this lower-case name goes upstream."""
+    return name not in _NOT_TO_UPSTREAM and not name.startswith(("x-forwarded-", "x-gateway-"))
 
 
 def _remember(names: dict[str, str], key: str, name: str) -> str:

@@ -70,7 +70,6 @@ class GatewayApp(flask.Flask):
     """
 
     has_shortcut = True
-    is_draining = False
 
     def __init__(self, config: GatewayConfig) -> None:
         super().__init__("openai_gateway", static_folder=None)

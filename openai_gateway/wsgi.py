@@ -68,7 +68,6 @@ def _attend_to_worker(made: GatewayApp, worker: Worker) -> None:
     graceful_s = float(worker.cfg.graceful_timeout)
 
     def stop() -> None:
-        made.is_draining = True
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
 
     worker.on_stop = stop

@@ -13,6 +13,7 @@ import werkzeug
 from openai_gateway.accounting.metrics import render
 from openai_gateway.blueprints.calls import CallServer
 from openai_gateway.blueprints.serving import SERVERS, SNAPSHOTS
+from openai_gateway.server import draining
 
 _PROBE_S: Final = 5.0
 
@@ -50,7 +51,7 @@ def readiness() -> tuple[dict[str, Any], int]:
     """
     servers: dict[str, CallServer] = flask.current_app.extensions[SERVERS]
     states = {name: _to_state(server) for name, server in servers.items()}
-    is_ready = not flask.current_app.is_draining  # type: ignore[attr-defined]
+    is_ready = not draining.is_on
     # Not `is_open`: once its next probe is due, a call must come to make it, or the breaker would never close.
     is_ready = is_ready and not any(server.is_refusing() for server in servers.values())
     if flask.request.args.get("upstream") == "1":

@@ -1,5 +1,5 @@
-"""The operator's command line: one file per command, errors as one line with a cure, exit codes that scripts can use.
+"""The operator's command line: one file a command, each a thin click shell around a plain function.
 
-0 is success, 1 a job that failed, 2 wrong usage or config. `choosing`, `servers`, `simulated`, `load` and `probing`
-are no commands: they are what commands share or are made of.
+A command's function takes what it needs, prints, and returns an exit code; what it can't go on with it raises (exits).
+Shared by commands: choosing (which config), servers and own_gateway (gunicorn), simulated, screen (tables, progress).
 """

@@ -66,7 +66,10 @@ def check_servers(
     chosen: GatewayConfig, names: Sequence[str], apis: Sequence[str], timeout_s: float, *, is_json: bool
 ) -> int:
     """Examine the upstreams of some servers, show what is found, and return the exit code."""
-    click.echo(_COST, err=is_json)
+    if is_json:
+        click.echo(_COST, err=True)
+    else:
+        print_indented(_COST)
     found: dict[str, list[Finding]] = {}
     for name in names:
         server = chosen.servers[name]

@@ -1,7 +1,9 @@
 """How a command is told which config to use: `--config`, and NeMo Gym's `+key=value` arguments.
 
 `config_options` gives a command its `config` and `overrides` parameters; `to_environ` makes of them the environment
-that the gateway's processes read, and `load` the config that they will have. What a config is, is `config`'s.
+that the gateway's processes read, and `load` the config that they will have.
+
+See also: the package config (how files, env.yaml and overrides become one config).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """`openai-gateway clients`: who may use the gateway: makes keys, lists clients, takes them out.
 
-A running gateway reads the file again within a second. What may stand in it is `config.clients`'.
+A running gateway reads the file again within a second.
+
+See also: config.clients (what may stand in the file).
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ See also: config.load (which value wins), config.origins (where a value came fro
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ import yaml
 
 from openai_gateway.cli import choosing
 from openai_gateway.cli.exits import OK
+from openai_gateway.cli.screen import count_columns
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.keys import KEYS
 from openai_gateway.config.redact import find_secrets, mask, mask_url, reveal_all
@@ -29,7 +32,8 @@ _MOST_COLUMNS: Final = 56
 def config_command(config: tuple[str, ...], overrides: tuple[str, ...], validate: bool, is_json: bool) -> int:
     """Show the resolved config, and where each value came from; secrets are masked. Calls nobody.
 
-    An origin is a file, env.yaml, the command line, or default; of an interpolation both ends are told.
+    An origin is a file, env.yaml, the command line, or default. A value that ${...} stands for has two: the place of
+    the ${...}, and the place of the value.
 
     \b
     Examples:
@@ -95,7 +99,23 @@ def _to_yaml(chosen: GatewayConfig) -> Iterator[str]:
         yield from (f"{'  ' * depth}{parent}:" for depth, parent in enumerate(_PARENTS, 1))
         lines = list(_to_lines(name, _to_values(server), chosen))
         width = min(_MOST_COLUMNS, max(len(text) for text, _ in lines))
-        yield from (f"{text:{width}}  {_dim(f'# {origin}')}" if origin else text for text, origin in lines)
+        for text, origin in lines:
+            yield from _place_origin(text, origin, width)
+
+
+def _place_origin(text: str, origin: str, width: int) -> Iterator[str]:
+    """Give a line with its origin beside it, or below it where a terminal has no room beside."""
+    comment = f"# {origin}"
+    columns = count_columns(sys.stdout)
+    if not origin:
+        yield text
+    elif max(width, len(text)) + 2 + len(comment) <= columns:
+        yield f"{text:{width}}  {_dim(comment)}"
+    else:
+        yield text
+        indent = " " * (len(text) - len(text.lstrip()) + 2)
+        for line in textwrap.wrap(comment, columns - 1, initial_indent=indent, subsequent_indent=f"{indent}# "):
+            yield _dim(line)
 
 
 def _to_lines(name: str, values: dict[str, Any], chosen: GatewayConfig) -> Iterable[tuple[str, str]]:

@@ -19,9 +19,10 @@ from openai_gateway.cli import choosing
 from openai_gateway.cli.check import check_servers
 from openai_gateway.cli.exits import OK, CalledWrongly
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
+from openai_gateway.config.checks import find_doubt
 from openai_gateway.config.files import ENV_YAML_VARIABLE
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint
-from openai_gateway.probe.examination import TITLES, find_key_fault
+from openai_gateway.probe.examination import TITLES
 from openai_gateway.probe.probes import Probe
 
 _OPENAI: Final = "https://api.openai.com/v1"
@@ -93,9 +94,11 @@ def _parse_url(given: str) -> str:
 
 def _parse_key(given: str) -> str:
     key = given.strip()
-    fault = find_key_fault(key)
-    if fault or not key:
-        raise click.BadParameter(fault or "an endpoint that asks for no key takes any, such as none")
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise click.BadParameter("a key has visible ASCII characters only, and no Bearer before it")
+    doubt = find_doubt(key)
+    if doubt is not None:
+        raise click.BadParameter(f"the key {doubt}")
     return key
 
 

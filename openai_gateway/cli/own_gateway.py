@@ -1,6 +1,6 @@
 """The gateway that a command starts for itself from the config, on a port and with a key that nobody else knows.
 
-Running it is `servers`'; what the config means is `config`'s.
+See also: servers (how gunicorn is run), choosing (which config).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`openai-gateway recordings`: looks at a folder of kept answers, tidies it, and takes it elsewhere.
 
-What is kept and for whom is `recordings`'.
+See also: the package recordings (what is kept, for whom, and in which form).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def make_console(file: IO[Any]) -> Console:
     return Console(file=file, width=count_columns(file), markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def print_indented(text: str, indent: int, start: str = "") -> None:
+def print_indented(text: str, indent: int = 0, start: str = "") -> None:
     """Print `start` and a text after it; where a terminal's width breaks it, it goes on `indent` columns in."""
     columns = count_columns(sys.stdout)
     width = max(_LEAST_COLUMNS // 2, columns - indent - 1)

@@ -1,6 +1,6 @@
 """Runs gunicorn for a command: on a port of its own, waited for, and ended with the command; or in the command's place.
 
-What is served is the command's choice.
+A server that a command starts for itself is waited for, and ends with the command even if that is killed.
 """
 
 from __future__ import annotations

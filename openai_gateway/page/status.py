@@ -17,6 +17,7 @@ from openai_gateway.blueprints.serving import FEED, SERVERS
 from openai_gateway.page.access import admit
 from openai_gateway.page.feed import Feed, Viewer
 from openai_gateway.page.layout import CHARTS, TABLES
+from openai_gateway.server import draining
 from openai_gateway.server.writer import adopt
 
 _POLICY: Final = (
@@ -75,8 +76,7 @@ def events() -> flask.Response:
     """Stream what the page shows, a server-sent event a second."""
     if flask.request.method == "HEAD":
         return flask.Response(headers=_HEADERS, content_type="text/event-stream")
-    app: Any = flask.current_app._get_current_object()  # type: ignore[attr-defined]
-    feed: Feed = app.extensions[FEED]
+    feed: Feed = flask.current_app.extensions[FEED]
     client = flask.request.environ.get("gunicorn.socket")
-    viewer = feed.enter(lambda: bool(app.is_draining), None if client is None else client.fileno())
+    viewer = feed.enter(lambda: draining.is_on, None if client is None else client.fileno())
     return _EventsResponse(viewer)

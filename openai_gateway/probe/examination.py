@@ -1,9 +1,9 @@
 """Examines a server's upstream step by step and gives a finding for each, with what to do about a failure.
 
-The steps go from the outside in: name and connection, base URL, key, model, each API, streams, function calls. A
-failure that every later step would meet, too (no connection, a refused key, an unknown model), is the last finding.
+The steps go from the outside in: name and connection, base URL, key, model, each API, streams, function calls, rate
+limits. A failure that every later step would meet (no connection, a refused key, an unknown model) is the last finding.
 
-See also: probes (the calls), endpoint and remedies (what failures mean), cli.check (how findings are shown).
+See also: probes (the calls), endpoint and remedies (what failures mean), cli.check (how all is shown).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final
 
 from openai_gateway.config import ServerConfig
@@ -30,6 +30,7 @@ from openai_gateway.remedies import (
     RATE_LIMITED,
     UNKNOWN_URL,
 )
+from openai_gateway.wire.rate_limits import RateLimit, read_dialect
 
 OK: Final = "ok"
 FAILED: Final = "failed"
@@ -68,7 +69,15 @@ class Examination:
 
     def run(self) -> Iterator[Finding]:
         """Give each finding as soon as it is there."""
-        for step in (self._find_host, self._find_url, self._find_key, self._find_model, self._find_apis):
+        steps = (
+            self._find_host,
+            self._find_url,
+            self._find_key,
+            self._find_model,
+            self._find_apis,
+            self._find_rate_limits,
+        )
+        for step in steps:
             yield from step()
             if self._is_over:
                 return
@@ -97,7 +106,7 @@ class Examination:
 
     def _find_url(self) -> Iterator[Finding]:
         models = self._prober.models()
-        path = find_endpoint_path(self._url)
+        path = _find_endpoint_path(self._url)
         if path and not models.is_ok:
             yield self._end("URL", models.took_s, f"{self._url} is one of the API's paths", self._mend_url())
         elif models.error is not None or (models.refusal is not None and models.refusal.is_redirect):
@@ -119,7 +128,7 @@ class Examination:
     def _mend_url(self) -> str:
         base, mark, _ = self._url.partition("?")
         origin = self._origin_of("openai_base_url")
-        path = find_endpoint_path(base)
+        path = _find_endpoint_path(base)
         if path:
             right = base.removesuffix(path)
             return f"the base URL ends before {path}: set openai_base_url to {right} (now from {origin})"
@@ -137,9 +146,7 @@ class Examination:
         if good is not None:
             yield Finding("key", OK, good.took_s, "taken")
         elif refused is not None:
-            fault = find_key_fault(self._prober.key)
-            finding = self._fail("key", refused)
-            yield dataclasses.replace(finding, cure=f"{fault}; {finding.cure}") if fault else finding
+            yield self._fail("key", refused)
         else:
             yield Finding("key", UNKNOWN, tried[0].took_s, "can't be told apart from what fails below")
 
@@ -176,6 +183,16 @@ class Examination:
         if served:
             yield self._find_tool(served[0])
 
+    def _find_rate_limits(self) -> Iterator[Finding]:
+        for probe in self._prober.answered:
+            assert probe.reply is not None
+            dialect, limits = read_dialect(probe.reply.headers, time())
+            if dialect is not None:
+                told = ", ".join(_describe_limit(kind, limit) for kind, limit in limits.items())
+                yield Finding("rate limits", OK, probe.took_s, f"told in {dialect}'s headers: {told}")
+                return
+        yield Finding("rate limits", OK, 0.0, "not told in headers; they are learnt from refusals")
+
     def _find_text(self, api: str) -> Finding:
         name, probe = TITLES[api], self._prober.text(api)
         if probe.is_ok and probe.reply is not None:
@@ -193,7 +210,7 @@ class Examination:
             return Finding(name, OK, probe.took_s, "answered; its few tokens went into reasoning")
         other = next((other for other in self._apis if other != api), None)
         if _has_no_path(probe) and other is not None and self._prober.text(other).is_ok:
-            return Finding(name, FAILED, probe.took_s, str(probe.refusal), _to_other_api(api, other))
+            return Finding(name, FAILED, probe.took_s, str(probe.refusal), _advise_other_api(api, other))
         return self._fail(name, probe)
 
     def _find_stream(self, api: str) -> Finding:
@@ -228,14 +245,14 @@ class Examination:
         refusal = probe.refusal
         if refusal is not None:
             self._is_over = self._is_over or refusal.remedy.kind in _FINAL_KINDS or refusal.is_redirect
-            detail, cure = str(refusal), self._to_cure(refusal)
+            detail, cure = str(refusal), self._tell_cure(refusal)
         else:
             endpoint = self._prober.endpoint
             error = probe.error or Exception("no answer")
             detail, cure = explain_error(error, endpoint.host, endpoint.port, is_connected=True)
         return Finding(name, FAILED, probe.took_s, self._prober.hide(detail), cure + hint)
 
-    def _to_cure(self, refusal: Refusal) -> str:
+    def _tell_cure(self, refusal: Refusal) -> str:
         keys = {"key": "openai_api_key", "model": "openai_model", "url": "openai_base_url"}
         names = {name: f"{key} (now from {self._origin_of(key)})" for name, key in keys.items()}
         cure = refusal.remedy.tell(**names, wait=refusal.wait)
@@ -245,23 +262,15 @@ class Examination:
         return cure
 
 
-def find_key_fault(key: str) -> str:
-    """Return what shows at a glance that a key can't be right, `""` if nothing does."""
-    if len(key) > 1 and key[0] == key[-1] and key[0] in "'\"":
-        return "the quotes around the key are part of it: take them out"
-    if key.startswith("$"):
-        return "it is a variable's name that nothing replaced: in a YAML file it is ${oc.env:NAME}"
-    if key.lower().startswith("bearer "):
-        return "it begins with Bearer, which is added anyway: give the key alone"
-    if any(sign.isspace() for sign in key) or not key.isascii() or not key.isprintable():
-        return "it holds characters that no key has (white space, or beyond ASCII): copy it again"
-    return ""
-
-
-def find_endpoint_path(base_url: str) -> str:
+def _find_endpoint_path(base_url: str) -> str:
     """Return the API's path that a base URL wrongly ends in, `""` if none."""
     paths = ("/chat/completions", "/responses", "/completions", "/models")
     return next((path for path in paths if base_url.partition("?")[0].endswith(path)), "")
+
+
+def _describe_limit(kind: str, limit: RateLimit) -> str:
+    left, most = (f"{number:,.0f}" if number is not None else "?" for number in (limit.remaining, limit.limit))
+    return f"{left} of {most} {kind} left"
 
 
 def _has_no_path(probe: Probe) -> bool:
@@ -273,7 +282,7 @@ def _is_api(models: Probe) -> bool:
     return models.kind == KEY_REFUSED or models.is_json
 
 
-def _to_other_api(api: str, other: str) -> str:
+def _advise_other_api(api: str, other: str) -> str:
     served = "Chat Completions" if other == "chat" else "the Responses API"
     cure = f"this backend serves {served} only: have clients use that (check it with --api {other})"
     return f"{cure}; NeMo Gym's openai_model needs the Responses API" if api == "responses" else cure

@@ -73,9 +73,8 @@ class Prober:
         headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)
         self.endpoint = Endpoint(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
-        self.key = key.reveal()
         self._server = server
-        self._secrets = {self.key, *reveal_all(server.openai_default_headers)} - {""}
+        self._secrets = {key.reveal(), *reveal_all(server.openai_default_headers)} - {""}
         self._done: dict[tuple[str, str], Probe] = {}
 
     def models(self, below: str = "") -> Probe:
@@ -97,6 +96,11 @@ class Prober:
         return self._once(
             api, "tool", lambda: self._call(api, _TOOL_PROMPT, TOOL_TOKENS, tools=[listed], tool_choice="required")
         )
+
+    @property
+    def answered(self) -> list[Probe]:
+        """The probes that were answered, the last one first; limits are told in the answers of calls, mostly."""
+        return [probe for probe in reversed(self._done.values()) if probe.reply is not None]
 
     def hide(self, text: str) -> str:
         """Return a text without the key in it."""

@@ -22,11 +22,10 @@ from gunicorn.util import close
 from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.server import connection, master
+from openai_gateway.server import connection, draining, master
 from openai_gateway.server.listener import Listener
 from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
 from openai_gateway.server.waits import tick_forever
-from openai_gateway.server.writer import start_draining
 from openai_gateway.transport.watch import call_in_hub
 
 # For settings that nobody has set: gunicorn's own defaults (2 s, 1,000) are meant for short requests.
@@ -135,7 +134,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._is_stopping:
             return
         self._is_stopping = True
-        start_draining()
+        draining.start()
         call_in_hub(_IDLE_S, connection.idle.end_all)
         # A connection may still be accepted within that second.
         connection.idle.seconds = min(connection.idle.seconds, _IDLE_S)

@@ -16,10 +16,11 @@ from gunicorn.http.message import TOKEN_RE
 from gunicorn.http.wsgi import HEADER_VALUE_RE, SERVER, Response
 from gunicorn.util import http_date
 
+from openai_gateway.server import draining
+
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
 _OK: Final = "200 OK"
-_is_draining = False
 
 
 class RelayWriter(Response):  # type: ignore[misc]
@@ -35,7 +36,7 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def should_close(self) -> bool:
         """Tell whether the connection ends after this answer; so does every one while the worker drains."""
-        if _is_draining or self.must_close or self.req.should_close():
+        if draining.is_on or self.must_close or self.req.should_close():
             return True
         return self.response_length is None and not self.chunked and bool(super().should_close())
 
@@ -151,12 +152,6 @@ class RelayWriter(Response):  # type: ignore[misc]
 
 class TlsWriter(RelayWriter):
     """The writer of a TLS connection: nothing may go past its layer, so it is no sink for pumped streams."""
-
-
-def start_draining() -> None:
-    """Have every answer that begins from now on say that its connection ends with it."""
-    global _is_draining
-    _is_draining = True
 
 
 def _is_token(name: str) -> bool:

@@ -96,10 +96,11 @@ def test_all_is_well_with_the_simulator_and_it_costs_five_calls(folder: Path, si
     lines = _lines(result)
     assert list(lines) == [
         *("DNS", "TCP", "URL", "key", "model"),
-        *("Responses", "Responses, streamed", "Chat", "Chat, streamed", "function calling"),
+        *("Responses", "Responses, streamed", "Chat", "Chat, streamed", "function calling", "rate limits"),
     ]
     assert {line[0] for line in lines.values()} == {"✓"}
     assert "get_weather was called" in lines["function calling"]
+    assert "told in openai's headers" in lines["rate limits"]
 
 
 def test_findings_as_json(folder: Path, simulator: Gunicorn) -> None:
@@ -107,7 +108,7 @@ def test_findings_as_json(folder: Path, simulator: Gunicorn) -> None:
     found = json.loads(result.stdout)
     assert found["ok"] is True
     checks = found["servers"]["policy_model"]["checks"]
-    assert [check["check"] for check in checks][-3:] == ["Chat", "Chat, streamed", "function calling"]
+    assert [check["check"] for check in checks][-4:] == ["Chat", "Chat, streamed", "function calling", "rate limits"]
     assert all(check["ms"] >= 0 and check["cure"] is None for check in checks)
 
 
@@ -274,6 +275,26 @@ def test_backend_without_a_list_of_models_that_knows_max_tokens_only(folder: Pat
     assert lines["Chat, streamed"].startswith("✗ the answer is no stream of events")
     assert "choose a model that knows tools" in lines["function calling"]
     assert max(body.get("max_tokens", 0) for body in seen) == 512
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        (
+            "x-ratelimit-limit-requests: 500\r\nx-ratelimit-remaining-requests: 499\r\n"
+            "x-ratelimit-limit-tokens: 200000\r\nx-ratelimit-remaining-tokens: 199950\r\n",
+            "told in openai's headers: 499 of 500 requests left, 199,950 of 200,000 tokens left",
+        ),
+        ("anthropic-ratelimit-requests-remaining: 7\r\n", "told in anthropic's headers: 7 of ? requests left"),
+        ("", "not told in headers; they are learnt from refusals"),
+    ],
+    ids=["OpenAI", "Anthropic", "none"],
+)
+def test_rate_limits_are_shown_in_whatever_dialect_they_are_told(folder: Path, headers: str, said: str) -> None:
+    answer = to_answer(b'{"output": []}', headers=f"content-type: application/json\r\n{headers}")
+    with run_upstream(_answer({"GET /v1/models": MODELS, "POST /v1/responses": answer})) as upstream:
+        lines = _lines(_check(folder, f"{upstream.url}/v1", "--api", "responses"))
+    assert said in lines["rate limits"]
 
 
 def test_calls_are_made_as_the_server_makes_them(folder: Path) -> None:

@@ -68,10 +68,10 @@ def test_endpoint_that_refuses_the_key_is_exit_code_1_and_says_what_to_mend(fold
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (f'"{KEY}"', "quotes"),
+        (f'"{KEY}"', "a quote"),
         ("$OPENAI_API_KEY", "oc.env"),
-        (f"Bearer {KEY}", "Bearer"),
-        (f"{KEY[:5]} {KEY[5:]}x", "white space"),
+        (f"Bearer {KEY}", "no Bearer"),
+        (f"{KEY[:5]} {KEY[5:]}x", "no Bearer"),
     ],
 )
 def test_key_that_cant_be_one_is_asked_for_again(folder: Path, key: str, said: str) -> None:

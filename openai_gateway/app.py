@@ -18,6 +18,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.routing import BaseConverter
 
 from openai_gateway.accounting.aggregate import Aggregate
+from openai_gateway.accounting.budgets import Budgets
 from openai_gateway.accounting.capture import Captures
 from openai_gateway.accounting.log import CallLog
 from openai_gateway.accounting.shared_files import to_folder_name
@@ -90,12 +91,14 @@ class GatewayApp(flask.Flask):
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
         recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
         clients = _open_clients(config)
+        self.budgets = _open_budgets(config)
         self._servers = {
             name: CallServer(
                 server,
                 Relay(server, _to_observers(server, shared, usage_logs), captures.get(server.model_call_capture_dir)),
                 recordings.get(name),
                 clients.get(server.clients_file or ""),
+                self.budgets,
             )
             for name, server in config.servers.items()
         }
@@ -166,6 +169,19 @@ def _open_clients(config: GatewayConfig) -> dict[str, ClientsFile]:
         )
         for path, servers in users.items()
     }
+
+
+def _open_budgets(config: GatewayConfig) -> Budgets:
+    """Return the budgets, kept beside the usage log; without one, as long as this gateway lives."""
+    logs = [server.usage_log for server in config.servers.values() if server.usage_log is not None]
+    names = [
+        name for clients in config.clients.values() for name, client in clients.by_name.items() if client.budget_usd
+    ]
+    if logs:
+        folder, name = os.path.split(logs[0])
+        # Not a name that `usage.jsonl*` is, too.
+        return Budgets(os.path.join(folder, f".{name}.budgets"), logs, names)
+    return Budgets(str(Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "budgets")))
 
 
 def _open_captures(config: GatewayConfig) -> dict[str | None, Captures]:

@@ -126,6 +126,29 @@ class Saturated(GatewayError):
     code = "gateway_queue_full"
 
 
+class BudgetExceeded(GatewayError):
+    """The budget of the client, or of its run, leaves no room for the call; waiting a little doesn't help."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "gateway_budget_exceeded"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.should_retry = False
+
+
+class ClientBusy(GatewayError):
+    """The client has as many calls under way as it may."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "gateway_client_busy"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=1)
+
+
 class UpstreamError(GatewayError):
     """The upstream gave no usable answer."""
 

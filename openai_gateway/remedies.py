@@ -40,6 +40,8 @@ _KINDS_BY_CODE: Final = {
     "DeploymentNotFound": MODEL_NOT_FOUND,
     "unsupported_country_region_territory": REGION_REFUSED,
     "gateway_queue_full": GATEWAY_FULL,
+    "gateway_client_busy": GATEWAY_FULL,
+    "gateway_budget_exceeded": QUOTA_USED_UP,
     "gateway_queue_timeout": GATEWAY_FULL,
     "gateway_draining": GATEWAY_DRAINING,
     "upstream_unreachable": UPSTREAM_UNREACHABLE,
@@ -104,6 +106,11 @@ _CURES_BY_CODE: Final = {
     " or max_queue",
     "gateway_queue_timeout": "no slot came free within queue_timeout_s: lower {concurrency}, or raise"
     " max_concurrent_requests",
+    "gateway_budget_exceeded": "the client's budget in clients_file, or its run's, is used up: raise it, or wait"
+    " until it is renewed",
+    "gateway_client_busy": "the client has as many calls under way as it may: lower {concurrency}, or raise its"
+    " max_concurrent_requests in clients_file",
+    "server_not_allowed": "the client may not use this server: change its servers in clients_file",
     "upstream_protocol_error": f"the upstream's answer broke off or was not HTTP: {_AGAIN}; if this stays, check"
     " {url} and what lies on the way",
 }

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import flask
 import msgspec
 
+from openai_gateway.accounting.budgets import RUN_BUDGET, Budgets
 from openai_gateway.accounting.totals import ServerState
+from openai_gateway.blueprints.budgeted import BudgetDoor
 from openai_gateway.blueprints.cross_origin import CrossOrigin
 from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
 from openai_gateway.blueprints.kept_probe import KeptProbe
@@ -57,7 +59,9 @@ class CallServer:
         relay: Relay,
         recordings: Recordings | None = None,
         clients: ClientsFile | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
+        self._door = BudgetDoor(budgets or Budgets(None), server)
         self.model = server.openai_model
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file, clients, server.name)
         self.cross_origin = CrossOrigin(server.cors_origins, needs_key=self.keys.are_required)
@@ -112,12 +116,15 @@ class CallServer:
     def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""
         watch = CallWatch(self._timeouts)
+        call: Call | None = None
         try:
             call, values = self._to_call(environ, endpoint, watch)
             client = environ.get("gunicorn.socket")
             if not self._server.cancel_on_disconnect or call.background:
                 client = None
             watch.begin(None if client is None else client.fileno())
+            if call.is_metered and (call.client is not None or RUN_BUDGET in environ):
+                call = self._reserve(call, values, environ, watch)
             if self._recorded is not None and endpoint.takes_defaults:
                 return RelayedResponse(self._recorded.send(call, values, environ, watch))
             return RelayedResponse(self._relay.send(call, watch))
@@ -125,7 +132,27 @@ class CallServer:
             return DroppedResponse()
         except BaseException:
             watch.stop()
+            if call is not None and call.reservation is not None:
+                # Settled long since, unless something unforeseen went wrong before the call could be recorded.
+                call.reservation.release()
             raise
+
+    def _reserve(
+        self, call: Call, values: Mapping[str, msgspec.Raw], environ: dict[str, Any], watch: CallWatch
+    ) -> Call:
+        """Return the call with money set aside for it. Raises GatewayError if a budget leaves no room."""
+        started = monotonic()
+        try:
+            client = self.keys.find_client(call.client)
+            defaults = self._defaults[call.api]
+            reservation = self._door.reserve(call, client, values, defaults, environ)
+            return msgspec.structs.replace(call, reservation=reservation)
+        except (GatewayError, Cancelled) as error:
+            watch.stop()
+            reason = error.reason if isinstance(error, Cancelled) else error
+            if isinstance(reason, GatewayError | ClientGone):
+                self._relay.refuse(call, reason, started)
+            raise reason from None
 
     def _to_call(
         self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch

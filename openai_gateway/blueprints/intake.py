@@ -83,6 +83,10 @@ class GatewayKeys:
             raise Unauthorized(f"{what}; send one as 'Authorization: Bearer KEY'.")
         return client
 
+    def find_client(self, name: str | None) -> Client | None:
+        """Return the client of a name as the file has it now; None if it isn't there, or is no name."""
+        return None if self._clients is None or name is None else self._clients.read().by_name.get(name)
+
     def _check_client(self, client: Client) -> None:
         if client.expires is not None and time() >= client.expires:
             raise Unauthorized(

@@ -13,8 +13,9 @@ from typing import Any, Final
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Estimator
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
 from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
-from openai_gateway.collect.rows import BYTES_PER_TOKEN, Row
+from openai_gateway.collect.rows import Row
 from openai_gateway.collect.run import Run
+from openai_gateway.wire.input_tokens import BYTES_PER_TOKEN
 
 _MOST_DIGITS: Final = 12
 

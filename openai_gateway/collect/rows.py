@@ -6,7 +6,6 @@ What a row asks is `questions`', which parameters go out is `params`'; which cal
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -27,6 +26,7 @@ from openai_gateway.collect.params import (
     to_text,
 )
 from openai_gateway.collect.questions import MESSAGES, QUESTIONS, BadRow, to_api, to_checksum, to_question
+from openai_gateway.wire.input_tokens import count_input_tokens
 
 TASK_INDEX: Final = "_ng_task_index"
 ROLLOUT_INDEX: Final = "_ng_rollout_index"
@@ -45,15 +45,6 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # A string, which is passed over, or what Python writes though JSON has no such number.
 _CONSTANT: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
 _MARK: Final = b'"\x7fnot a number\x7f"'
-
-BYTES_PER_TOKEN: Final = 4
-# An image costs by its size in pixels, not in bytes: 85 to 1,600 tokens at OpenAI's models.
-TOKENS_PER_IMAGE: Final = 1200
-# Sounds and documents: rough, and on the high side.
-_BASE64_BYTES_PER_TOKEN: Final = 40
-_IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:input_image|image_url)"')
-_DATA_URL: Final = re.compile(rb"data:([a-z]+)/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]+")
-_BASE64: Final = re.compile(rb'"(?:data|file_data)"\s*:\s*"[A-Za-z0-9+/=_-]{1000,}"')
 
 _fields_decoder = msgspec.json.Decoder(Params)
 
@@ -140,20 +131,6 @@ def to_row(text: bytes, line: int, position: int, additions: Additions = NOTHING
 def to_line(fields: Mapping[str, Any], added: Mapping[str, Any]) -> bytes:
     """Return a row as a line of JSON with `added` at its end."""
     return msgspec.json.encode({**fields, **added}) + b"\n"
-
-
-def count_input_tokens(body: bytes) -> tuple[int, int]:
-    """Return about how many tokens a body has, and more than it can have; pictures count as such, not as text."""
-    pictures, files, base64_bytes = len(_IMAGE.findall(body)), 0, 0
-    for url in _DATA_URL.finditer(body) if b";base64," in body else ():
-        base64_bytes += len(url[0])
-        files += 0 if url[1] == b"image" else len(url[0])
-    for data in _BASE64.finditer(body) if b'data"' in body else ():
-        base64_bytes += len(data[0])
-        files += len(data[0])
-    other = pictures * TOKENS_PER_IMAGE + math.ceil(files / _BASE64_BYTES_PER_TOKEN)
-    text_bytes = len(body) - base64_bytes
-    return math.ceil(text_bytes / BYTES_PER_TOKEN) + other, text_bytes + other
 
 
 def _to_notes(name: str, fields: Params, params: Params) -> tuple[str, ...]:

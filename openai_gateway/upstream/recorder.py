@@ -60,7 +60,12 @@ class Recorder:
         if not self._observers:
             return
         self._over.append(progress)
-        if len(self._over) >= _MOST_CALLS or progress.held_bytes() > _LARGE_BYTES:
+        # Money is settled at once: what the next call may spend depends on it, and a worker may be killed.
+        if (
+            progress.call.reservation is not None
+            or len(self._over) >= _MOST_CALLS
+            or progress.held_bytes() > _LARGE_BYTES
+        ):
             self.settle()
         elif not self._is_timed:
             self._is_timed = True
@@ -93,6 +98,8 @@ class Recorder:
                 self._record(progress)
             except Exception:
                 _log.exception("a call could not be recorded")
+                if progress.call.reservation is not None:
+                    progress.call.reservation.settle(None)
 
     def _settle_in_time(self) -> None:
         self._is_timed = False
@@ -100,6 +107,8 @@ class Recorder:
 
     def _record(self, progress: Progress) -> None:
         record = self._to_record(progress)
+        if progress.call.reservation is not None:
+            record = msgspec.structs.replace(record, charged_usd=progress.call.reservation.settle(record))
         for observe in self._observers:
             observe(record)
 

@@ -5,11 +5,23 @@ Frozen: nobody on the way changes a call. Structs, because one of each is made f
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.usage import Usage
+
+
+class Reservation(Protocol):
+    """Money set aside for a call; whoever records the call settles it, once."""
+
+    def settle(self, record: CallRecord | None) -> float:
+        """Settle and return what is charged, in US dollars; None for a call of which nothing is known any more."""
+
+    def release(self) -> None:
+        """Give it back for a call that was never made; does nothing once it is settled."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -18,7 +30,8 @@ class Call(msgspec.Struct, frozen=True):
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
     `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
     `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept for a
-    capture only. `client` is the name that its key has in the clients file.
+    capture only. `client` is the name that its key has in the clients file;
+    `reservation` the money set aside for the call.
     """
 
     api: Api
@@ -32,6 +45,7 @@ class Call(msgspec.Struct, frozen=True):
     is_metered: bool = False
     received: bytes | None = None
     client: str | None = None
+    reservation: Reservation | None = None
 
 
 class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -76,3 +90,4 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     is_replayed: bool = False
     saved_usd: float | None = None
     client: str | None = None
+    charged_usd: float | None = None

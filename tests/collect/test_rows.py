@@ -13,7 +13,8 @@ import pytest
 from openai_gateway.collect.lines import read_lines
 from openai_gateway.collect.params import Additions
 from openai_gateway.collect.questions import BadRow
-from openai_gateway.collect.rows import count_input_tokens, to_line, to_row
+from openai_gateway.collect.rows import to_line, to_row
+from openai_gateway.wire.input_tokens import count_input_tokens
 
 
 def _row(row: dict[str, Any] | bytes, position: int = 0) -> Any:

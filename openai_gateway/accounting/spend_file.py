@@ -1,0 +1,276 @@
+"""What clients have spent and what their calls in flight may still cost: one truth for all workers, in a mapped file.
+
+Strategy: one table in a file that every worker maps. Each touch of it is done under an exclusive flock, so that
+"is there room?" and "then it is taken" are one step. A row belongs to a client or a run, for good: workers remember
+where it is. In a row, what is spent is counted for the day, the month and in all, so that a budget's period may be
+changed at any time; what is reserved and in flight stands in one column for each worker. A worker owns its column by
+an open file description's lock on a byte beyond the file's end: the kernel gives that up when the worker ends, however
+it ends, and whoever sees it free clears the column. So a reservation never outlives its worker.
+
+The file stays: a restart finds in it what was spent. See also: spend_history (the usage log's word on the same).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+_MAGIC: Final = b"OGSPEND1"
+_WORKERS: Final = 128
+_MOST_ROWS: Final = 4096
+# The magic and the number of rows; then a byte for each worker's column: whether it may hold anything.
+_HEADER: Final = struct.Struct("=8sI")
+_COLUMNS_AT: Final = _HEADER.size
+_ROWS_AT: Final = 192
+# Key, whether it is a run's, last use; day and month that are counted in; spent in the day, the month, in all.
+_HEAD: Final = struct.Struct("=16sIqiiqqq")
+_RESERVED: Final = struct.Struct(f"={_WORKERS}q")
+_IN_FLIGHT: Final = struct.Struct(f"={_WORKERS}i")
+_RESERVED_AT: Final = _HEAD.size
+_IN_FLIGHT_AT: Final = _RESERVED_AT + _RESERVED.size
+_ROW_BYTES: Final = _IN_FLIGHT_AT + _IN_FLIGHT.size
+_SIZE: Final = _ROWS_AT + _MOST_ROWS * _ROW_BYTES
+_LOCKS_AT: Final = 1 << 40
+NANO: Final = 1_000_000_000
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """What bounds a row: nano-dollars in its period, and calls at a time; None: nothing."""
+
+    name: str
+    nano_usd: int | None = None
+    per: str = "total"
+    most_in_flight: int | None = None
+    is_run: bool = False
+
+
+class Spend(msgspec.Struct, frozen=True):
+    """A row as it stands, in nano-dollars; `spent` by period."""
+
+    spent: Mapping[str, int]
+    reserved: int
+    in_flight: int
+
+
+class Full(Exception):
+    """A limit leaves no room for a call; `spend` is how its row stands."""
+
+    def __init__(self, limit: Limit, spend: Spend, *, is_busy: bool) -> None:
+        super().__init__(limit.name)
+        self.limit = limit
+        self.spend = spend
+        self.is_busy = is_busy
+
+
+class SpendFile:
+    """The table at `path`, or one of this process alone if that is None. Raises OSError if it can't be had."""
+
+    def __init__(self, path: str | None) -> None:
+        self._rows: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._fd = -1
+        self.is_first = True
+        self._worker = 0
+        if path is None:
+            self._map: mmap.mmap = mmap.mmap(-1, _SIZE)
+            _HEADER.pack_into(self._map, 0, _MAGIC, 0)
+            return
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._locked():
+            if os.fstat(self._fd).st_size < _SIZE:
+                os.ftruncate(self._fd, 0)
+                os.ftruncate(self._fd, _SIZE)
+            self._map = mmap.mmap(self._fd, _SIZE)
+            if _HEADER.unpack_from(self._map)[0] != _MAGIC:
+                self._map[:] = bytes(_SIZE)
+                _HEADER.pack_into(self._map, 0, _MAGIC, 0)
+            self._worker = self._own_column()
+            self._clear_dead()
+            self.is_first = not any(self._is_alive(worker) for worker in range(_WORKERS) if worker != self._worker)
+
+    def close(self) -> None:
+        """Give up the column, and with it what is reserved in it."""
+        self._map.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def reserve(self, limits: Iterable[Limit], nano_usd: int, now: float) -> None:
+        """Set aside what a call may cost in each limit's row, and count the call. Raises Full, having done nothing."""
+        limits = tuple(limits)
+        with self._locked():
+            for limit in limits:
+                full = self._find_full(limit, nano_usd, now)
+                if full is not None and self._fd >= 0 and self._clear_dead():
+                    full = self._find_full(limit, nano_usd, now)
+                if full is not None:
+                    raise full
+            for limit in limits:
+                self._add(self._find_row(limit.name, is_run=limit.is_run), nano_usd, 1)
+
+    def settle(self, limits: Iterable[Limit], reserved: int, charge: int, reserved_at: float) -> None:
+        """Put what a call did cost in the place of what was set aside for it when it came."""
+        with self._locked():
+            for limit in limits:
+                row = self._find_row(limit.name, is_run=limit.is_run)
+                self._add(row, -reserved, -1)
+                self._charge(row, charge, reserved_at)
+
+    def read(self, names: Iterable[str], now: float) -> dict[str, Spend]:
+        """Return how the rows of these names stand; one that isn't there is left out."""
+        with self._locked():
+            if self._fd >= 0:
+                self._clear_dead()
+            found = ((name, self._seek(name)) for name in names)
+            return {name: self._to_spend(row, now) for name, row in found if row is not None}
+
+    def raise_spent(self, name: str, spent: Mapping[str, int], now: float) -> int:
+        """Make sure that a row has spent at least this much; return by how much it had spent more, in all."""
+        with self._locked():
+            row = self._find_row(name, is_run=False)
+            key, is_run, _, day, month, of_day, of_month, total = self._roll(row, now)
+            more = total - spent["total"]
+            highest = (max(of_day, spent["day"]), max(of_month, spent["month"]), max(total, spent["total"]))
+            _HEAD.pack_into(self._map, row, key, is_run, int(now), day, month, *highest)
+            return max(more, 0)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._fd < 0:
+            yield
+            return
+        with self._lock:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _find_full(self, limit: Limit, nano_usd: int, now: float) -> Full | None:
+        spend = self._to_spend(self._find_row(limit.name, is_run=limit.is_run), now)
+        if limit.most_in_flight is not None and spend.in_flight >= limit.most_in_flight:
+            return Full(limit, spend, is_busy=True)
+        if limit.nano_usd is not None and spend.spent[limit.per] + spend.reserved + nano_usd > limit.nano_usd:
+            return Full(limit, spend, is_busy=False)
+        return None
+
+    def _add(self, row: int, nano_usd: int, calls: int) -> None:
+        at, count_at = row + _RESERVED_AT + 8 * self._worker, row + _IN_FLIGHT_AT + 4 * self._worker
+        (reserved,), (count,) = struct.unpack_from("=q", self._map, at), struct.unpack_from("=i", self._map, count_at)
+        struct.pack_into("=q", self._map, at, max(reserved + nano_usd, 0))
+        struct.pack_into("=i", self._map, count_at, max(count + calls, 0))
+
+    def _charge(self, row: int, nano_usd: int, at: float) -> None:
+        """Add to what is spent in the periods in which the call came; a period that is over is no longer counted."""
+        key, is_run, used, day, month, of_day, of_month, total = self._roll(row, time.time())
+        own_day, own_month = to_periods(at)
+        of_day += nano_usd if own_day == day else 0
+        of_month += nano_usd if own_month == month else 0
+        _HEAD.pack_into(self._map, row, key, is_run, used, day, month, of_day, of_month, total + nano_usd)
+
+    def _roll(self, row: int, now: float) -> tuple[bytes, int, int, int, int, int, int, int]:
+        """Return a row's head with the periods of now."""
+        key, is_run, _, day, month, of_day, of_month, total = _HEAD.unpack_from(self._map, row)
+        this_day, this_month = to_periods(now)
+        # A clock that was set back goes on in the period there is.
+        if this_day > day:
+            day, of_day = this_day, 0
+        if this_month > month:
+            month, of_month = this_month, 0
+        return key, is_run, int(now), day, month, of_day, of_month, total
+
+    def _to_spend(self, row: int, now: float) -> Spend:
+        _, _, _, _, _, of_day, of_month, total = self._roll(row, now)
+        reserved = sum(_RESERVED.unpack_from(self._map, row + _RESERVED_AT))
+        in_flight = sum(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
+        return Spend({"day": of_day, "month": of_month, "total": total}, reserved, in_flight)
+
+    def _seek(self, name: str) -> int | None:
+        """Return where a name's row begins, None if it has none."""
+        key = hashlib.sha256(name.encode()).digest()[:16]
+        row = self._rows.get(name)
+        # A run's row may have become another's.
+        if row is not None and self._map[row : row + 16] == key:
+            return row
+        for row in self._all_rows():
+            if self._map[row : row + 16] == key:
+                self._rows[name] = row
+                return row
+        return None
+
+    def _find_row(self, name: str, *, is_run: bool) -> int:
+        row = self._seek(name)
+        if row is not None:
+            return row
+        count = _HEADER.unpack_from(self._map)[1]
+        if count < _MOST_ROWS:
+            row = _ROWS_AT + count * _ROW_BYTES
+            _HEADER.pack_into(self._map, 0, _MAGIC, count + 1)
+        else:
+            row = self._oldest_run()
+        self._map[row : row + _ROW_BYTES] = bytes(_ROW_BYTES)
+        key = hashlib.sha256(name.encode()).digest()[:16]
+        _HEAD.pack_into(self._map, row, key, is_run, int(time.time()), 0, 0, 0, 0, 0)
+        self._rows[name] = row
+        return row
+
+    def _oldest_run(self) -> int:
+        runs = [
+            (_HEAD.unpack_from(self._map, row)[2], row)
+            for row in self._all_rows()
+            if _HEAD.unpack_from(self._map, row)[1] and not any(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
+        ]
+        if not runs:
+            raise OSError("the table of budgets is full")
+        return min(runs)[1]
+
+    def _all_rows(self) -> range:
+        count = _HEADER.unpack_from(self._map)[1]
+        return range(_ROWS_AT, _ROWS_AT + count * _ROW_BYTES, _ROW_BYTES)
+
+    def _own_column(self) -> int:
+        for worker in range(_WORKERS):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _to_lock(fcntl.F_WRLCK, worker))
+                self._clear(worker)
+                self._map[_COLUMNS_AT + worker] = 1
+                return worker
+        raise OSError(f"more than {_WORKERS} workers share {self._fd}")
+
+    def _is_alive(self, worker: int) -> bool:
+        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _to_lock(fcntl.F_WRLCK, worker))
+        return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
+
+    def _clear_dead(self) -> bool:
+        """Clear the columns of workers that have ended; tell whether there were any."""
+        used = [worker for worker in range(_WORKERS) if self._map[_COLUMNS_AT + worker] and worker != self._worker]
+        dead = [worker for worker in used if not self._is_alive(worker)]
+        for worker in dead:
+            self._clear(worker)
+        return bool(dead)
+
+    def _clear(self, worker: int) -> None:
+        for row in self._all_rows():
+            struct.pack_into("=q", self._map, row + _RESERVED_AT + 8 * worker, 0)
+            struct.pack_into("=i", self._map, row + _IN_FLIGHT_AT + 4 * worker, 0)
+        self._map[_COLUMNS_AT + worker] = 0
+
+
+def to_periods(moment: float) -> tuple[int, int]:
+    """Return the numbers of the day and the month (UTC) of a moment in Unix time."""
+    date = time.gmtime(moment)
+    return int(moment // 86_400), date.tm_year * 12 + date.tm_mon
+
+
+def _to_lock(kind: int, worker: int) -> bytes:
+    """Return a `struct flock` for a worker's byte."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, _LOCKS_AT + worker, 1, 0)

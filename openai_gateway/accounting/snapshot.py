@@ -94,6 +94,7 @@ class Snapshots:
             "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
             "minutes": to_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
             "series": to_series(total.seconds, int(now)),
+            "lost": total.lost,
             "recent": [_show_call(record) for record in reversed(total.recent)],
             "errors": [_show_error(record) for record in reversed(total.errors)],
         }
@@ -109,6 +110,7 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
             state.queued += theirs.queued
             state.cap = None if theirs.cap is None else (state.cap or 0) + theirs.cap
             state.is_breaker_open = state.is_breaker_open or theirs.is_breaker_open
+            state.notes = theirs.notes
             if theirs.limits_at >= state.limits_at:
                 state.rate_limits, state.limits_at = theirs.rate_limits, theirs.limits_at
     return states
@@ -139,6 +141,7 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "queued": state.queued,
         "cap": state.cap,
         "breaker_open": state.is_breaker_open,
+        "notes": list(state.notes),
         "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},
         "calls": sum(count for _, count in outcomes),
         "failed": sum(count for outcome, count in outcomes if outcome == "failed"),

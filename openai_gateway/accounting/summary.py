@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from openai_gateway.config.prices import PriceTable
 from openai_gateway.wire.call import CallRecord
 
 NO_ROLLOUT: Final = "-"
@@ -86,8 +87,8 @@ class Summary:
     torn_lines: int = 0
 
 
-def sum_up(lines: Iterable[bytes], by: str) -> Summary:
-    """Return the sums of a usage log's lines by one of KEYS."""
+def sum_up(lines: Iterable[bytes], by: str, prices: PriceTable | None = None) -> Summary:
+    """Return the sums of a usage log's lines by one of KEYS; with `prices`, by these instead of the log's costs."""
     summary = Summary()
     to_key = KEYS[by]
     for line in lines:
@@ -95,6 +96,9 @@ def sum_up(lines: Iterable[bytes], by: str) -> Summary:
             continue
         try:
             record = _decoder.decode(line)
+            if prices is not None:
+                cost_usd = prices.cost_usd(record.model, record.usage, record.service_tier)
+                record = msgspec.structs.replace(record, cost_usd=cost_usd)
             key = to_key(record)
         except _BROKEN:
             summary.torn_lines += 1

@@ -115,7 +115,10 @@ class Second(msgspec.Struct):
 
 
 class ServerState(msgspec.Struct):
-    """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`."""
+    """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`.
+
+    `notes` are what its operator should know.
+    """
 
     model: str
     base_url: str
@@ -125,6 +128,7 @@ class ServerState(msgspec.Struct):
     is_breaker_open: bool = False
     rate_limits: dict[str, RateLimit] = {}
     limits_at: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class Totals(msgspec.Struct):

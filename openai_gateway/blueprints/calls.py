@@ -86,6 +86,7 @@ class CallServer:
         """Return how this server is now, in this worker."""
         load = self._relay.load()
         limits, limits_at = self._relay.rate_limits()
+        warning = self._server.prices.to_warning()
         return ServerState(
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
@@ -95,6 +96,7 @@ class CallServer:
             is_breaker_open=load.is_breaker_open,
             rate_limits=limits,
             limits_at=limits_at,
+            notes=() if warning is None else (warning,),
         )
 
     def load(self) -> Load:

@@ -75,6 +75,9 @@ def check_servers(
         server = chosen.servers[name]
         if not is_json:
             click.echo(f"\n{name}: {server.openai_model} at {mask_url(server.openai_base_url)}")
+            warning = server.prices.to_warning()
+            if warning is not None:
+                click.echo(f"  {warning}")
         findings: list[Finding] = []
         found[name] = findings
         for finding in Examination(server, apis, timeout_s, _find_origins(chosen, name)).run():

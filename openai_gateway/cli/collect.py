@@ -23,7 +23,6 @@ from openai_gateway.collect.files import BadFiles, check_files, to_shard_path
 from openai_gateway.collect.params import to_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
 from openai_gateway.collect.shards import BadShard, Shard, to_shard
-from openai_gateway.config.prices import DEFAULT_PRICE_FILE
 
 _LARGE_BYTES: Final = 100 * 1024 * 1024
 # Set by the gateway or by collecting whole answers.
@@ -70,7 +69,7 @@ def _rows_options(command: _Command) -> _Command:
     metavar="USD",
     help="Stop before the output, earlier runs included, costs more.",
 )
-@click.option("--price-file", type=_path, help=f"Table of prices (default: the config's, else {DEFAULT_PRICE_FILE}).")
+@click.option("--price-file", type=_path, help="Table of prices (default: the config's, else the package's).")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),

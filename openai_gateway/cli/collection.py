@@ -26,7 +26,6 @@ from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.run import Run
 from openai_gateway.collect.settings import Settings, add_run, find_differences, read_settings, write_settings
 from openai_gateway.collect.shards import Shard
-from openai_gateway.config.prices import DEFAULT_PRICE_FILE
 
 INTERRUPTED_CODE = 130
 _DEFAULT_CONCURRENCY = 64
@@ -64,7 +63,7 @@ def collect(order: Order, target: Target) -> int:
     if order.max_cost is not None and not target.estimator.has_price:
         raise Refused(
             f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
-            f"name a table that has it with --price-file, in the form of the shipped {DEFAULT_PRICE_FILE}"
+            f"name a table that has it with --price-file, in the form that `openai-gateway docs operations` shows"
         )
     with Journal(order.output, may_resume=order.may_resume) as journal:
         if journal.cut_bytes:

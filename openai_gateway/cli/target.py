@@ -21,7 +21,8 @@ from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.params import to_max_output_tokens, to_text
 from openai_gateway.collect.questions import CHAT, RESPONSES
-from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
+from openai_gateway.config.price_files import BadPrices, read_prices, to_usual_file
+from openai_gateway.config.prices import PriceTable
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
 
@@ -116,10 +117,9 @@ def _is_base_url(url: str) -> bool:
 
 
 def _read_prices(path: Path | None) -> PriceTable:
-    """Return the prices of a file, else of the usual one if it is there."""
-    if path is None and not Path(DEFAULT_PRICE_FILE).is_file():
-        return PriceTable()
+    """Return the prices of a file, else of the usual one."""
+    path = path or to_usual_file(Path())
     try:
-        return read_prices(path or Path(DEFAULT_PRICE_FILE))
+        return read_prices(path)
     except BadPrices as error:
-        raise Refused(f"{path or DEFAULT_PRICE_FILE} {error}") from None
+        raise Refused(f"{path} {error}") from None

@@ -21,6 +21,7 @@ import click
 from openai_gateway.accounting.summary import KEYS, UNKNOWN, Sum, Summary, sum_up
 from openai_gateway.cli.exits import OK, CommandFailed
 from openai_gateway.cli.screen import print_table
+from openai_gateway.config.price_files import BadPrices, read_prices
 
 _HEAD: Final = ("calls", "ok", "failed", "left", "retries", "input", "cached", "output", "reasoning", "cost USD")
 _SPARE: Final = ("left", "retries", "reasoning", "cached", "failed")
@@ -31,7 +32,12 @@ _COLUMNS: Final = [field.name for field in dataclasses.fields(Sum)]
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--by", type=click.Choice(list(KEYS)), default="model", show_default=True, help="What to sum by.")
 @click.option("--format", "style", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def usage_command(files: tuple[Path, ...], by: str, style: str) -> int:
+@click.option(
+    "--price-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Price the calls anew by this table instead of the costs in the log.",
+)
+def usage_command(files: tuple[Path, ...], by: str, style: str, price_file: Path | None) -> int:
     """Sum up usage logs (the files that `usage_log` names; .gz ones too).
 
     Tokens and cost are those of the calls that reported their tokens and have a price; the others are counted as
@@ -43,14 +49,19 @@ def usage_command(files: tuple[Path, ...], by: str, style: str) -> int:
       openai-gateway usage usage.jsonl
       openai-gateway usage usage.jsonl* --by hour
       openai-gateway usage usage.jsonl --by rollout --format csv > rollouts.csv
+      openai-gateway usage usage.jsonl --price-file newer.yaml
     """
-    return print_usage(files, by, style)
+    return print_usage(files, by, style, price_file)
 
 
-def print_usage(files: Sequence[Path], by: str, style: str) -> int:
+def print_usage(files: Sequence[Path], by: str, style: str, price_file: Path | None = None) -> int:
     """Print the sums of usage logs by one of KEYS as table, csv or json; return the exit code."""
     try:
-        summary = sum_up(itertools.chain.from_iterable(map(_read, files)), by)
+        prices = None if price_file is None else read_prices(price_file)
+    except BadPrices as error:
+        raise CommandFailed(f"{price_file} {error}") from None
+    try:
+        summary = sum_up(itertools.chain.from_iterable(map(_read, files)), by, prices)
     except OSError as error:
         raise CommandFailed(f"can't read {error.filename or 'a file'}: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:

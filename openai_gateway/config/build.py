@@ -18,7 +18,8 @@ from openai_gateway.config.interpolate import UNRESOLVED
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, ServerConfig
 from openai_gateway.config.merged import UNSET, Merged
 from openai_gateway.config.origins import DEFAULT, Origins
-from openai_gateway.config.prices import DEFAULT_PRICE_FILE, BadPrices, PriceTable, read_prices
+from openai_gateway.config.price_files import SHIPPED, BadPrices, read_prices, to_usual_file
+from openai_gateway.config.prices import PriceTable
 from openai_gateway.config.redact import show
 
 PARENTS: Final = ("responses_api_models", "openai_model")
@@ -159,11 +160,11 @@ class ServerBuilder:
                     self.complain(key, error.args[0])
 
     def _read_prices(self, values: dict[str, Any]) -> PriceTable:
-        """Return the prices of the file named, else of the usual one if it is there."""
-        path = self._context.cwd / (values.get("price_file") or DEFAULT_PRICE_FILE)
-        if values.get("price_file") is None and not path.is_file():
-            return PriceTable()
-        values["price_file"] = str(path)
+        """Return the prices of the file named, else of the usual one."""
+        named = values.get("price_file")
+        path = self._context.cwd / named if named is not None else to_usual_file(self._context.cwd)
+        if path != SHIPPED:
+            values["price_file"] = str(path)
         try:
             return read_prices(path)
         except BadPrices as error:

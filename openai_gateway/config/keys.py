@@ -67,7 +67,7 @@ class ServerConfig(RecordingKeys):
     price_file: str | None = key(
         PathText(),
         None,
-        "table of prices; null is `conf/prices.yaml` in the working folder, if there",
+        "table of prices, also LiteLLM's; null is `conf/prices.yaml` in the working folder, else the package's own",
         ACCOUNTING,
         shared=True,
     )

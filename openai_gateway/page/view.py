@@ -15,6 +15,7 @@ from openai_gateway.page.figures import to_clock, to_count, to_day_and_clock, to
 # A text from outside may be thousands of signs long.
 _MOST_SIGNS: Final = 100
 _BAD_SHARE: Final = 0.05
+_LOST: Final = {"usage_log": "The usage logs", "captures": "The captures of rollouts"}
 
 # A cell is a text, or [text, class], or [text, "meter", share of 1].
 Cell = str | list[Any]
@@ -30,7 +31,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{to_count(in_flight)} in flight",
         "version": snapshot["version"],
         "since": to_day_and_clock(snapshot["started"]),
-        "alerts": [_to_alert(server) for server in servers if server["breaker_open"]],
+        "alerts": _to_alerts(snapshot),
         "tiles": to_tiles(snapshot),
         "charts": to_charts(snapshot),
         "tables": {
@@ -75,11 +76,18 @@ def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, st
     return {"label": label, "value": value, "note": note, "level": level}
 
 
-def _to_alert(server: Mapping[str, Any]) -> str:
-    return (
+def _to_alerts(snapshot: Mapping[str, Any]) -> list[str]:
+    alerts = [
         f"{server['name']}: the upstream refuses the key or the quota is used up. Calls get that answer at once until"
         " a probe succeeds. Check openai_api_key and the account's billing."
-    )
+        for server in snapshot["servers"]
+        if server["breaker_open"]
+    ]
+    for where, count in snapshot["lost"].items():
+        if count:
+            alerts.append(f"{_LOST[where]} lack {count:,} calls that could not be written; the log says why.")
+    # Servers mostly have the same.
+    return [*alerts, *dict.fromkeys(note for server in snapshot["servers"] for note in server["notes"])]
 
 
 def _clip(text: str | None) -> str:

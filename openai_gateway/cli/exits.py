@@ -28,7 +28,7 @@ CODES: Final = {
     "openai_gateway.cli.exits.CommandFailed": FAILED,
     "openai_gateway.cli.servers.NotReady": FAILED,
     "openai_gateway.config.complaints.ConfigError": WRONG,
-    "openai_gateway.config.prices.BadPrices": WRONG,
+    "openai_gateway.config.price_files.BadPrices": WRONG,
     "openai_gateway.simulator.settings.SettingsError": WRONG,
     "builtins.OSError": FAILED,
     "builtins.KeyboardInterrupt": INTERRUPTED,

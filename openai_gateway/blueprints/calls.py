@@ -208,6 +208,8 @@ class CallServer:
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
             client=client.name if client is not None else None,
+            rollout_key=rollout_id or _to_rollout_key(environ, values),
+            output_tokens=_to_output_tokens(values, endpoint.api) if values else None,
         )
         return call, values
 
@@ -242,3 +244,16 @@ class CallServer:
             envelope.drop_reasoning_items(values)
         defaults = self._defaults[endpoint.api] if endpoint.takes_defaults else {}
         return values, envelope.rewrite(values, self._raw_model, defaults)
+
+
+def _to_rollout_key(environ: Mapping[str, Any], values: Mapping[str, msgspec.Raw]) -> str | None:
+    """Return what tells which rollout a call belongs to, of one that its path doesn't tell; None if nothing does."""
+    key = values.get("prompt_cache_key") or environ.get("HTTP_SESSION_ID") or values.get("previous_response_id")
+    return str(key, "utf-8", "replace") if isinstance(key, msgspec.Raw) else key
+
+
+def _to_output_tokens(values: Mapping[str, msgspec.Raw], api: Api) -> int | None:
+    """Return the body's bound of output tokens, None if it has none that is a number."""
+    given = values.get(api.token_limit) or values.get("max_tokens")
+    digits = bytes(given) if given is not None else b""
+    return int(digits) if digits.isdigit() and len(digits) < 10 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from openai_gateway.config.checks import Boolean, Integer, Number, Seconds
+from openai_gateway.config.checks import Boolean, Integer, Number, OneOf, Seconds
 from openai_gateway.config.declaration import key
 from openai_gateway.config.upstream_keys import UpstreamKeys
 
@@ -25,10 +25,28 @@ class CallKeys(UpstreamKeys):
         Integer(1), None, "cap on concurrent upstream calls, per worker process; null is no cap", LIMITS
     )
     max_queue: int | None = key(
-        Integer(0), None, "calls that may wait for a slot; one more gets 429 `gateway_queue_full`", LIMITS
+        Integer(0), None, "calls that may wait for their turn; one more gets 429 `gateway_queue_full`", LIMITS
     )
     queue_timeout_s: float | None = key(
-        Seconds(), None, "longest wait for a slot; then 429 `gateway_queue_timeout`", LIMITS
+        Seconds(), None, "longest wait for a turn; then 429 `gateway_queue_timeout`", LIMITS
+    )
+    learn_limits: bool = key(
+        Boolean(),
+        True,
+        "learn the upstream's rate limits and send no call before they admit it; false: only react to 429s",
+        LIMITS,
+    )
+    requests_per_minute: float | None = key(
+        Number(1, 1e9, may_be_null=True), None, "never more than this, whatever is learnt; null is no bound", LIMITS
+    )
+    tokens_per_minute: float | None = key(
+        Number(1, 1e12, may_be_null=True), None, "the same for tokens: a body's bytes / 4 and its output bound", LIMITS
+    )
+    schedule: str = key(
+        OneOf("rollouts", "fifo"),
+        "rollouts",
+        "order of waiting calls: `rollouts`: that of the rollout that began first; `fifo`: as they came",
+        LIMITS,
     )
     connect_timeout_s: float | None = key(Seconds(), 10.0, "for name lookup, connection and TLS", TIMES)
     first_byte_timeout_s: float | None = key(
@@ -45,11 +63,11 @@ class CallKeys(UpstreamKeys):
         "cancel the upstream call when its client leaves; calls with `background: true` never are",
         TIMES,
     )
-    max_retries: int = key(Integer(0), 2, "further attempts of a call", RETRIES)
+    max_retries: int = key(Integer(0), 2, "further attempts of a call that failed; a 429 of a limit is none", RETRIES)
     retry_budget_s: float | None = key(
         Seconds(),
-        60.0,
-        "no further attempt starts later than this after the call got its slot; null is no bound",
+        600.0,
+        "no further attempt starts later than this after the call's first turn; null is no bound",
         RETRIES,
     )
     retry_ratio: float | None = key(

@@ -22,6 +22,8 @@ from typing import Final
 _GUESS_GROWTH: Final = 1.05
 _GUESS_GROWTH_S: Final = 2.0
 _SLOWEST: Final = 0.02
+# Whoever calls now and then is not to wait because of a guess.
+_LEAST_GUESS: Final = 1.0
 _BELOW: Final = 0.005
 _MOST_BELOW: Final = 0.1
 _GROW_CALLS: Final = 300
@@ -52,7 +54,7 @@ class BlindRate:
         # The number of calls sent until the interval began, of those refused since, and of those sent.
         self._began_with = 0
         self._refused = 0
-        self._number = 0
+        self.number = 0
         self._admitted_before = 0
         self._grown = 0
         self._below = _MOST_BELOW
@@ -77,7 +79,7 @@ class BlindRate:
 
     def take(self, number: int, now: float) -> None:
         """Count the call of this number that is sent now."""
-        self._number = number
+        self.number = number
         if self.rate is not None:
             self._grown += 1
             if now - self.free_at > _IDLE_S:
@@ -89,7 +91,7 @@ class BlindRate:
         self._refused += 1
         admitted = number - self._began_with - self._refused
         if self.rate is None:
-            self.rate, self._guessed_at = max(guess, _SLOWEST), now
+            self.rate, self._guessed_at = max(guess, _LEAST_GUESS), now
             self._begin(now)
         elif sent_at < self._began_at:
             self._refused -= 1
@@ -102,7 +104,7 @@ class BlindRate:
         self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
 
     def _begin(self, now: float) -> None:
-        self._began_at, self._began_with, self._refused = now, self._number, 0
+        self._began_at, self._began_with, self._refused = now, self.number, 0
         self._admitted_before, self._grown, self._idle_s = 0, 0, 0.0
 
     def _learn(self, calls: float, sent_at: float, now: float) -> None:

@@ -58,7 +58,7 @@ class Bucket:
         self._spent_at = 0.0
         # Whether the upstream itself said what was left then; else the bucket was full, by our own count.
         self._is_reference = False
-        self._referred_at = -math.inf
+        self.referred_at = -math.inf
         self._widened = 0.0
         self._widened_at = 0.0
         # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
@@ -133,14 +133,14 @@ class Bucket:
 
         A refused call's charge is given; what remains doesn't lack it, and this is right as it is.
         """
-        if told.remaining is None or sent_at <= self._referred_at:
+        if told.remaining is None or sent_at <= self.referred_at:
             return
         self._learn_rate(told)
         self._learn_window(told, sent_at, spent)
         if self.window_ends_at is None and self._at > -math.inf:
             self._learn_drain(told.remaining, sent_at, spent)
         self.most = max(self.most, told.remaining + charge, 2 * self._unit)
-        self._referred_at = sent_at
+        self.referred_at = sent_at
         self._set_base(sent_at, told.remaining, spent, is_reference=True)
 
     def _speed(self, now: float) -> float:

@@ -98,6 +98,8 @@ class Limiter:
                 self._told.append((bucket, kind))
         if not told.learns:
             self.window.open()
+        # Whether there is anything but the window and slots that calls may have to wait for.
+        self._is_bound = bool(self._told)
         self._number = 0
         # Of the last refusal: whose, what had been sent by then, how many of those sent since have passed.
         self._last_refused: Tries | None = None
@@ -115,13 +117,13 @@ class Limiter:
         self._held: tuple[float, float, float] | None = None
         self._held_free_at = 0.0
 
-    def estimate_tokens(self, body_bytes: int, max_output_tokens: int) -> float:
-        """Return what an upstream is likely to charge a call."""
-        return self.token_factor * (body_bytes / 4 + max_output_tokens)
-
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
         wait_s, reason = 0.0, ""
+        if not self._is_bound:
+            if running >= self.window.most and not self.window.admits(running, now):
+                return self.window.wait_s(now), "window"
+            return wait_s, reason
         if self.pause_until > now:
             wait_s, reason = self.pause_until - now, "pause"
         for bucket, charge, name in self._buckets(tokens):
@@ -144,16 +146,20 @@ class Limiter:
         self._started_at = now
         if number % _MARKED_EVERY == 1:
             self._marks.append((now, number))
-        for bucket, charge, _ in self._buckets(tokens):
-            bucket.take(charge, now)
-        if not self.requests.is_known:
-            self.requests.spent += 1
-        if not self.tokens.is_known:
-            self.tokens.spent += tokens
-        self.blind.take(number, now)
+        self.requests.take(1.0, now)
+        self.tokens.take(tokens, now)
+        if self._is_bound:
+            for bucket, kind in self._told:
+                bucket.take(1.0 if kind == "rate" else tokens, now)
+            self.blind.take(number, now)
         if self._held is not None:
             self._held_free_at = max(self._held_free_at, now - _LATE_S) + 1 / self._held_rate(now)
         return Sent(now, number, tokens, running, self.requests.spent, self.tokens.spent)
+
+    @property
+    def newest_reference_at(self) -> float:
+        """Return when the call was sent by whose answer most is known; what an earlier one says is of no use."""
+        return max(self.requests.referred_at, self.tokens.referred_at)
 
     def cancel(self, sent: Sent) -> None:
         """Take back a start after which nothing was sent."""
@@ -176,6 +182,7 @@ class Limiter:
         is_alone = self._last_refused is tries and self._passed_since >= _PASSES_BETWEEN
         tries.refusals += 1
         self._last_refused, self._last_refused_number, self._passed_since = tries, self._number, 0
+        self._is_bound, self.blind.number = True, self._number
         own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
         if refusal.is_too_large:
             return None
@@ -265,8 +272,10 @@ class Limiter:
         told = limits.get("tokens")
         if told is not None:
             self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens)
-        if limits and not self.window.is_held:
-            self.window.open()
+        if limits:
+            self._is_bound = True
+            if not self.window.is_held:
+                self.window.open()
 
     def _buckets(self, tokens: float) -> list[tuple[Bucket, float, str]]:
         found = [(bucket, 1.0 if kind == "rate" else tokens, kind) for bucket, kind in self._told]

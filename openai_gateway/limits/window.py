@@ -70,11 +70,12 @@ class Window:
 
     def answer(self, running: int) -> None:
         """Learn that a call was answered and not refused, `running` being in flight with it."""
-        if running >= self.most:
-            if not self.is_held:
-                self.most += _MORE_AN_ANSWER
-            elif self._is_growing:
-                self.most += 1
+        if running < self.most:
+            self._full_since = None
+        elif not self.is_held:
+            self.most += _MORE_AN_ANSWER
+        elif self._is_growing:
+            self.most += 1
 
     def refuse(self, sent_at: float, running: int, now: float) -> None:
         """Learn that a call was refused because of the others, `running` of them, that were in flight."""

@@ -12,7 +12,9 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
-from openai_gateway.limits.slots import Slot
+from openai_gateway.limits.limiter import Tries
+from openai_gateway.limits.order import Place
+from openai_gateway.limits.queue import Turn
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
@@ -22,8 +24,10 @@ from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
 
 
 class Progress(msgspec.Struct):
-    """The state of one call; `slot` is None while it waits for one, `head` is None until the answer's is in.
+    """The state of one call; `turn` is None until it has its first, `head` is None until the answer's is in.
 
+    `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
+    or pause.
     `outcome` and `error` say how it went, as in CallRecord: its client is taken to have left until something else is
     known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed. `is_replayed`:
     the answer is a kept one, or another call's, so that nothing was paid for it.
@@ -32,8 +36,12 @@ class Progress(msgspec.Struct):
     call: Call
     request_bytes: int = 0
     started: float = msgspec.field(default_factory=monotonic)
-    slot: Slot | None = None
+    turn: Turn | None = None
     queue_wait_s: float = 0.0
+    queue_reason: str = ""
+    rollout_began: float = 0.0
+    place: Place | None = None
+    tries: Tries = msgspec.field(default_factory=Tries)
     attempts: int = 0
     last_attempt: float = 0.0
     retries: tuple[str, ...] = ()
@@ -57,6 +65,8 @@ class Progress(msgspec.Struct):
             ("x-gateway-attempts", str(self.attempts)),
             ("x-gateway-queue-ms", f"{self.queue_wait_s * 1000:.0f}"),
         ]
+        if self.queue_reason:
+            headers.append(("x-gateway-queue-reason", self.queue_reason))
         if self.retries:
             # Why attempts failed, and how long the last one had to wait for, in the queue, too.
             headers.append(("x-gateway-retries", ",".join(self.retries)))
@@ -92,6 +102,7 @@ def to_record(server: ServerConfig, progress: Progress) -> CallRecord:
         attempts=progress.attempts,
         retries=progress.retries,
         queue_wait_s=progress.queue_wait_s,
+        queue_reason=progress.queue_reason or None,
         first_byte_s=tail.began - progress.started if tail is not None and tail.began is not None else None,
         duration_s=duration_s,
         request_bytes=progress.request_bytes,

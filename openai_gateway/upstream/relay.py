@@ -1,9 +1,10 @@
-"""The order of things for one call, written out once: slot, pause, attempts, retries; the answer owns the rest.
+"""The order of things for one call, written out once: its turn, pause, attempts, retries; the answer owns the rest.
 
-States of a call: refused (it was never sent) | queued -> (paused -> sent)* -> answered -> over. Until it is answered,
-`send` holds what the call holds, and gives it back on any way out but success; from then on the Answer does. A failed
-attempt is tried again as the official SDKs would, within the bounds of `max_retries`, `retry_budget_s` and
-`retry_ratio`; a call keeps its slot meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
+States of a call: refused (it was never sent) | (queued -> (paused -> sent)*)* -> answered -> over. Until it is
+answered, `send` holds what the call holds, and gives it back on any way out but success; from then on the Answer does.
+A failed attempt is tried again as the official SDKs would, within the bounds of `max_retries`, `retry_budget_s` and
+`retry_ratio`; a call keeps its turn meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
+One that met a limit goes back into the queue, which is `admission`'s affair.
 
 What each step does is in its own module; whether an outcome may be tried again is `wire.retries`'.
 """
@@ -24,9 +25,9 @@ import msgspec
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
 from openai_gateway.limits.pacing import Pause, RetryRatio
-from openai_gateway.limits.slots import Slots
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
+from openai_gateway.upstream.admission import Admission, may_readmit
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
@@ -76,7 +77,7 @@ class Relay:
             server.total_timeout_s,
         )
         self._server = server
-        self._slots = Slots(server.max_concurrent_requests, server.max_queue, server.queue_timeout_s)
+        self._admission = Admission(server)
         self._breaker: Breaker[RawAnswer] = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
         self._pause = Pause(random.random)
@@ -97,7 +98,7 @@ class Relay:
         progress = Progress(call, len(call.body or b""))
         on_over = self._end if follower is None else _to_followed_end(follower, self._end)
         try:
-            progress.slot = self._slots.take()
+            self._admission.admit(progress)
             progress.queue_wait_s = monotonic() - progress.started
             raw = self._attempt_until_done(call, watch, progress)
             progress.status = raw.head.status
@@ -115,7 +116,7 @@ class Relay:
             return Answer(raw, progress, watch, on_over, added, capture)
         except BaseException as error:
             watch.stop()
-            if progress.slot is None:
+            if progress.turn is None and not progress.attempts:
                 progress.queue_wait_s = monotonic() - progress.started
             reason = _to_reason(error)
             self._end_early(progress, reason, on_over)
@@ -125,9 +126,9 @@ class Relay:
 
     def load(self) -> Load:
         """Return how much is under way."""
-        slots = self._slots
+        queue = self._admission.queue
         retrying = {reason: count for reason, count in self._retrying.items() if count}
-        return Load(slots.in_flight, slots.queued, slots.cap, retrying, self._breaker.is_open)
+        return Load(queue.slots.in_flight, queue.queued, queue.slots.cap, retrying, self._breaker.is_open)
 
     def is_refusing(self) -> bool:
         """Tell whether a call would be refused now, for the upstream has refused the key or has no quota left."""
@@ -198,8 +199,13 @@ class Relay:
             progress.attempts += 1
             progress.last_attempt = monotonic()
             raw, failure, outcome = self._attempt(call, watch)
+            if raw is not None and outcome.status != 429:
+                self._admission.learn(progress, raw)
             if raw is not None and raw.head.status < 400:
                 return raw
+            if raw is not None and outcome.status == 429 and self._may_readmit(raw, outcome, progress, deadline):
+                raw.close()
+                continue
             reason = failure.code if failure is not None else str(outcome.status)
             wait_s = self._may_wait_s(outcome, reason, progress, deadline)
             if wait_s is None:
@@ -212,6 +218,7 @@ class Relay:
                 gevent.sleep(wait_s)
             finally:
                 self._retrying[reason] -= 1
+            self._admission.charge_again(progress)
 
     def _attempt(self, call: Call, watch: CallWatch) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
         """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
@@ -227,18 +234,32 @@ class Relay:
         finally:
             self._breaker.settle(raw if is_final(outcome) else None, is_answered=raw is not None)
 
+    def _may_readmit(self, raw: RawAnswer, outcome: Outcome, progress: Progress, deadline: float | None) -> bool:
+        """Have a call that met a limit wait for another turn; False if there is to be none."""
+        self._retrying["429"] += 1
+        try:
+            if not self._admission.readmit(progress, raw, outcome, deadline):
+                return False
+        finally:
+            self._retrying["429"] -= 1
+        progress.retries += ("429",)
+        return True
+
     def _may_wait_s(self, outcome: Outcome, reason: str, progress: Progress, deadline: float | None) -> float | None:
         """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.
 
         `reason` is why the last attempt failed, as it will stand in `progress.retries`.
         """
         now = time()
+        if may_readmit(outcome, is_learning=self._server.learn_limits) and progress.call.is_metered:
+            return None
         self._pause.learn(outcome, now)
-        if progress.attempts > self._server.max_retries or not is_retryable(outcome, now):
+        failures = progress.attempts - sum(each == "429" for each in progress.retries)
+        if failures > self._server.max_retries or not is_retryable(outcome, now):
             return None
         if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in progress.retries) + 1 >= _MOST_TIMED_OUT:
             return None
-        wait_s = max(to_wait_s(outcome, progress.attempts - 1, now, random.random), self._pause.left_s())
+        wait_s = max(to_wait_s(outcome, failures - 1, now, random.random), self._pause.left_s())
         if deadline is not None and monotonic() + wait_s > deadline:
             return None
         if outcome.status != 429 and not self._ratio.take():
@@ -269,8 +290,8 @@ class Relay:
         on_over(progress)
 
     def _end(self, progress: Progress) -> None:
-        if progress.slot is not None:
-            progress.slot.release()
+        if progress.turn is not None:
+            progress.turn.release()
         progress.ended = monotonic()
         self._recorder.add(progress)
 

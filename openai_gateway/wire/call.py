@@ -30,8 +30,9 @@ class Call(msgspec.Struct, frozen=True):
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
     `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
     `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept for a
-    capture only. `client` is the name that its key has in the clients file;
-    `reservation` the money set aside for the call.
+    capture only. `client` is the name that its key has in the clients file; `reservation` the money set aside for the
+    call. `rollout_key` tells calls of one rollout in the queue, None: it is one by itself; `output_tokens` is the
+    body's own bound, None if it has none.
     """
 
     api: Api
@@ -46,6 +47,8 @@ class Call(msgspec.Struct, frozen=True):
     received: bytes | None = None
     client: str | None = None
     reservation: Reservation | None = None
+    rollout_key: str | None = None
+    output_tokens: int | None = None
 
 
 class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -75,6 +78,7 @@ class CallRecord(msgspec.Struct, frozen=True, omit_defaults=False):
     attempts: int
     retries: tuple[str, ...]
     queue_wait_s: float
+    queue_reason: str | None
     first_byte_s: float | None
     duration_s: float
     request_bytes: int

@@ -72,7 +72,6 @@ def _post(gateway: Gunicorn, **kwargs: Any) -> requests.Response:
 @pytest.mark.parametrize(
     ("status", "headers", "body", "attempts"),
     [
-        pytest.param("429 Slow", "retry-after-ms: 10\r\n", RATE, 3, id="a rate limit is tried again"),
         pytest.param("500 Oops", "retry-after-ms: 10\r\n", b"{}", 3, id="a server error is tried again"),
         pytest.param("409 Locked", "retry-after-ms: 10\r\n", b"{}", 3, id="a lock timeout is tried again"),
         pytest.param("408 Late", "retry-after-ms: 10\r\n", b"{}", 3, id="a request timeout is tried again"),
@@ -120,27 +119,95 @@ def _to_retrying(gateway: Gunicorn) -> dict[str, int]:
     return retrying
 
 
-def test_rate_limit_that_passes_is_waited_for_by_all_calls(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    times: list[float] = []
-    lock = threading.Lock()
+def test_rate_limit_costs_no_retry(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.script = _answer("429 Slow", "retry-after-ms: 10\r\n", RATE, times=3)
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 0, "retry_budget_s": 60}) as gateway:
+        answer = _post(gateway)
+    assert answer.status_code == 200
+    assert answer.headers["x-gateway-retries"] == "429,429,429"
+    assert answer.headers["x-gateway-queue-reason"] in ("rate", "pause")
+    assert float(answer.headers["x-gateway-queue-ms"]) > 0
+
+
+def test_limit_that_headers_tell_is_kept_without_a_refusal(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """40 calls at 600 a minute, of which 10 are left at first."""
+    lock, started, admitted, refused = threading.Lock(), time.monotonic(), [0], [0]
 
     def script(talk: Conversation) -> None:
         while talk.read_request() is not None:
             with lock:
-                times.append(time.monotonic())
-                is_first = len(times) == 1
-            headers = "content-type: application/json\r\nretry-after: 1\r\n"
-            talk.send(to_answer(RATE, status="429 Slow", headers=headers) if is_first else to_answer(b"{}"))
+                left = 10 + 10 * (time.monotonic() - started) - admitted[0]
+                admitted[0] += left >= 1
+                refused[0] += left < 1
+            told = f"x-ratelimit-limit-requests: 600\r\nx-ratelimit-remaining-requests: {max(0, int(left - 1))}\r\n"
+            status = "200 OK" if left >= 1 else "429 Slow"
+            talk.send(to_answer(b"{}", status=status, headers=f"content-type: application/json\r\n{told}"))
 
     upstream.script = script
-    with run_gateway(tmp_path, upstream.url) as gateway, ThreadPoolExecutor(20) as pool:
+    with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 60}) as gateway, ThreadPoolExecutor(40) as pool:
+        started = time.monotonic()
+        answers = list(pool.map(lambda _: _post(gateway), range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert any(answer.headers.get("x-gateway-queue-reason") == "rate" for answer in answers)
+    assert refused[0] <= 2, "the limit was in every answer"
+
+
+def test_call_that_is_always_refused_holds_up_nobody_and_gets_the_upstreams_own_answer(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            headers = "content-type: application/json\r\n"
+            if b"poison" in request.body:
+                talk.send(to_answer(RATE, status="429 Slow", headers=f"{headers}retry-after: 1\r\n"))
+            else:
+                talk.send(to_answer(b"{}", headers=headers))
+
+    upstream.script = script
+    with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 60}) as gateway, ThreadPoolExecutor(8) as pool:
+        body = {"model": "m", "input": "poison"}
+        poison = pool.submit(requests.post, gateway.url + PATHS["responses"], json=body, timeout=60)
+        waited_ms = 0.0
+        while not poison.done():
+            for answer in pool.map(lambda _: _post(gateway), range(7)):
+                assert answer.status_code == 200
+                waited_ms = max(waited_ms, float(answer.headers["x-gateway-queue-ms"]))
+    assert poison.result().status_code == 429
+    assert poison.result().content == RATE
+    assert sum(b"poison" in request.body for request in upstream.requests) == 3
+    assert waited_ms < 500, "others waited for the Retry-After of one call"
+
+
+@pytest.mark.parametrize(
+    "text", ["Request too large for m on tokens per min (TPM): Limit 3, Requested 4.", "Limit 3, Requested 4."]
+)
+def test_call_above_the_whole_limit_is_not_tried_again(
+    text: str, gateway: Gunicorn, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("429 Slow", "", b'{"error": {"message": "%s"}}' % text.encode())
+    assert _post(gateway).status_code == 429
+    assert len(upstream.requests) == 1
+
+
+def test_wait_of_a_call_that_gave_up_in_the_queue_is_told(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    settings = {"max_concurrent_requests": 1, "queue_timeout_s": 0.3}
+    release = threading.Event()
+
+    def script(talk: Conversation) -> None:
+        while talk.read_request() is not None:
+            release.wait(30)
+            talk.send(to_answer(b"{}"))
+
+    upstream.script = script
+    with run_gateway(tmp_path, upstream.url, settings) as gateway, ThreadPoolExecutor(1) as pool:
         first = pool.submit(_post, gateway)
-        eventually(lambda: len(times) == 1)
-        time.sleep(0.1)
-        others = [pool.submit(_post, gateway) for _ in range(19)]
-        assert all(call.result().ok for call in [first, *others])
-    assert min(times[1:]) - times[0] >= 0.95, "a call started during the pause"
-    assert max(times[1:]) - min(times[1:]) > 0.05, "all calls started at once after the pause"
+        eventually(lambda: upstream.requests)
+        answer = _post(gateway)
+        release.set()
+        assert first.result().status_code == 200
+    assert answer.json()["error"]["code"] == "gateway_queue_timeout"
+    assert float(answer.headers["x-gateway-queue-ms"]) >= 290
+    assert answer.headers["x-gateway-queue-reason"] == "slot"
 
 
 def test_failures_other_than_rate_limits_are_bounded_by_the_retry_ratio(
@@ -176,9 +243,9 @@ def test_retries_end_with_their_budget_of_time(tmp_path: Path, upstream: Scripte
 
 
 def test_sdk_does_not_multiply_the_gateways_retries(gateway: Gunicorn, upstream: ScriptedUpstream) -> None:
-    upstream.script = _answer("429 Slow", "retry-after-ms: 10\r\n", RATE)
+    upstream.script = _answer("500 Oops", "retry-after-ms: 10\r\n")
     client = openai.OpenAI(api_key="x", base_url=f"{gateway.url}/v1", max_retries=5)
-    with pytest.raises(openai.RateLimitError):
+    with pytest.raises(openai.InternalServerError):
         client.responses.create(model="m", input="x")
     assert len(upstream.requests) == 3
 

@@ -133,6 +133,8 @@ def to_config(upstream_url: str, settings: Mapping[str, Any] | None = None) -> s
         "openai_base_url": f"{upstream_url}/v1",
         "openai_api_key": "sk-upstream-key",
         "openai_model": "the-model",
+        # A test's upstream that refuses calls does so for good.
+        "retry_budget_s": 2,
         **(settings or {}),
     }
     return yaml.safe_dump({"policy_model": {"responses_api_models": {"openai_model": server}}})

@@ -23,6 +23,7 @@ _ORDINARY = {
     "attempts": 1,
     "retries": (),
     "queue_wait_s": 0.0,
+    "queue_reason": None,
     "first_byte_s": 0.5,
     "duration_s": 1.0,
     "request_bytes": 10,

@@ -4,37 +4,10 @@ from __future__ import annotations
 
 import time
 
-import gevent
 import pytest
 
-from openai_gateway.errors import Saturated
 from openai_gateway.limits.pacing import RETRY_FLOOR, Pause, RetryRatio
-from openai_gateway.limits.slots import Slots
 from openai_gateway.wire.retries import Outcome
-
-
-def test_slot_may_be_released_any_number_of_times() -> None:
-    slots = Slots(1, None, 0.05)
-    slot = slots.take()
-    with pytest.raises(Saturated):
-        slots.take()
-    for _ in range(3):
-        slot.release()
-    assert slots.in_flight == 0
-    slots.take().release()
-
-
-def test_greenlet_killed_while_queued_takes_no_slot() -> None:
-    slots = Slots(1, None, None)
-    slot = slots.take()
-    waiting = [gevent.spawn(slots.take) for _ in range(3)]
-    gevent.sleep(0.01)
-    assert slots.queued == 3
-    gevent.killall(waiting[:2])
-    slot.release()
-    waiting[2].get(timeout=1).release()
-    assert (slots.queued, slots.in_flight) == (0, 0)
-    slots.take().release()
 
 
 def test_pause_ends_early_at_its_deadline_and_when_given_up() -> None:

@@ -1,0 +1,139 @@
+"""Lets the calls of one server go, in order and within its upstream's limits; learns these from every answer.
+
+A call is admitted once before its first attempt. A 429 of a limit costs it no retry, for nothing was paid, and the
+limiter knows when to come back: it gives its slot back, waits at the front of the queue, and is admitted again, as long
+as `retry_budget_s` lasts. What failed otherwise is `relay`'s to try again, and keeps its turn meanwhile.
+
+What is known of limits and order is `limits`'; here is only what of it concerns a call.
+"""
+
+from __future__ import annotations
+
+import re
+from time import monotonic, time
+from typing import Final
+
+import gevent
+
+from openai_gateway.config import ServerConfig
+from openai_gateway.limits.limiter import Limiter, Told
+from openai_gateway.limits.order import Order, Place, Rollouts
+from openai_gateway.limits.queue import Queue
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.upstream.progress import Progress
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.rate_limits import RateLimit, read_dialect, read_refusal
+from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
+
+# What the output of a call that gives no bound is taken to be; the drain learns what it really is.
+_OUTPUT_TOKENS: Final = 1024
+_SLOW_DOWN: Final = "slow_down"
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*("resp_[^"\\]{1,200}")')
+_ID_WITHIN_BYTES: Final = 400
+
+
+class Admission:
+    """The queue of one server, as calls see it; one for the life of the process."""
+
+    def __init__(self, server: ServerConfig) -> None:
+        told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
+        self._learns = server.learn_limits
+        self.limiter = Limiter(told, monotonic())
+        self.queue = Queue(
+            server.max_concurrent_requests,
+            self.limiter,
+            Order(is_fifo=server.schedule == "fifo"),
+            server.max_queue,
+            server.queue_timeout_s,
+        )
+        self._rollouts = Rollouts()
+
+    def admit(self, progress: Progress) -> None:
+        """Give a call its turn, waiting for it if need be. Raises Saturated."""
+        call = progress.call
+        is_limited = call.is_metered
+        tokens = self._estimate_tokens(call) if is_limited else 0.0
+        progress.rollout_began = self._rollouts.began(call.rollout_key, progress.started)
+        turn = self.queue.take_at_once(tokens, is_limited=is_limited)
+        if turn is None:
+            progress.place = Place(progress.rollout_began, tokens, is_limited, call.client or "")
+            try:
+                turn = self.queue.take(progress.place)
+            finally:
+                progress.queue_reason = turn.reason if turn is not None else self.queue.reason
+        progress.turn = turn
+
+    def charge_again(self, progress: Progress) -> None:
+        """Charge a further attempt of a call that keeps its turn."""
+        turn = progress.turn
+        if turn is not None and turn.sent is not None:
+            turn.sent = self.limiter.start(turn.sent.tokens, self.queue.slots.in_flight - 1, monotonic())
+
+    def learn(self, progress: Progress, raw: RawAnswer) -> None:
+        """Learn from an answer that is no refusal."""
+        sent = progress.turn.sent if progress.turn is not None else None
+        if sent is None:
+            return
+        limits: dict[str, RateLimit] = {}
+        if sent.at > self.limiter.newest_reference_at and "imit-" in raw.head.text:
+            limits = _read_limits(raw)
+        self.limiter.answer(sent, limits, self.queue.slots.in_flight)
+        if self.queue.queued:
+            self.queue.learn()
+            if raw.is_whole and progress.call.rollout_key is None:
+                self._follow(raw, progress)
+
+    def readmit(self, progress: Progress, raw: RawAnswer, outcome: Outcome, deadline: float | None) -> bool:
+        """Give a call that got this 429 another turn; False if there is to be none, and the 429 goes out.
+
+        Raises what ends the wait: a client that left, above all.
+        """
+        turn = progress.turn
+        if turn is None or turn.sent is None or not may_readmit(outcome, is_learning=self._learns):
+            return False
+        now = monotonic()
+        refusal = read_refusal(outcome.headers, raw.body, time())
+        if outcome.error_code == _SLOW_DOWN:
+            self.limiter.slow_down(now)
+        wait_s = self.limiter.refuse(turn.sent, _read_limits(raw), refusal, progress.tries, now)
+        if wait_s is None or (deadline is not None and now + wait_s > deadline):
+            self.queue.learn()
+            return False
+        place = progress.place or Place(progress.rollout_began, turn.sent.tokens, client=progress.call.client or "")
+        progress.place = place
+        turn.release()
+        try:
+            if wait_s > 0:
+                progress.queue_reason = "pause"
+                gevent.sleep(wait_s)
+            progress.turn = self.queue.take_again(place, deadline)
+        finally:
+            progress.queue_wait_s += monotonic() - now
+        if progress.turn is None:
+            return False
+        progress.queue_reason = progress.turn.reason or progress.queue_reason
+        return True
+
+    def _estimate_tokens(self, call: Call) -> float:
+        most = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
+        return self.limiter.token_factor * (len(call.body or b"") / 4 + most)
+
+    def _follow(self, raw: RawAnswer, progress: Progress) -> None:
+        """Remember whose response this is: a call that names it as `previous_response_id` is of the same rollout."""
+        found = _RESPONSE_ID.search(raw.body, 0, _ID_WITHIN_BYTES)
+        if found is not None:
+            self._rollouts.remember(found[1].decode("latin-1"), progress.rollout_began)
+
+
+def may_readmit(outcome: Outcome, *, is_learning: bool) -> bool:
+    """Tell whether an answer is a refusal that passes by itself, and no call's failure."""
+    return (
+        is_learning
+        and outcome.status == 429
+        and outcome.error_code not in FINAL_QUOTA_CODES
+        and outcome.headers.get("x-should-retry") != "false"
+    )
+
+
+def _read_limits(raw: RawAnswer) -> dict[str, RateLimit]:
+    return read_dialect({name.lower(): value for name, value in raw.head.headers}, time())[1]

@@ -1,0 +1,159 @@
+"""The queue by itself: who goes when, and that nothing is lost or leaked when callers give up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from openai_gateway.errors import Saturated
+from openai_gateway.limits.limiter import Limiter, Told
+from openai_gateway.limits.order import Order, Place, Rollouts
+from openai_gateway.limits.queue import Queue, Turn
+
+
+def _queue(cap: int | None = 1, max_queue: int | None = None, timeout_s: float | None = None) -> Queue:
+    return Queue(cap, Limiter(Told(learns=False), 0.0), Order(), max_queue, timeout_s)
+
+
+def _place(rollout: float = 0.0, **more: object) -> Place:
+    return Place(rollout, **more)  # type: ignore[arg-type]
+
+
+def _go(order: Order, now: float) -> Iterator[Place]:
+    while (place := order.first(now)) is not None:
+        order.admit(place, now)
+        yield place
+
+
+def test_slot_may_be_released_any_number_of_times() -> None:
+    queue = _queue(timeout_s=0.05)
+    turn = queue.take(_place())
+    with pytest.raises(Saturated, match=r"waited 0\.05 s"):
+        queue.take(_place())
+    for _ in range(3):
+        turn.release()
+    assert queue.slots.in_flight == 0
+    queue.take(_place()).release()
+
+
+def test_full_queue_takes_nobody_in() -> None:
+    queue = _queue(max_queue=0)
+    turn = queue.take_at_once(0.0, is_limited=True)
+    assert turn is not None
+    with pytest.raises(Saturated, match="full"):
+        queue.take(_place())
+    turn.release()
+    assert queue.take_at_once(0.0, is_limited=True) is not None
+
+
+def test_greenlet_killed_while_queued_takes_no_slot() -> None:
+    queue = _queue()
+    turn = queue.take(_place())
+    waiting = [gevent.spawn(queue.take, _place()) for _ in range(3)]
+    gevent.sleep(0.01)
+    assert queue.queued == 3
+    gevent.killall(waiting[:2])
+    turn.release()
+    waiting[2].get(timeout=1).release()
+    assert (queue.queued, queue.slots.in_flight) == (0, 0)
+
+
+def test_greenlet_killed_after_its_turn_came_gives_it_to_the_next() -> None:
+    queue = _queue()
+    turn = queue.take(_place())
+
+    def call() -> None:
+        turn = queue.take(_place())
+        try:
+            gevent.sleep(0.01)
+        finally:
+            turn.release()
+
+    first, second = (gevent.spawn(call) for _ in range(2))
+    gevent.sleep(0.01)
+    turn.release()
+    # `first` has its turn, but hasn't run yet.
+    first.kill()
+    second.get(timeout=1)
+    assert queue.slots.in_flight == 0
+    queue.take(_place()).release()
+
+
+def test_call_that_gives_up_at_the_front_does_not_hold_up_the_others() -> None:
+    """What the first waits for may not be what the next would wait for."""
+    queue = Queue(None, Limiter(Told(None, 60.0, learns=False), 0.0), Order(), None, None)
+    queue.take(_place(tokens=1.0))
+    large = gevent.spawn(queue.take, _place(0.0, tokens=1e9))
+    gevent.sleep(0.01)
+    other = gevent.spawn(queue.take, _place(1.0, is_limited=False))
+    gevent.sleep(0.01)
+    assert not other.ready()
+    large.kill()
+    other.get(timeout=1).release()
+
+
+def test_rate_told_is_waited_for_by_the_clock() -> None:
+    queue = Queue(None, Limiter(Told(1200.0, learns=False), 0.0), Order(), None, None)
+    turns: list[Turn] = []
+    calls = [gevent.spawn(lambda: turns.append(queue.take(_place()))) for _ in range(40)]
+    gevent.joinall(calls, timeout=10, raise_error=True)
+    assert len(turns) == 40
+    assert turns[-1].reason == "rate"
+    assert queue.slots.in_flight == 40
+
+
+def test_rollout_that_began_first_goes_first_and_a_refused_call_before_it() -> None:
+    order, rollouts = Order(), Rollouts()
+    names = ["a", "b", "c", "b", "a"]
+    for at, name in enumerate(names):
+        order.add(_place(rollouts.began(name, float(at))), float(at))
+    order.add(_place(9.0, is_refused=True), 5.0)
+    assert [place.rollout for place in _go(order, 6.0)] == [9.0, 0.0, 0.0, 1.0, 1.0, 2.0]
+    assert len(order) == 0
+
+
+def test_calls_go_as_they_came_if_so_configured() -> None:
+    order = Order(is_fifo=True)
+    places = [_place(rollout) for rollout in (3.0, 1.0, 2.0)]
+    for place in places:
+        order.add(place, 0.0)
+    assert list(_go(order, 1.0)) == places
+
+
+def test_nobody_waits_longer_than_the_ageing_bound() -> None:
+    order = Order()
+    late = _place(100.0)
+    order.add(late, 0.0)
+    order.add(_place(1.0), 50.0)
+    assert order.first(59.0) is not late
+    assert order.first(61.0) is late
+
+
+def test_clients_share_by_weight_and_a_newcomer_has_no_credit() -> None:
+    order = Order({"a": 3.0, "b": 1.0})
+    for _ in range(40):
+        order.add(_place(client="a", tokens=10.0), 0.0)
+        order.add(_place(client="b", tokens=10.0), 0.0)
+    gone = []
+    for place in _go(order, 1.0):
+        gone.append(place.client)
+        if len(gone) == 40:
+            break
+    assert gone.count("a") == pytest.approx(30, abs=1)
+    for _ in range(8):
+        order.add(_place(client="c", tokens=10.0), 1.0)
+    gone = [place.client for place, _ in zip(_go(order, 2.0), range(10), strict=False)]
+    assert gone.count("c") <= 4, "it caught up on what it never asked for"
+
+
+def test_rollouts_seen_of_late_are_known_and_memory_is_bounded() -> None:
+    rollouts = Rollouts()
+    assert rollouts.began("a", 1.0) == 1.0
+    assert rollouts.began("a", 2.0) == 1.0
+    assert rollouts.began(None, 3.0) == 3.0
+    for number in range(20_000):
+        rollouts.began(str(number), 4.0)
+        assert rollouts.began("a", 5.0) == 1.0
+    assert len(rollouts._began) + len(rollouts._earlier) <= 2 * 8193

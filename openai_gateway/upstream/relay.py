@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import Final
 
 import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
-from openai_gateway.limits.pacing import Pause, RetryRatio
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.upstream.admission import Admission, may_readmit
+from openai_gateway.upstream.admission import Admission
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
@@ -35,18 +31,16 @@ from openai_gateway.upstream.capturing import Captures
 from openai_gateway.upstream.follower import Follower
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Observer, Recorder
+from openai_gateway.upstream.retries import Retries
 from openai_gateway.upstream.tail import to_tail
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
-from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable, to_wait_s
+from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable
 
 _log = logging.getLogger("openai_gateway")
-# The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
-_MOST_TIMED_OUT: Final = 2
-_TIMED_OUT: Final = ("upstream_timeout", "504")
 RateLimits = dict[str, RateLimit]
 
 
@@ -80,9 +74,7 @@ class Relay:
         self._admission = Admission(server)
         self._breaker: Breaker[RawAnswer] = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
-        self._pause = Pause(random.random)
-        self._ratio = RetryRatio(server.retry_ratio)
-        self._retrying: Counter[str] = Counter()
+        self._retries = Retries(server)
         self._recorder = Recorder(server, observers, captures, self._sender.hide)
         self._last_head: Head | None = None
         self._answered_at = 0.0
@@ -127,7 +119,7 @@ class Relay:
     def load(self) -> Load:
         """Return how much is under way."""
         queue = self._admission.queue
-        retrying = {reason: count for reason, count in self._retrying.items() if count}
+        retrying = {reason: count for reason, count in self._retries.waiting.items() if count}
         return Load(queue.slots.in_flight, queue.queued, queue.slots.cap, retrying, self._breaker.is_open)
 
     def is_refusing(self) -> bool:
@@ -188,11 +180,11 @@ class Relay:
         return to_record(self._server, progress)
 
     def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> RawAnswer:
-        self._ratio.count_call()
+        self._retries.count_call()
         budget_s = self._server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._pause.wait(deadline, self._breaker.blocks)
+            self._retries.wait_for_pause(deadline, self._breaker.blocks)
             refusal = self._breaker.refusal()
             if refusal is not None and not self._sender.has_new_key():
                 return refusal
@@ -207,17 +199,12 @@ class Relay:
                 raw.close()
                 continue
             reason = failure.code if failure is not None else str(outcome.status)
-            wait_s = self._may_wait_s(outcome, reason, progress, deadline)
+            wait_s = self._retries.may_wait_s(outcome, reason, progress, deadline)
             if wait_s is None:
                 return self._give_up(raw, failure, outcome)
-            progress.retries += (reason,)
             if raw is not None:
                 raw.close()
-            self._retrying[reason] += 1
-            try:
-                gevent.sleep(wait_s)
-            finally:
-                self._retrying[reason] -= 1
+            self._retries.wait(wait_s, reason, progress)
             self._admission.charge_again(progress)
 
     def _attempt(self, call: Call, watch: CallWatch) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
@@ -236,35 +223,14 @@ class Relay:
 
     def _may_readmit(self, raw: RawAnswer, outcome: Outcome, progress: Progress, deadline: float | None) -> bool:
         """Have a call that met a limit wait for another turn; False if there is to be none."""
-        self._retrying["429"] += 1
+        self._retries.waiting["429"] += 1
         try:
             if not self._admission.readmit(progress, raw, outcome, deadline):
                 return False
         finally:
-            self._retrying["429"] -= 1
+            self._retries.waiting["429"] -= 1
         progress.retries += ("429",)
         return True
-
-    def _may_wait_s(self, outcome: Outcome, reason: str, progress: Progress, deadline: float | None) -> float | None:
-        """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.
-
-        `reason` is why the last attempt failed, as it will stand in `progress.retries`.
-        """
-        now = time()
-        if may_readmit(outcome, is_learning=self._server.learn_limits) and progress.call.is_metered:
-            return None
-        self._pause.learn(outcome, now)
-        failures = progress.attempts - sum(each == "429" for each in progress.retries)
-        if failures > self._server.max_retries or not is_retryable(outcome, now):
-            return None
-        if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in progress.retries) + 1 >= _MOST_TIMED_OUT:
-            return None
-        wait_s = max(to_wait_s(outcome, failures - 1, now, random.random), self._pause.left_s())
-        if deadline is not None and monotonic() + wait_s > deadline:
-            return None
-        if outcome.status != 429 and not self._ratio.take():
-            return None
-        return wait_s
 
     def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""

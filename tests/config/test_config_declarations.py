@@ -48,7 +48,7 @@ def test_scope_is_said_by_each_key_and_not_by_its_place() -> None:
 def test_tables_hold_every_key_once_with_its_default() -> None:
     rows = [line for line in render_tables().splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == [*KEYS, *CLIENT_KEYS]
-    assert "| `max_retries` | integer | 2 | further attempts of a call |" in rows
+    assert "| `max_retries` | integer | 2 | further attempts of a call that failed; a 429 of a limit is none |" in rows
     assert any(row.startswith("| `usage_log` ¹ | path | null | ") for row in rows)
 
 

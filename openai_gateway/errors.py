@@ -163,6 +163,13 @@ class UpstreamUnreachable(UpstreamError):
     code = "upstream_unreachable"
 
 
+class OutOfDescriptors(UpstreamError):
+    """The gateway can't open a connection, which is no fault of the upstream's."""
+
+    status = 503
+    code = "gateway_out_of_descriptors"
+
+
 class UpstreamProtocolError(UpstreamError):
     """The upstream's bytes are not a complete HTTP answer."""
 

@@ -44,6 +44,7 @@ _KINDS_BY_CODE: Final = {
     "gateway_budget_exceeded": QUOTA_USED_UP,
     "gateway_queue_timeout": GATEWAY_FULL,
     "gateway_draining": GATEWAY_DRAINING,
+    "gateway_out_of_descriptors": GATEWAY_FULL,
     "upstream_unreachable": UPSTREAM_UNREACHABLE,
     "upstream_timeout": TIMEOUT,
 }
@@ -106,6 +107,7 @@ _CURES_BY_CODE: Final = {
     " or max_queue",
     "gateway_queue_timeout": "no slot came free within queue_timeout_s: lower {concurrency}, or raise"
     " max_concurrent_requests",
+    "gateway_out_of_descriptors": "the gateway may open no more files: raise ulimit -n; each call needs two",
     "gateway_budget_exceeded": "the client's budget in clients_file, or its run's, is used up: raise it, or wait"
     " until it is renewed",
     "gateway_client_busy": "the client has as many calls under way as it may: lower {concurrency}, or raise its"

@@ -20,6 +20,7 @@ from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
 from openai_gateway.server import master
+from openai_gateway.server.stderr import queue_stderr
 from openai_gateway.server.worker import RefusedWorkerClass, Worker, adopt_worker
 from openai_gateway.transport.watch import cancel_all_in
 
@@ -33,6 +34,8 @@ def _make_app() -> GatewayApp:
     try:
         # Under `-k gevent`, gunicorn's own worker becomes ours here; under our settings it is ours from the start.
         worker = adopt_worker()
+        if worker is not None:
+            queue_stderr()
         config = master.current()
     except RefusedWorkerClass as refused:
         print(refused, file=sys.stderr, flush=True)

@@ -102,13 +102,36 @@ def _quote(value: Any) -> str:
     return text if text.isprintable() and not any(sign in text for sign in ' "=') else json.dumps(text)
 
 
+class LostLines:
+    """How many lines of the log this process could not write: its reader had stopped, or its disk was full."""
+
+    count = 0
+
+
+lost_lines: Final = LostLines()
+
+
+def to_lost_line(count: int) -> str:
+    """Return the line that says how many are missing before it, as the log's other lines are written."""
+    message = f"{count} lines of the log were lost before this one: its reader was too slow"
+    level = logging.WARNING
+    fields = {"name": _log.name, "msg": message, "levelno": level, "levelname": logging.getLevelName(level)}
+    return _formatter.format(logging.makeLogRecord(fields)) + "\n"
+
+
+_formatter: logging.Formatter = PlainFormatter(_PLAIN)
+
+
 def configure_logging(level: str, style: str) -> None:
     """Log to stderr from `level` on; style `auto` is plain on a terminal, else JSON. gunicorn's own lines follow."""
+    global _formatter
     is_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
-    formatter = JsonFormatter() if is_json else PlainFormatter(_PLAIN)
+    _formatter = JsonFormatter() if is_json else PlainFormatter(_PLAIN)
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(_formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     _log.setLevel(level.upper())
     for other in logging.getLogger("gunicorn.error").handlers:
-        other.setFormatter(formatter)
+        other.setFormatter(_formatter)
+        if type(other) is logging.StreamHandler:
+            other.setStream(sys.stderr)

@@ -14,6 +14,10 @@ class Unreachable(PeerError):
     """There was no connection, or it broke before the answer's first byte."""
 
 
+class NoDescriptor(PeerError):
+    """The peer was not asked at all: this process has no file descriptor left for a connection."""
+
+
 class BadAnswer(PeerError):
     """What came is not a complete HTTP answer."""
 

@@ -5,13 +5,14 @@ What is said over a connection is `exchange`'s, how a TLS one is made `tls`'.
 
 from __future__ import annotations
 
+import errno
 import ssl
 from collections import deque
 from time import monotonic
 from typing import Any, Final
 
 from openai_gateway.transport.connection import Connection, connect
-from openai_gateway.transport.errors import Unreachable
+from openai_gateway.transport.errors import NoDescriptor, Unreachable
 from openai_gateway.transport.tls import TlsConnection
 
 MAX_IDLE_S: Final = 60.0
@@ -57,6 +58,8 @@ class ConnectionPool:
         try:
             sock = connect(self._host, self._port, _ADDRESS_TIMEOUT_S)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise NoDescriptor("was not asked: no file descriptor is left here (see ulimit -n)") from None
             raise Unreachable(f"can't be reached: {_why(error)}") from None
         if self._tls is None:
             return Connection(sock)

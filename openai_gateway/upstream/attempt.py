@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import (
     Cancelled,
+    OutOfDescriptors,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from openai_gateway.transport.answer import RawAnswer
-from openai_gateway.transport.errors import PeerError, TimedOut, Unreachable
+from openai_gateway.transport.errors import NoDescriptor, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.key import UpstreamKey
@@ -113,6 +114,8 @@ def to_upstream_error(error: PeerError) -> UpstreamError:
     """Return the error that a client gets for what went wrong with the upstream."""
     if isinstance(error, TimedOut):
         return UpstreamTimeout(f"The upstream {error}.")
+    if isinstance(error, NoDescriptor):
+        return OutOfDescriptors(f"The upstream {error}.", retry_after_s=1)
     if isinstance(error, Unreachable):
         return UpstreamUnreachable(f"The upstream {error}.")
     return UpstreamProtocolError(f"The upstream {error}.")

@@ -1,0 +1,217 @@
+"""Clients that go on sending, or send too slowly, are ended in bounds, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.processes import Gunicorn, eventually, run_gateway
+from tests.support.upstreams import PATHS, ScriptedUpstream, answer_always, run_upstream, to_request_body
+
+KEY = "gw-key-0123456789"
+WAYS = {"-k gevent": [], "gunicorn's parser": ["--access-logfile", "/dev/null"]}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[ScriptedUpstream]:
+    with run_upstream(answer_always) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: ScriptedUpstream
+) -> Iterator[Gunicorn]:
+    settings = {"gateway_api_keys": [KEY], "client_timeout_s": 3, "max_body_bytes": 300_000}
+    folder = tmp_path_factory.mktemp("hostile")
+    with run_gateway(folder, upstream.url, settings, *WAYS[request.param]) as running:
+        yield running
+
+
+def _connect(gateway: Gunicorn) -> socket.socket:
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=15)
+
+
+def _head(key: str = KEY, *, method: str = "POST", path: str = PATHS["chat"], **headers: object) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {key}", "content-type: application/json"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def _read_to_the_end(client: socket.socket) -> bytes:
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(65536):
+            got += piece
+    return got
+
+
+def _is_served(gateway: Gunicorn) -> bool:
+    headers = {"authorization": f"Bearer {KEY}"}
+    return requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), headers=headers, timeout=10).ok
+
+
+def _send_on(client: socket.socket, first: bytes, again: bytes) -> threading.Thread:
+    """Send without end, until the other side has had enough."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            client.sendall(first)
+            for _ in range(100_000):
+                client.sendall(again)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread
+
+
+ENDLESS = {
+    "a body after a 401": (_head("wrong", content_length=10**15), b"x" * 65536, b" 401 "),
+    "a body after a 413": (_head(content_length=10**15), b"x" * 65536, b" 413 "),
+    "a body after a 404": (_head(path="/nothing", content_length=10**15), b"x" * 65536, b" 404 "),
+    "a body nobody asked for": (_head(method="GET", path="/healthz", content_length=10**15), b"x" * 65536, b" 200 "),
+    "chunks after a 401": (_head("wrong", transfer_encoding="chunked"), b"1000\r\n" + b"x" * 4096 + b"\r\n", b" 401 "),
+    "chunks after a 413": (_head(transfer_encoding="chunked"), b"1000\r\n" + b"x" * 4096 + b"\r\n", b" 413 "),
+    "trailers": (_head(transfer_encoding="chunked") + b"2\r\n{}\r\n0\r\n", b"a: b\r\n" * 500, b" 400 "),
+    "a chunk's extension": (_head(transfer_encoding="chunked") + b"2;", b"x" * 5000, b" 400 "),
+    "a head": (b"GET /healthz HTTP/1.1\r\n", b"a: " + b"b" * 4000 + b"\r\n", b" 431 "),
+    "a request line": (b"GET /", b"x" * 4096, b" 414 "),
+    "a body after its call was answered": (_head(content_length=16) + b'{"messages": []}', b"x" * 65536, b" 200 "),
+}
+
+
+@pytest.mark.parametrize(("first", "again", "status"), ENDLESS.values(), ids=ENDLESS)
+def test_what_has_no_end_is_answered_then_ended_and_others_are_served(
+    first: bytes, again: bytes, status: bytes, gateway: Gunicorn
+) -> None:
+    with _connect(gateway) as client:
+        sender = _send_on(client, first, again)
+        assert _is_served(gateway)
+        answer = _read_to_the_end(client)
+        assert answer.startswith(b"HTTP/1.1" + status)
+        sender.join(15)
+        assert not sender.is_alive(), "the connection was ended"
+    assert _is_served(gateway)
+
+
+def test_small_rest_of_a_refused_body_keeps_the_connection(gateway: Gunicorn) -> None:
+    with _connect(gateway) as client:
+        for key, status in (("wrong", b"401"), (KEY, b"200"), ("wrong", b"401")):
+            body = b'{"messages": [], "user": "' + b"x" * 3000 + b'"}'
+            client.sendall(_head(key, content_length=len(body)))
+            time.sleep(0.05)
+            client.sendall(body)
+            got = client.recv(65536)
+            assert got.startswith(b"HTTP/1.1 " + status)
+            assert b"connection: keep-alive" in got.lower()
+
+
+def test_rest_of_a_refused_body_that_does_not_come_is_not_waited_for(gateway: Gunicorn) -> None:
+    with _connect(gateway) as client:
+        client.sendall(_head("wrong", content_length=1000) + b"{")
+        assert _read_to_the_end(client).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+def test_body_is_asked_for_once_its_client_is_let_in(key: str, gateway: Gunicorn) -> None:
+    body = b'{"messages": []}'
+    with _connect(gateway) as client:
+        client.sendall(_head(key, content_length=len(body), expect="100-continue"))
+        first = client.recv(65536)
+        if key != KEY:
+            assert first.startswith(b"HTTP/1.1 401 ")
+            assert b"connection: close" in first.lower()
+            return
+        assert first == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_body_that_comes_too_slowly_is_given_up(gateway: Gunicorn) -> None:
+    with _connect(gateway) as client:
+        client.sendall(_head(content_length=100) + b"{")
+        assert _read_to_the_end(client).startswith(b"HTTP/1.1 408 ")
+
+
+def test_refusals_show_nothing_of_the_request(gateway: Gunicorn) -> None:
+    secret = "sk-planted-0123456789"
+    for head in (
+        f"POST /v1/responses HTTP/1.1\r\nAuthorization Bearer {secret}\r\n\r\n",
+        f"POST /v1/responses HTTP/1.1\r\nAuthorization : Bearer {secret}\r\n\r\n",
+        f"POST /v1/responses?key={secret}\r\n\r\n",
+        f"GET /v1/models?q=a b&key={secret} HTTP/1.1\r\n\r\n",
+        f"GET /v1/models HTTP/1.1\nAuthorization: Bearer {secret}\n\n",
+        f"GET /v1/models HTTP/1.1\r\nexpect: {secret}\r\n\r\n",
+        f"GET /v1/models HTTP/1.1\r\ntransfer-encoding: {secret}\r\n\r\n",
+    ):
+        with _connect(gateway) as client:
+            client.sendall(head.encode())
+            answer = _read_to_the_end(client)
+        assert answer[9:10] in (b"4", b"5")
+        assert b'"error": {"message"' in answer
+        assert secret.encode() not in answer
+    assert secret not in gateway.log()
+
+
+def test_headers_of_forwarders_change_nothing(gateway: Gunicorn) -> None:
+    for headers in ({"SCRIPT_NAME": "/healthz"}, {"SCRIPT_NAME": "/x"}, {"PATH_INFO": "/metrics"}):
+        assert requests.get(gateway.url + "/healthz", headers=headers, timeout=5).json() == {"status": "ok"}
+    assert (
+        requests.get(gateway.url + "/public/metrics", headers={"SCRIPT_NAME": "/public"}, timeout=5).status_code == 404
+    )
+
+
+def test_worker_without_descriptors_says_so_in_its_own_words_and_serves_again(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    call = _head(content_length=16) + b'{"messages": []}'
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 0}) as gateway, contextlib.ExitStack() as stack:
+        (worker,) = gateway.workers()
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        most = max(int(name) for name in os.listdir(f"/proc/{worker}/fd")) + 3
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (most, before[1]))
+        first, *_, last = [stack.enter_context(_connect(gateway)) for _ in range(most)]
+        gateway.wait_for_log("no new connection can be taken")
+        # Whatever was still being closed when they came has made room for one of them.
+        eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) == most)
+        first.sendall(call)
+        answer = first.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code": "gateway_out_of_descriptors"' in answer
+        last.sendall(call)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+        assert last.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert gateway.workers() == [worker]
+        assert gateway.log().count("no new connection can be taken") == 1
+        assert "Traceback" not in gateway.log()
+
+
+_STOPPED_AT_ITS_FORK = """
+import os, signal
+
+def post_fork(server, worker):
+    # As the master does, between the fork and the worker's own handlers.
+    if worker.age == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_stop_that_comes_while_a_worker_boots_is_not_lost(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    (tmp_path / "stopped.py").write_text(_STOPPED_AT_ITS_FORK)
+    arguments = ["-c", str(tmp_path / "stopped.py")]
+    with run_gateway(tmp_path, upstream.url, None, *arguments) as gateway:
+        # The first has ended, and the master, which is not stopping, started another.
+        eventually(lambda: gateway.log().count("Booting worker") == 2, timeout_s=20)
+        first = int(gateway.wait_for_log(r"Booting worker with pid: (\d+)")[1])
+        eventually(lambda: first not in gateway.workers())
+        assert _is_served(gateway)

@@ -23,6 +23,7 @@ from openai_gateway.accounting.capture import Captures
 from openai_gateway.accounting.log import CallLog
 from openai_gateway.accounting.shared_files import to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
+from openai_gateway.accounting.standings import Standings
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.accounting.tracing import open_tracing
 from openai_gateway.accounting.usage_log import UsageLog
@@ -85,13 +86,16 @@ class GatewayApp(flask.Flask):
             }
 
         aggregate = Aggregate(models, self._get_states, count_lost)
-        self.snapshots = self.extensions[SNAPSHOTS] = Snapshots(aggregate)
+        self.snapshots = self.extensions[SNAPSHOTS] = Snapshots(aggregate, lambda: self.standings)
         self.extensions[FEED] = Feed(self.snapshots.snapshot)
         trace = open_tracing(models)
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
         recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
         clients = _open_clients(config)
         self.budgets = _open_budgets(config)
+        self.standings = Standings(
+            clients, self.budgets, lambda: [file for server in self._servers.values() for file in server.keys.files]
+        )
         self._servers = {
             name: CallServer(
                 server,

@@ -19,6 +19,7 @@ from openai_gateway.accounting.totals import (
     KEPT_MINUTES,
     KEPT_SECONDS,
     Account,
+    ClientSums,
     Consumption,
     Second,
     ServerState,
@@ -56,6 +57,8 @@ class Aggregate:
     def observe(self, record: CallRecord) -> None:
         """Count a call that is over."""
         self.calls += 1
+        if record.client is not None:
+            self.totals.clients.setdefault(record.client, ClientSums()).observe(record)
         account = self._account(record)
         status = record.status
         code = record.error_code or ""

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from openai_gateway import __version__
 from openai_gateway.accounting.snapshot import Snapshots, to_states
+from openai_gateway.accounting.standings import Standing
 from openai_gateway.accounting.totals import BOUNDS_S, Account, Histogram, Totals
 
 _PREFIX: Final = "openai_gateway_"
@@ -70,6 +71,7 @@ class _Metrics(Collector):
         yield from _collect_consumption(total)
         yield from _collect_lost(total)
         yield from _collect_states(workers)
+        yield from _collect_clients(*self._snapshots.standings(total))
 
 
 def _counter(name: str, text: str, labels: Iterable[str]) -> CounterMetricFamily:
@@ -165,3 +167,39 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     build = _gauge("build_info", "The version that serves.", ["version"])
     build.add_metric([__version__], 1)
     yield build
+
+
+def _collect_clients(standings: list[Standing], problems: list[str]) -> Iterator[Metric]:
+    """Give the figures of named clients; the label has the clients file's names only."""
+    sums = {
+        name: _counter(f"client_{name}", text, ["client"])
+        for name, text in (
+            ("calls", "Calls of a named client that are over."),
+            ("errors", "Those of them that failed."),
+            ("refused", "Those that its budget, or its bound on calls at a time, left no room for."),
+            ("cost_usd", "Cost of the calls whose price is known, in US dollars."),
+        )
+    }
+    tokens = _counter("client_tokens", "Tokens of a named client's calls.", ["client", "kind"])
+    budget = _gauge("client_budget_usd", "What a client may spend in its budget's period.", ["client", "per"])
+    spent = _gauge("client_spent_usd", "What it has spent in that period.", ["client"])
+    reserved = _gauge("client_reserved_usd", "What its calls under way may cost.", ["client"])
+    in_flight = _gauge("client_calls_in_flight", "Its calls under way, those that wait included.", ["client"])
+    for standing in standings:
+        name = [standing.name]
+        for each, family in sums.items():
+            family.add_metric(name, getattr(standing.sums, each))
+        tokens.add_metric([standing.name, "input"], standing.sums.input_tokens)
+        tokens.add_metric([standing.name, "output"], standing.sums.output_tokens)
+        if standing.budget_usd is not None:
+            budget.add_metric([standing.name, standing.per], standing.budget_usd)
+        for gauge, value in (
+            (spent, standing.spent_usd),
+            (reserved, standing.reserved_usd),
+            (in_flight, standing.in_flight),
+        ):
+            gauge.add_metric(name, value)
+    if standings:
+        yield from (*sums.values(), tokens, budget, spent, reserved, in_flight)
+    text = "Files of keys and clients that can't be used as they are; what was in use before is."
+    yield GaugeMetricFamily(_PREFIX + "key_file_problems", text, value=len(problems))

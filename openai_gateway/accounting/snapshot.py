@@ -10,13 +10,16 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
+
+import msgspec
 
 from openai_gateway import __version__
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.shared_files import SharedFiles
 from openai_gateway.accounting.spans import to_series, to_span, to_spans
+from openai_gateway.accounting.standings import Standing, Standings
 from openai_gateway.accounting.totals import KEPT_SECONDS, Consumption, ServerState, Totals
 from openai_gateway.remedies import advise
 from openai_gateway.wire.call import CallRecord
@@ -29,7 +32,8 @@ _INTERVAL_S: Final = 0.5
 class Snapshots:
     """What all workers of a master have done and are doing; until `share` is called, this worker only."""
 
-    def __init__(self, aggregate: Aggregate) -> None:
+    def __init__(self, aggregate: Aggregate, get_standings: Callable[[], Standings | None] = lambda: None) -> None:
+        self._get_standings = get_standings
         self._aggregate = aggregate
         self._files: SharedFiles | None = None
         self._others: tuple[list[Totals], list[Totals]] = ([], [])
@@ -80,11 +84,23 @@ class Snapshots:
                 self._others = self._files.read_others()
         return self._others
 
+    def standings(self, total: Totals) -> tuple[list[Standing], list[str]]:
+        """Return how the named clients stand, and what is wrong with their files."""
+        standings = self._get_standings()
+        # A disk in trouble must not take the page along.
+        with contextlib.suppress(OSError):
+            if standings is not None:
+                return standings.read(total), standings.problems()
+        return [], []
+
     def snapshot(self) -> dict[str, Any]:
         """Return everything as plain values, as the status page wants it."""
         total, workers = self.total()
+        clients, problems = self.standings(total)
         now = time.time()
         return {
+            "clients": [_show_client(standing) for standing in clients],
+            "file_problems": problems,
             "time": now,
             "version": __version__,
             "started": total.started,
@@ -154,6 +170,10 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "cost_usd": used.cost_usd if used.priced_calls else None,
         "calls_without_usage": sum(account.without_usage for account in accounts),
     }
+
+
+def _show_client(standing: Standing) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(standing), "sums": msgspec.structs.asdict(standing.sums)}
 
 
 def _show_limit(limit: RateLimit) -> dict[str, float | None]:

@@ -24,6 +24,9 @@ KEPT_MINUTES: Final = 61
 KEPT_CALLS: Final = 50
 
 
+_REFUSALS: Final = frozenset({"gateway_budget_exceeded", "gateway_client_busy"})
+
+
 class Histogram(msgspec.Struct):
     """How many values lie up to each of BOUNDS_S (the last count: above), and their sum."""
 
@@ -77,6 +80,32 @@ class Consumption(TokenSums):
 
     def add(self, other: Consumption) -> None:
         """Add another one."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class ClientSums(msgspec.Struct):
+    """The calls of one named client; `refused` are those that its budget, or its other calls, left no room for."""
+
+    calls: int = 0
+    errors: int = 0
+    refused: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def observe(self, record: CallRecord) -> None:
+        """Count a call."""
+        self.calls += 1
+        self.refused += record.error_code in _REFUSALS
+        self.errors += record.outcome == "failed" or (record.status or 0) >= 400
+        self.cost_usd += record.cost_usd or 0.0
+        if record.usage is not None:
+            self.input_tokens += record.usage.input_tokens
+            self.output_tokens += record.usage.output_tokens
+
+    def add(self, other: ClientSums) -> None:
+        """Add another worker's."""
         for name in self.__struct_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -147,6 +176,7 @@ class Totals(msgspec.Struct):
     recent: list[CallRecord] = []
     errors: list[CallRecord] = []
     states: dict[str, ServerState] = {}
+    clients: dict[str, ClientSums] = {}
     resident_bytes: int = 0
     lost: dict[str, int] = {}
 
@@ -156,6 +186,8 @@ class Totals(msgspec.Struct):
             self.accounts.setdefault(key, Account()).add(account)
         for key, consumption in other.consumption.items():
             self.consumption.setdefault(key, Consumption()).add(consumption)
+        for name, sums in other.clients.items():
+            self.clients.setdefault(name, ClientSums()).add(sums)
         self.seconds = _add_seconds(self.seconds, other.seconds, KEPT_SECONDS)
         self.minutes = _add_seconds(self.minutes, other.minutes, KEPT_MINUTES)
         self.recent = _latest([*self.recent, *other.recent])

@@ -17,7 +17,7 @@ import gevent
 
 from openai_gateway.config import Secret
 from openai_gateway.config.clients import Client, ClientsFile
-from openai_gateway.config.key_file import open_client_keys
+from openai_gateway.config.key_file import KeyFile, open_client_keys
 from openai_gateway.errors import (
     ClientGone,
     Forbidden,
@@ -82,6 +82,11 @@ class GatewayKeys:
             what = "Incorrect API key provided for this gateway" if given else "This gateway needs an API key"
             raise Unauthorized(f"{what}; send one as 'Authorization: Bearer KEY'.")
         return client
+
+    @property
+    def files(self) -> list[KeyFile]:
+        """The files of keys without names."""
+        return [self._file] if self._file is not None else []
 
     def find_client(self, name: str | None) -> Client | None:
         """Return the client of a name as the file has it now; None if it isn't there, or is no name."""

@@ -34,12 +34,12 @@ class WatchedFile(Generic[_Content]):
         self.on_change: Callable[[], None] = lambda: None
         self.when_gone: _Content | None = None
         self.problem: str | None = None
-        self._path = path
+        self.path = path
         self._parse = parse
         self._content = initial
         self._is_read = False
         self._name = name
-        self._kept = kept
+        self.kept = kept
         self._stamp: tuple[int, int, int] | None = None
         self._checked_at = float("-inf")
         self._gone_at: float | None = None
@@ -54,12 +54,12 @@ class WatchedFile(Generic[_Content]):
 
     def _read_if_changed(self, now: float) -> None:
         try:
-            found = os.stat(self._path)
+            found = os.stat(self.path)
             stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
             if stamp == self._stamp:
                 # Unread all the same: what was wrong with this content still is.
                 return
-            with open(self._path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8") as file:
                 content = self._parse(file.read())
         except FileNotFoundError:
             self._miss(now)
@@ -87,10 +87,10 @@ class WatchedFile(Generic[_Content]):
         before, self._content = self._content, content
         is_first, self._is_read = not self._is_read, True
         if content != before and not is_first:
-            _log.info("%s %s %s", self._name, self._path, said)
+            _log.info("%s %s %s", self._name, self.path, said)
             self.on_change()
 
     def _tell(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
-            _log.error("%s %s %s; %s", self._name, self._path, problem, self._kept)
+            _log.error("%s %s %s; %s", self._name, self.path, problem, self.kept)

@@ -31,7 +31,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{to_count(in_flight)} in flight",
         "version": snapshot["version"],
         "since": to_day_and_clock(snapshot["started"]),
-        "alerts": _to_alerts(snapshot),
+        "alerts": [*_to_alerts(snapshot), *snapshot["file_problems"]],
         "tiles": to_tiles(snapshot),
         "charts": to_charts(snapshot),
         "tables": {
@@ -40,6 +40,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
             "recent": [_to_call(call) for call in snapshot["recent"]],
             "minutes": _to_minutes(snapshot),
             "servers": [_to_server(server) for server in servers],
+            "clients": [_to_client(client) for client in snapshot["clients"]],
             "workers": [_to_worker(worker) for worker in snapshot["workers"]],
         },
     }
@@ -169,6 +170,25 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         to_usd(server["cost_usd"]),
         *(to_count(server[name]) for name in tokens),
         f"{server['calls_without_usage']:,}",
+    ]
+
+
+def _to_client(client: Mapping[str, Any]) -> Row:
+    sums, budget, spent = client["sums"], client["budget_usd"], client["spent_usd"]
+    meter: Cell = ""
+    if budget:
+        share = min(1.0, (spent + client["reserved_usd"]) / budget)
+        meter = [f"{share:.0%}", "meter", round(share, 4)]
+    period = {"day": " a day", "month": " a month", "total": ""}[client["per"]]
+    return [
+        _clip(client["name"]),
+        meter,
+        "none" if budget is None else to_usd(budget) + period,
+        to_usd(spent),
+        to_usd(client["reserved_usd"]),
+        f"{client['in_flight']:,}",
+        *(f"{sums[name]:,}" for name in ("calls", "errors", "refused")),
+        *(to_count(sums[name]) for name in ("input_tokens", "output_tokens")),
     ]
 
 

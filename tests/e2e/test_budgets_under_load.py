@@ -108,6 +108,10 @@ def test_two_hundred_calls_at_once_spend_no_more_than_their_budget(folder: Path)
         refused = _ask(gateway, max_output_tokens=2000)
         assert refused.headers["x-should-retry"] == "false"
         assert "spent today" in refused.json()["error"]["message"]
+        metrics = requests.get(f"{gateway.url}/metrics", timeout=5).text
+        assert 'openai_gateway_client_budget_usd{client="team",per="day"} 1.0' in metrics
+        assert f'openai_gateway_client_spent_usd{{client="team"}} {spent!r}' in metrics
+        assert 'openai_gateway_client_reserved_usd{client="team"} 0.0' in metrics
         # Another client has a budget of its own.
         assert _ask(gateway, "other", max_output_tokens=2000).ok
     with run_upstream(upstream) as there, run_gateway(folder, there.url, _settings(folder)) as gateway:

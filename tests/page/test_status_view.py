@@ -10,11 +10,13 @@ from typing import Any
 
 import flask
 import gevent
+import msgspec
 import pytest
 
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.snapshot import Snapshots
-from openai_gateway.accounting.totals import ServerState
+from openai_gateway.accounting.standings import Standing
+from openai_gateway.accounting.totals import ClientSums, ServerState
 from openai_gateway.app import create_app
 from openai_gateway.config import GatewayConfig, Secret, ServerConfig
 from openai_gateway.page.feed import Feed
@@ -38,6 +40,10 @@ def _aggregate(**changes: Any) -> Aggregate:
 
 def _view(aggregate: Aggregate) -> dict[str, Any]:
     return to_view(Snapshots(aggregate).snapshot())
+
+
+def _show(standing: Standing) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(standing), "sums": msgspec.structs.asdict(standing.sums)}
 
 
 def _tile(view: dict[str, Any], label: str) -> dict[str, str]:
@@ -81,7 +87,9 @@ def test_right_after_the_start_there_are_no_calls_yet_and_nothing_is_no_number()
     view = _view(_aggregate(in_flight=0, queued=0, cap=None))
     assert [tile["value"] for tile in view["tiles"]] == ["0", "0", "0.0", "0", UNKNOWN, UNKNOWN, "0", UNKNOWN]
     assert [tile["note"] for tile in view["tiles"]].count("no calls yet") == 5
-    assert [name for name, rows in view["tables"].items() if not rows] == ["limits", "errors", "recent", "minutes"]
+    assert [name for name, rows in view["tables"].items() if not rows] == [
+        "limits", "errors", "recent", "minutes", "clients",
+    ]  # fmt: skip
     assert all(value is None for value in view["charts"]["p50_ms"])
     assert not {"NaN", "Infinity", "null", "None"} & set(json.dumps(view["tiles"] + [view["tables"]]).split('"'))
     json.dumps(view, allow_nan=False)
@@ -168,7 +176,13 @@ def test_texts_from_outside_are_escaped_and_bounded() -> None:
 def test_every_row_has_a_cell_for_each_column() -> None:
     aggregate = _aggregate(rate_limits={"requests": RateLimit(1.0, 1.0, 1.0)}, limits_at=1.0)
     aggregate.observe(to_record(status=404))
-    tables = _view(aggregate)["tables"]
+    clients = [
+        Standing("team", 1.0, "day", 0.25, 0.5, 3, ClientSums(calls=7)),
+        Standing("b", None, "total", 0, 0, 0, ClientSums()),
+    ]
+    tables = to_view({**Snapshots(aggregate).snapshot(), "clients": [_show(client) for client in clients]})["tables"]
+    assert tables["clients"][0][:7] == ["team", ["75%", "meter", 0.75], "$1.00 a day", "$0.25", "$0.5", "3", "7"]
+    assert tables["clients"][1][:3] == ["b", "", "none"]
     assert [table.id for table in TABLES if not tables[table.id]] == []
     for table in TABLES:
         assert {len(row) for row in tables[table.id]} == {len(table.columns)}, table.id

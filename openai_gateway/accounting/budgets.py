@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from openai_gateway.accounting.estimates import Asked, Experience
+from openai_gateway.accounting.estimates import Asked, Experience, guess_usd
 from openai_gateway.accounting.spend_file import NANO, Full, Limit, Spend, SpendFile
 from openai_gateway.accounting.spend_history import sum_up_spend
 from openai_gateway.config import ServerConfig
@@ -58,7 +58,7 @@ class Budgets:
             _log.error("budgets: %s can't be used: %s", self._path, error)
             raise Unavailable("The gateway can't look up budgets now.", code="gateway_budgets_unavailable") from None
         experience.begin(asked)
-        return Reservation(self, tuple(limits), nano_usd, now, (experience, asked))
+        return Reservation(self, tuple(limits), nano_usd, now, (experience, asked, server))
 
     def find_experience(self, client: Client | None, server: ServerConfig) -> Experience:
         """Return what is known of a client's calls to a server."""
@@ -121,7 +121,7 @@ class Reservation:
         limits: tuple[Limit, ...],
         nano_usd: int,
         at: float,
-        learn_from: tuple[Experience, Asked],
+        learn_from: tuple[Experience, Asked, ServerConfig],
     ) -> None:
         self._budgets = budgets
         self._limits = limits
@@ -135,7 +135,7 @@ class Reservation:
 
     def settle(self, record: CallRecord | None) -> float:
         """Settle and return what is charged, in US dollars; None for a call of which nothing is known any more."""
-        charge = self._nano_usd if record is None else _to_charge(record, self._nano_usd)
+        charge = self._nano_usd if record is None else _to_charge(record, self._nano_usd, self._learn_from[2])
         usage = record.usage if record is not None and not record.is_replayed else None
         return self._end(charge, usage)
 
@@ -146,16 +146,20 @@ class Reservation:
         try:
             self._budgets.settle(limits, self._nano_usd, charge, self._at)
         finally:
-            experience, asked = self._learn_from
+            experience, asked, _ = self._learn_from
             experience.end(asked, usage)
         return charge / NANO
 
 
-def _to_charge(record: CallRecord, estimate: int) -> int:
+def _to_charge(record: CallRecord, estimate: int, server: ServerConfig) -> int:
     if record.cost_usd is not None:
         return round(record.cost_usd * NANO)
-    was_made = record.attempts > 0 and not record.is_replayed
-    return estimate if was_made and (record.status or 0) < 400 else 0
+    if record.attempts == 0 or record.is_replayed or (record.status or 0) >= 400:
+        return 0
+    if record.usage is None:
+        return estimate
+    # What was used is known, but not what that costs: another model, a tier without a price.
+    return round((guess_usd(server, record.usage, record.service_tier) or 0.0) * NANO)
 
 
 def to_limit(client: Client) -> Limit:

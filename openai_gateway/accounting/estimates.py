@@ -116,10 +116,20 @@ class Experience:
         seen = math.ceil(asked.text_bytes * per_byte) + asked.other_tokens
         given = seen + inputs if asked.refers else seen
         made = output if asked.output_tokens is None else asked.output_tokens
-        usage = Usage(input_tokens=given, output_tokens=made)
-        cost = server.prices.cost_usd(server.openai_model, usage, asked.service_tier)
-        # A tier that has no price of its own: the standard one is the best guess.
-        return cost if cost is not None else server.prices.cost_usd(server.openai_model, usage)
+        return guess_usd(server, Usage(input_tokens=given, output_tokens=made), asked.service_tier)
+
+
+def guess_usd(server: ServerConfig, usage: Usage, service_tier: str | None) -> float | None:
+    """Return what a usage costs, by the nearest price there is; None only if the server's model has no price at all."""
+    price = server.prices.find(server.openai_model)
+    if price is None:
+        return None
+    for tier in (service_tier, None):
+        cost = server.prices.cost_usd(server.openai_model, usage, tier)
+        if cost is not None:
+            return cost
+    # A long input, or sounds, without a price of their own.
+    return (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1_000_000
 
 
 def _to_high(counts: deque[int], assumed: int) -> int:

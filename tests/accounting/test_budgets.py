@@ -83,6 +83,9 @@ def test_call_is_refused_that_would_go_over_with_those_in_flight(path: str) -> N
         pytest.param({"cost_usd": None, "usage": None, "status": 429}, 0.0, id="an error of the upstream"),
         pytest.param({"cost_usd": None, "status": None, "outcome": "client_gone", "attempts": 0}, 0.0, id="never made"),
         pytest.param({"cost_usd": 0.0, "is_replayed": True}, 0.0, id="a kept answer"),
+        pytest.param(
+            {"cost_usd": None, "usage": Usage(30, 40), "service_tier": "gold"}, 0.07, id="a tier without a price"
+        ),
         pytest.param(None, 0.1, id="a call that could not be recorded"),
     ],
 )

@@ -19,13 +19,14 @@ from openai_gateway.cli.screen import print_table, show_progress
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, explain_error
 from openai_gateway.probe.load import CallTimes, Load
+from openai_gateway.wire.api import Api
 
 _TOKENS: Final = 64
+_APIS: Final = tuple(api.value for api in Api)
 _TIMEOUT_S: Final = 600.0
 _READY_S: Final = 30.0
 _BUSY_SHARE: Final = 0.7
 _PERCENTILES: Final = (50, 90, 99)
-_LIMITS: Final = {"responses": "max_output_tokens", "chat": "max_completion_tokens"}
 
 
 @click.command(name="bench")
@@ -33,7 +34,13 @@ _LIMITS: Final = {"responses": "max_output_tokens", "chat": "max_completion_toke
 @click.option("--calls", default=200, show_default=True, type=click.IntRange(1, 1_000_000), help="Calls to make.")
 @click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1, 512), help="Calls at a time.")
 @click.option("--stream", is_flag=True, help="Ask for streams; tells the time to the first token, too.")
-@click.option("--api", default="responses", show_default=True, type=click.Choice(list(_LIMITS)), help="API to call.")
+@click.option(
+    "--api",
+    default=Api.RESPONSES.value,
+    show_default=True,
+    type=click.Choice(_APIS),
+    help="API to call.",
+)
 @click.option("--model", default="any", show_default=True, help="Model to name; a gateway puts its own in its place.")
 @click.option("--direct", metavar="URL", help="The upstream: as many calls go to it, by turns; tells what is added.")
 @click.option("--json", "is_json", is_flag=True, help="Print the result as JSON.")
@@ -58,8 +65,9 @@ def bench_command(url: str, direct: str | None, **given: Any) -> int:
     endpoints = {"gateway": _open_endpoint(url, key)}
     if direct is not None:
         endpoints["direct"] = _open_endpoint(direct, os.environ.get("OPENAI_API_KEY_DIRECT", key))
-    body = {"model": given["model"], "stream": given["stream"], _LIMITS[given["api"]]: _TOKENS}
-    load = Load(list(endpoints.values()), given["api"], body, given["calls"])
+    api = next(api for api in Api if api == given["api"])
+    body = {"model": given["model"], "stream": given["stream"], api.token_limit: _TOKENS}
+    load = Load(list(endpoints.values()), api, body, given["calls"])
     return measure(endpoints, load, given["concurrency"], is_json=given["is_json"])
 
 

@@ -17,8 +17,9 @@ from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.screen import print_indented
 from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
-from openai_gateway.probe.examination import FAILED, OK, TITLES, UNKNOWN, Examination, Finding
+from openai_gateway.probe.examination import FAILED, OK, UNKNOWN, Examination, Finding
 from openai_gateway.probe.probes import FEW_TOKENS, TOOL_TOKENS
+from openai_gateway.wire.api import Api
 
 _CURE_START: Final = "      -> "
 _MARKS: Final = {OK: ("✓", "green"), FAILED: ("✗", "red"), UNKNOWN: ("?", "yellow")}
@@ -32,7 +33,7 @@ _COST: Final = (
 @click.command(name="check")
 @choosing.config_options
 @click.option("--server", help="Only this server (default: all).")
-@click.option("--api", type=click.Choice(list(TITLES)), help="Only this API (default: both).")
+@click.option("--api", type=click.Choice([api.value for api in Api]), help="Only this API (default: both).")
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(1), help="Seconds for each call.")
 @click.option("--json", "is_json", is_flag=True, help="Print the findings as JSON.")
 def check_command(
@@ -59,11 +60,11 @@ def check_command(
     if server is not None and server not in chosen.servers:
         raise CalledWrongly(f"there is no server {server!r}; there are: {', '.join(chosen.servers)}")
     names = list(chosen.servers) if server is None else [server]
-    return check_servers(chosen, names, list(TITLES) if api is None else [api], timeout, is_json=is_json)
+    return check_servers(chosen, names, [one for one in Api if api in (None, one)], timeout, is_json=is_json)
 
 
 def check_servers(
-    chosen: GatewayConfig, names: Sequence[str], apis: Sequence[str], timeout_s: float, *, is_json: bool
+    chosen: GatewayConfig, names: Sequence[str], apis: Sequence[Api], timeout_s: float, *, is_json: bool
 ) -> int:
     """Examine the upstreams of some servers, show what is found, and return the exit code."""
     if is_json:

@@ -23,12 +23,11 @@ from certifi import where as default_ca_file
 
 from openai_gateway.config.redact import mask_url
 from openai_gateway.remedies import Remedy, find_remedy
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.retries import to_retry_after_s
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import read_stream
 
-PATHS: Final = {"responses": "/responses", "chat": "/chat/completions"}
-_ENDS: Final = {"responses": (b'"response.completed"', b'"response.incomplete"'), "chat": (b"[DONE]",)}
 # A chunk with the reason, one with the usage.
 _LAST_EVENTS: Final = 2
 _MOST_BYTES: Final = 4 * 1024 * 1024
@@ -71,16 +70,16 @@ class Reply:
         """Tell whether it is a stream of events."""
         return is_event_stream(self.headers.get("content-type", ""))
 
-    def is_complete(self, api: str) -> bool:
+    def is_complete(self, api: Api) -> bool:
         """Tell whether a stream came to an end: with the API's last event, or at least with a reason to finish."""
-        return self._has_last_event(api) or (api == "chat" and self._has_finish_reason())
+        return self._has_last_event(api) or (api is Api.CHAT and self._has_finish_reason())
 
-    def lacks_done(self, api: str) -> bool:
+    def lacks_done(self, api: Api) -> bool:
         """Tell whether a chat stream came to an end without the `[DONE]` that OpenAI sends."""
-        return api == "chat" and not self._has_last_event(api)
+        return api is Api.CHAT and not self._has_last_event(api)
 
-    def _has_last_event(self, api: str) -> bool:
-        return any(end in event for event in self.events[-2:] for end in _ENDS[api])
+    def _has_last_event(self, api: Api) -> bool:
+        return any(end in event for event in self.events[-2:] for end in api.ends)
 
     def _has_finish_reason(self) -> bool:
         tail = b"".join(b"data:" + event + b"\n" for event in self.events[-_LAST_EVENTS:])

@@ -30,12 +30,12 @@ from openai_gateway.remedies import (
     RATE_LIMITED,
     UNKNOWN_URL,
 )
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.rate_limits import RateLimit, read_dialect
 
 OK: Final = "ok"
 FAILED: Final = "failed"
 UNKNOWN: Final = "unknown"
-TITLES: Final = {"responses": "Responses", "chat": "Chat"}
 _ADDED_BODIES: Final = "extra_body, extra_body_responses and extra_body_chat"
 _TOOL_CURE: Final = "choose a model that knows tools (vLLM: --enable-auto-tool-choice and --tool-call-parser)"
 # After these, every further call would fail the same way.
@@ -59,7 +59,7 @@ class Examination:
     """Examines one server; `origin_of` tells where a key of its config has its value from."""
 
     def __init__(
-        self, server: ServerConfig, apis: Sequence[str], timeout_s: float, origin_of: Callable[[str], str]
+        self, server: ServerConfig, apis: Sequence[Api], timeout_s: float, origin_of: Callable[[str], str]
     ) -> None:
         self._server = server
         self._apis = apis
@@ -171,7 +171,7 @@ class Examination:
             yield Finding("model", UNKNOWN, tried[0].took_s, "can't be told apart from what fails below")
 
     def _find_apis(self) -> Iterator[Finding]:
-        served: list[str] = []
+        served: list[Api] = []
         for api in self._apis:
             finding = self._find_text(api)
             yield finding
@@ -193,11 +193,11 @@ class Examination:
                 return
         yield Finding("rate limits", OK, 0.0, "not told in headers; they are learnt from refusals")
 
-    def _find_text(self, api: str) -> Finding:
-        name, probe = TITLES[api], self._prober.text(api)
+    def _find_text(self, api: Api) -> Finding:
+        name, probe = api.label, self._prober.text(api)
         if probe.is_ok and probe.reply is not None:
             fields = probe.reply.fields
-            if not isinstance(fields.get("output" if api == "responses" else "choices"), list):
+            if not isinstance(fields.get(api.given), list):
                 return Finding(
                     name, FAILED, probe.took_s, "answers, but not in this API's form", "look at what serves there"
                 )
@@ -213,8 +213,8 @@ class Examination:
             return Finding(name, FAILED, probe.took_s, str(probe.refusal), _advise_other_api(api, other))
         return self._fail(name, probe)
 
-    def _find_stream(self, api: str) -> Finding:
-        name, probe = f"{TITLES[api]}, streamed", self._prober.stream(api)
+    def _find_stream(self, api: Api) -> Finding:
+        name, probe = f"{api.label}, streamed", self._prober.stream(api)
         if not probe.is_ok or probe.reply is None:
             return self._fail(name, probe)
         reply = probe.reply
@@ -229,13 +229,13 @@ class Examination:
         note = "; it ends without [DONE], which some clients wait for" if reply.lacks_done(api) else ""
         return Finding(name, OK, probe.took_s, f"{count}, {began}{note}")
 
-    def _find_tool(self, api: str) -> Finding:
+    def _find_tool(self, api: Api) -> Finding:
         name, probe = "function calling", self._prober.tool(api)
         if not probe.is_ok or probe.reply is None:
             finding = self._fail(name, probe)
             return dataclasses.replace(finding, cure=_TOOL_CURE) if probe.kind == INVALID_REQUEST else finding
         if is_function_call(api, probe.reply):
-            return Finding(name, OK, probe.took_s, f"{TOOL_NAME} was called, over {TITLES[api]}")
+            return Finding(name, OK, probe.took_s, f"{TOOL_NAME} was called, over {api.label}")
         if is_cut_short(probe.reply):
             return Finding(name, UNKNOWN, probe.took_s, "the model used up its tokens before it called")
         detail = "the model answered with text, though a call was required"
@@ -282,7 +282,7 @@ def _is_api(models: Probe) -> bool:
     return models.kind == KEY_REFUSED or models.is_json
 
 
-def _advise_other_api(api: str, other: str) -> str:
-    served = "Chat Completions" if other == "chat" else "the Responses API"
+def _advise_other_api(api: Api, other: Api) -> str:
+    served = "Chat Completions" if other is Api.CHAT else "the Responses API"
     cure = f"this backend serves {served} only: have clients use that (check it with --api {other})"
-    return f"{cure}; NeMo Gym's openai_model needs the Responses API" if api == "responses" else cure
+    return f"{cure}; NeMo Gym's openai_model needs the Responses API" if api is Api.RESPONSES else cure

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from openai_gateway.probe.endpoint import CALL_ERRORS, PATHS, Endpoint, Refusal, Reply, explain_error
+from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, Refusal, Reply, explain_error
+from openai_gateway.wire.api import Api
 
 _POLL_S: Final = 0.1
 _LAST_CALLS_S: Final = 10.0
@@ -37,7 +38,7 @@ class CallTimes:
 class Load:
     """Calls of one kind, the same number to each endpoint; `times` are theirs, in the same order."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], api: str, body: Mapping[str, Any], calls: int) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], api: Api, body: Mapping[str, Any], calls: int) -> None:
         self.times = [CallTimes() for _ in endpoints]
         self.total = calls * len(endpoints)
         self.took_s = 0.0
@@ -81,11 +82,10 @@ class Load:
             connection.close()
 
     def _call(self, number: int, endpoint: Endpoint, connection: http.client.HTTPConnection, times: CallTimes) -> None:
-        name = "input" if self._api == "responses" else "messages"
         prompt = f"Say hi to number {number}."
-        given: Any = prompt if name == "input" else [{"role": "user", "content": prompt}]
+        given: Any = prompt if self._api is Api.RESPONSES else [{"role": "user", "content": prompt}]
         try:
-            reply = endpoint.call(PATHS[self._api], {**self._body, name: given}, over=connection)
+            reply = endpoint.call(self._api.path, {**self._body, self._api.asked: given}, over=connection)
         except CALL_ERRORS as error:
             times.errors.append(explain_error(error, endpoint.host, endpoint.port, is_connected=True)[0])
             return

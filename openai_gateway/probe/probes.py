@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask, reveal_all
-from openai_gateway.probe.endpoint import CALL_ERRORS, PATHS, Endpoint, Refusal, Reply, to_line
+from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, Refusal, Reply, to_line
 from openai_gateway.upstream.key import UpstreamKey
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.usage import read_answer
 
 # The least that the Responses API takes.
@@ -81,18 +82,18 @@ class Prober:
         """Ask for the models, which costs nothing; `below` goes between the base URL and the path."""
         return self._once("models", below, lambda: self.endpoint.call(f"{below}/models"))
 
-    def text(self, api: str) -> Probe:
+    def text(self, api: Api) -> Probe:
         """Ask for a few words."""
         return self._once(api, "text", lambda: self._call(api, _PROMPT, FEW_TOKENS))
 
-    def stream(self, api: str) -> Probe:
+    def stream(self, api: Api) -> Probe:
         """Ask for a few words as a stream."""
         return self._once(api, "stream", lambda: self._call(api, _PROMPT, FEW_TOKENS, stream=True))
 
-    def tool(self, api: str) -> Probe:
+    def tool(self, api: Api) -> Probe:
         """Ask for a function call."""
         tool = {"name": TOOL_NAME, "description": "The weather in a city.", "parameters": _PARAMETERS}
-        listed = {"type": "function", **tool} if api == "responses" else {"type": "function", "function": tool}
+        listed = {"type": "function", **tool} if api is Api.RESPONSES else {"type": "function", "function": tool}
         return self._once(
             api, "tool", lambda: self._call(api, _TOOL_PROMPT, TOOL_TOKENS, tools=[listed], tool_choice="required")
         )
@@ -117,26 +118,25 @@ class Prober:
                 self._done[what, how] = Probe(perf_counter() - started, error=error)
         return self._done[what, how]
 
-    def _call(self, api: str, prompt: str, tokens: int, **more: Any) -> Reply:
+    def _call(self, api: Api, prompt: str, tokens: int, **more: Any) -> Reply:
         server = self._server
-        if api == "responses":
-            own = server.extra_body_responses
-            asked: dict[str, Any] = {"input": prompt, "max_output_tokens": tokens}
-        else:
-            own = server.extra_body_chat
-            asked = {"messages": [{"role": "user", "content": prompt}], "max_completion_tokens": tokens}
+        asked = {
+            api.asked: prompt if api is Api.RESPONSES else [{"role": "user", "content": prompt}],
+            api.token_limit: tokens,
+        }
+        own = getattr(server, api.defaults_key)
         body = {**server.extra_body, **own, "stream": False, **asked, **more, "model": server.openai_model}
-        reply = self.endpoint.call(PATHS[api], body)
-        if api == "chat" and reply.status in (400, 422) and b"max_completion_tokens" in reply.body:
+        reply = self.endpoint.call(api.path, body)
+        if api is Api.CHAT and reply.status in (400, 422) and b"max_completion_tokens" in reply.body:
             # Some backends know only the name that it had before 2024.
             del body["max_completion_tokens"]
-            reply = self.endpoint.call(PATHS[api], {**body, "max_tokens": tokens})
+            reply = self.endpoint.call(api.path, {**body, "max_tokens": tokens})
         return reply
 
 
-def is_function_call(api: str, reply: Reply) -> bool:
+def is_function_call(api: Api, reply: Reply) -> bool:
     """Tell whether the model called a function."""
-    if api == "chat":
+    if api is Api.CHAT:
         message = _first_choice(reply.fields).get("message")
         return isinstance(message, dict) and bool(message.get("tool_calls"))
     output = reply.fields.get("output")

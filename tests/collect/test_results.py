@@ -11,6 +11,7 @@ from openai_gateway.collect.client import Answer
 from openai_gateway.collect.failures import NOT_HELD_AGAINST, to_failure, to_unreachable
 from openai_gateway.collect.results import to_result
 from openai_gateway.collect.sums import Latencies, Sums
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.usage import Report, Usage
 
 
@@ -85,7 +86,7 @@ def test_message_is_found_in_whatever_form(body: bytes, message: str) -> None:
 
 def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     pretty = b'{\n  "status": "completed", "output": [],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
-    response, failure = to_result("responses", Answer(200, {}, pretty))
+    response, failure = to_result(Api.RESPONSES, Answer(200, {}, pretty))
     assert failure is None
     assert response == b'{"status":"completed","output":[],"big":12345678901234567890123,"t":"a\\nb  c"}'
 
@@ -93,35 +94,35 @@ def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("api", "answer", "expected"),
     [
-        ("responses", {"status": "failed", "error": {"code": "server_error", "message": "m"}}, "response_failed"),
-        ("responses", {"status": "queued"}, "response_failed"),
-        ("responses", {"status": "incomplete", "error": None, "output": []}, None),
-        ("responses", {"output": [], "status": "completed"}, None),
-        ("responses", {"status": "completed"}, "response_failed"),
-        ("responses", {"choices": [{}]}, "response_failed"),
-        ("chat", {"error": {"code": 502, "message": "m"}}, "response_failed"),
-        ("chat", {"choices": [{"finish_reason": "stop"}], "status": 7, "error": None}, None),
-        ("chat", {"choices": [{"finish_reason": None, "message": {}}]}, None),
-        ("chat", {"choices": []}, "response_failed"),
-        ("chat", {"choices": None}, "response_failed"),
-        ("chat", {"choices": [{"error": {"code": 502}}]}, "response_failed"),
-        ("chat", {"choices": [{}, {"finish_reason": "error"}]}, "response_failed"),
-        ("chat", {"output": []}, "response_failed"),
-        ("chat", {}, "response_failed"),
-        ("chat", {"error": "model overloaded", "choices": [{}]}, "response_failed"),
-        ("chat", {"detail": "Internal error"}, "response_failed"),
-        ("chat", {"object": "error", "message": "oops", "code": 500}, "response_failed"),
+        (Api.RESPONSES, {"status": "failed", "error": {"code": "server_error", "message": "m"}}, "response_failed"),
+        (Api.RESPONSES, {"status": "queued"}, "response_failed"),
+        (Api.RESPONSES, {"status": "incomplete", "error": None, "output": []}, None),
+        (Api.RESPONSES, {"output": [], "status": "completed"}, None),
+        (Api.RESPONSES, {"status": "completed"}, "response_failed"),
+        (Api.RESPONSES, {"choices": [{}]}, "response_failed"),
+        (Api.CHAT, {"error": {"code": 502, "message": "m"}}, "response_failed"),
+        (Api.CHAT, {"choices": [{"finish_reason": "stop"}], "status": 7, "error": None}, None),
+        (Api.CHAT, {"choices": [{"finish_reason": None, "message": {}}]}, None),
+        (Api.CHAT, {"choices": []}, "response_failed"),
+        (Api.CHAT, {"choices": None}, "response_failed"),
+        (Api.CHAT, {"choices": [{"error": {"code": 502}}]}, "response_failed"),
+        (Api.CHAT, {"choices": [{}, {"finish_reason": "error"}]}, "response_failed"),
+        (Api.CHAT, {"output": []}, "response_failed"),
+        (Api.CHAT, {}, "response_failed"),
+        (Api.CHAT, {"error": "model overloaded", "choices": [{}]}, "response_failed"),
+        (Api.CHAT, {"detail": "Internal error"}, "response_failed"),
+        (Api.CHAT, {"object": "error", "message": "oops", "code": 500}, "response_failed"),
         ("chat", [1], "broken_answer"),
     ],
 )
-def test_200_that_holds_no_answer_is_a_failure(api: str, answer: Any, expected: str | None) -> None:
+def test_200_that_holds_no_answer_is_a_failure(api: Api, answer: Any, expected: str | None) -> None:
     _, failure = to_result(api, Answer(200, {}, json.dumps(answer).encode()))
     assert (failure.failure_class if failure else None) == expected
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"status": "comp', b'{"t": "\xff"}'])
 def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
-    _, failure = to_result("responses", Answer(200, {}, body))
+    _, failure = to_result(Api.RESPONSES, Answer(200, {}, body))
     assert failure is not None
     assert failure.failure_class == "broken_answer"
 

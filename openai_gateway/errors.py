@@ -150,11 +150,12 @@ class ClientBusy(GatewayError):
 
 
 class UpstreamError(GatewayError):
-    """The upstream gave no usable answer."""
+    """The upstream gave no usable answer; if `is_final`, it would give none to another attempt either."""
 
     status = 502
     type = "upstream_error"
     code = "upstream_protocol_error"
+    is_final = False
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -186,6 +187,20 @@ class CallTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+
+
+class KeyRefused(UpstreamError):
+    """The upstream has refused the gateway's key: calls are not made for a while."""
+
+    status = 401
+    code = "upstream_key_refused"
+
+
+class QuotaUsedUp(UpstreamError):
+    """The upstream has no quota left for the gateway's key: calls are not made for a while."""
+
+    status = 429
+    code = "insufficient_quota"
 
 
 class Unavailable(GatewayError):

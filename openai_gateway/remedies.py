@@ -39,6 +39,7 @@ _KINDS_BY_CODE: Final = {
     # Azure's.
     "DeploymentNotFound": MODEL_NOT_FOUND,
     "unsupported_country_region_territory": REGION_REFUSED,
+    "upstream_key_refused": KEY_REFUSED,
     "gateway_queue_full": GATEWAY_FULL,
     "gateway_client_busy": GATEWAY_FULL,
     "gateway_budget_exceeded": QUOTA_USED_UP,

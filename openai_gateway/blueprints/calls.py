@@ -28,12 +28,15 @@ from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
-from openai_gateway.upstream.relay import Load, Relay
+from openai_gateway.upstream.load import Load
+from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 
 _MOST_HEADS: Final = 256
+# Of a stored response, the query says whether it comes as a stream.
+_STREAM: Final = "stream=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,7 @@ class CallServer:
         call: Call | None = None
         try:
             call, values = self._to_call(environ, endpoint, watch)
-            client = environ.get("gunicorn.socket")
-            if not self._server.cancel_on_disconnect or call.background:
-                client = None
+            client = None if call.outlives_client else environ.get("gunicorn.socket")
             watch.begin(None if client is None else client.fileno())
             if call.is_metered and (call.client is not None or RUN_BUDGET in environ):
                 call = self._reserve(call, values, environ, watch)
@@ -202,7 +203,8 @@ class CallServer:
             target=f"{path}?{query}" if query else path,
             headers=self._to_headers(environ, has_body=bool(body)),
             body=body,
-            background=envelope.is_true(values.get("background")),
+            outlives_client=not self._server.cancel_on_disconnect or envelope.is_true(values.get("background")),
+            is_streamed=envelope.is_true(values.get("stream")) or (query is not None and _STREAM in query),
             rollout_id=rollout_id,
             request_id=request_id,
             is_metered=endpoint.schema is not None and not endpoint.is_free,

@@ -83,7 +83,7 @@ class RecordedRelay:
             if (value := environ.get(f"HTTP_{name.upper().replace('-', '_')}")) is not None
         }
         is_stateful = (
-            call.background
+            envelope.is_true(values.get("background"))
             or envelope.is_true(values.get("store"))
             or any(envelope.is_given(values.get(name)) for name in ("previous_response_id", "conversation"))
         )

@@ -22,8 +22,8 @@ from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.config.checks import find_doubt
 from openai_gateway.config.files import ENV_YAML_VARIABLE
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint
-from openai_gateway.probe.examination import TITLES
 from openai_gateway.probe.probes import Probe
+from openai_gateway.wire.api import Api
 
 _OPENAI: Final = "https://api.openai.com/v1"
 _MODELS_S: Final = 10.0
@@ -79,7 +79,7 @@ def write_env_yaml(path: Path, base_url: str, key: str, model: str) -> None:
 def try_it(path: Path) -> int:
     """Try the endpoint that the config now leads to, and return the exit code."""
     chosen = choosing.load({**os.environ, ENV_YAML_VARIABLE: str(path)})
-    code = check_servers(chosen, [chosen.default_server], list(TITLES), _TRY_S, is_json=False)
+    code = check_servers(chosen, [chosen.default_server], list(Api), _TRY_S, is_json=False)
     click.echo("Now: openai-gateway serve" if code == OK else f"Mend {path}; then: openai-gateway check")
     return code
 

@@ -60,7 +60,15 @@ class CallKeys(UpstreamKeys):
     cancel_on_disconnect: bool = key(
         Boolean(),
         True,
-        "cancel the upstream call when its client leaves; calls with `background: true` never are",
+        "cancel the upstream call when its client leaves; if not, its answer is read to its end and recorded, as that "
+        "of a call with `background: true` always is",
+        TIMES,
+    )
+    stream_heartbeat_s: float | None = key(
+        Seconds(),
+        None,
+        "put a comment line into a stream of events that is silent for so long, for balancers that cut silent "
+        "connections; null: never",
         TIMES,
     )
     max_retries: int = key(Integer(0), 2, "further attempts of a call that failed; a 429 of a limit is none", RETRIES)
@@ -85,7 +93,7 @@ class CallKeys(UpstreamKeys):
     breaker_cooldown_s: float | None = key(
         Seconds(),
         30.0,
-        "after a refused key (401) or used-up quota, calls get that answer at once; one probe after each such time; "
-        "null: never",
+        "after two refusals of the key (401) or for used-up quota in a row, calls are refused at once; one probe after "
+        "each such time; null: never",
         RETRIES,
     )

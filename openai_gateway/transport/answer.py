@@ -43,7 +43,11 @@ class RawAnswer:
         self._is_ours = True
 
     def read_ahead(self, most_bytes: int, watch: CallWatch) -> None:
-        """Read into `body`: to the end, or a little more than `most_bytes`. Raises BadAnswer; Cancelled by `watch`."""
+        """Read into `body`: to the end, or a little more than `most_bytes`. Raises BadAnswer; Cancelled by `watch`.
+
+        A success that begins with blanks only is not read any further: they are sent so that nobody on the way takes
+        a long call for dead, and have to go on at once.
+        """
         length = len(self.received)
         if length and length == self.head.content_length and not self.decoder.done:
             # Most answers come in one piece with their head: nothing to wait for, nothing to put together.
@@ -51,13 +55,16 @@ class RawAnswer:
             self.is_whole = True
             return
         watch.arm(IDLE)
-        pieces = []
+        pieces: list[bytes] = []
         length = 0
         while length <= most_bytes:
             piece = self.read()
             if not piece:
                 self.is_whole = True
                 break
+            if not pieces and self.head.status < 400 and piece.isspace():
+                self.body = piece
+                return
             watch.has_moved = True
             pieces.append(piece)
             length += len(piece)

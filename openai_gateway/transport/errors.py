@@ -22,5 +22,9 @@ class BadAnswer(PeerError):
     """What came is not a complete HTTP answer."""
 
 
+class NotHttp(BadAnswer):
+    """What came has no head of HTTP/1.x: the peer is something else, and will be the next time."""
+
+
 class TimedOut(PeerError):
     """The peer did not accept, answer or go on in time."""

@@ -1,43 +1,55 @@
 """One HTTP exchange with a peer: a request sent, and its answer's head awaited.
 
 A kept connection may be closed by the peer at the very moment that a request is sent over it. If such a connection
-breaks before the answer's first byte, the request goes out once more, over a new one; any other failure is the
-caller's to try again. A peer may answer before it has read the whole request (a 413, say): then sending stops, the
-answer is read, and the connection is not used again.
+breaks before the answer's first byte, the request goes out once more, over a new one, unless it was sent as often as
+it may be; any other failure is the caller's to try again. A peer may answer before it has read the whole request (a
+413, say): then sending stops, the answer is read, and the connection is not used again.
 
 See also: answer (the body), pool (which connection), watch (each phase's time-out).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from openai_gateway.errors import InvalidRequest
-from openai_gateway.transport.answer import RawAnswer, to_malformed
+from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.connection import Connection
-from openai_gateway.transport.errors import BadAnswer, Unreachable
+from openai_gateway.transport.errors import BadAnswer, NotHttp, Unreachable
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import CONNECT, FIRST_BYTE, CallWatch
 from openai_gateway.wire.body import to_decoder
 from openai_gateway.wire.head import MAX_HEAD_BYTES, Head, MalformedAnswer, parse_head
 from openai_gateway.wire.headers import RequestHeaders
 
-_MAX_INFORMATIONAL: Final = 16
+_MAX_INFORMATIONAL_BYTES: Final = 1024 * 1024
+_HEAD_START: Final = b"HTTP/1."
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
 
 
 class _Broke(Exception):
-    """The connection broke before the answer's first byte."""
+    """The connection is at its end; the text says how."""
+
+
+class Sent(Protocol):
+    """What is sent: it knows its call's watch, how often it may be sent, and how often it was.
+
+    A peer may have acted on each time.
+    """
+
+    watch: CallWatch
+    most_sends: int
+    sends: int
 
 
 class Exchange:
     """Makes one call of `urlopen`, the way requests' adapter makes it."""
 
-    __slots__ = ("_pool", "_watch")
+    __slots__ = ("_pool", "_request")
 
-    def __init__(self, pool: ConnectionPool, watch: CallWatch) -> None:
+    def __init__(self, pool: ConnectionPool, request: Sent) -> None:
         self._pool = pool
-        self._watch = watch
+        self._request = request
 
     def urlopen(self, method: str, url: str, body: bytes | None, headers: RequestHeaders, **_: Any) -> RawAnswer:
         """Send the request and return the answer once its head is in. Raises PeerError; Cancelled by the watch."""
@@ -46,17 +58,19 @@ class Exchange:
         if connection is not None:
             try:
                 return self._exchange(connection, head, body, is_head_request=method == "HEAD")
-            except _Broke:
-                pass
-        self._watch.arm(CONNECT)
+            except _Broke as broke:
+                if self._request.sends >= self._request.most_sends:
+                    raise _to_unanswered(broke) from None
+        self._request.watch.arm(CONNECT)
         connection = self._pool.connect()
         try:
             return self._exchange(connection, head, body, is_head_request=method == "HEAD")
         except _Broke as broke:
-            raise Unreachable(f"closed the connection before it answered ({broke})") from None
+            raise _to_unanswered(broke) from None
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes | None, *, is_head_request: bool) -> RawAnswer:
-        self._watch.arm(FIRST_BYTE)
+        self._request.watch.arm(FIRST_BYTE)
+        self._request.sends += 1
         try:
             is_sent = _send(connection, head, body)
             answer_head, received = _await_head(connection)
@@ -73,6 +87,10 @@ class Exchange:
         return answer
 
 
+def _to_unanswered(broke: _Broke) -> Unreachable:
+    return Unreachable(f"closed the connection before it answered ({broke})")
+
+
 def _send(connection: Connection, head: bytes, body: bytes | None) -> bool:
     """Send the request; False if the peer did not take all of it."""
     try:
@@ -85,45 +103,68 @@ def _send(connection: Connection, head: bytes, body: bytes | None) -> bool:
 
 
 def _await_head(connection: Connection) -> tuple[Head, bytes]:
-    """Return the answer's head, and what came after it. Raises _Broke, BadAnswer."""
-    buffer = b""
-    informational = 0
+    """Return the answer's head, and what came after it. Raises _Broke, BadAnswer.
+
+    Informational heads (1xx) are signs of life: they are passed over, as long as the call's time and a bound of bytes
+    allow.
+    """
+    buffer = _receive(connection)
+    passed_over = 0
     while True:
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
-            if len(buffer) > MAX_HEAD_BYTES:
-                raise BadAnswer("sent headers that are too large")
-            buffer = _receive_more(connection, buffer)
-            continue
+            buffer, end = _complete_head(connection, buffer)
         try:
             head = parse_head(buffer[:end])
         except MalformedAnswer as problem:
-            raise to_malformed(problem) from None
+            raise NotHttp(f"gave a malformed answer: {problem}") from None
         buffer = buffer[end + 4 :]
         if head.status >= 200:
             return head, buffer
-        informational += 1
-        if head.status == 101 or informational > _MAX_INFORMATIONAL:
-            raise BadAnswer("sent informational answers without end")
+        passed_over += end + 4
+        if head.status == 101 or passed_over > _MAX_INFORMATIONAL_BYTES:
+            raise NotHttp("sent informational answers without end")
 
 
-def _receive_more(connection: Connection, buffer: bytes) -> bytes:
+def _complete_head(connection: Connection, begun: bytes) -> tuple[bytes, int]:
+    """Return what has come once a head's end is in, and where that is. Raises BadAnswer.
+
+    What can't become a head any more is found out at once, not when the time is up. Each byte is looked at once,
+    however few come at a time.
+    """
+    buffer = bytearray(begun)
+    seen = 0
+    while True:
+        if not _HEAD_START.startswith(buffer[: len(_HEAD_START)]):
+            raise NotHttp("gave a malformed answer: the status line is not HTTP/1.x")
+        # A line's end may have come in two pieces.
+        end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
+        if end >= 0:
+            return bytes(buffer), end
+        start = seen - 1 if buffer[seen - 1 : seen] == b"\r" else seen
+        if buffer.count(b"\n", start) != buffer.count(b"\r\n", start):
+            raise NotHttp("gave a malformed answer: a line ends with a bare line feed")
+        if len(buffer) > MAX_HEAD_BYTES:
+            raise NotHttp("sent headers that are too large")
+        seen = len(buffer)
+        try:
+            buffer += _receive(connection)
+        except _Broke:
+            raise BadAnswer("broke off its answer within the headers") from None
+
+
+def _receive(connection: Connection) -> bytes:
+    """Return what comes next. Raises _Broke."""
     while True:
         connection.wait_readable()
         try:
             received = connection.receive()
         except OSError as error:
-            received = b""
-            why = error.strerror or "reset"
-        else:
-            why = "end of file"
-        if received is None:
-            continue
+            raise _Broke(error.strerror or "reset") from None
         if received:
-            return buffer + received
-        if buffer:
-            raise BadAnswer("broke off its answer within the headers")
-        raise _Broke(why)
+            return received
+        if received is not None:
+            raise _Broke("end of file")
 
 
 def _to_head(method: str, url: str, headers: RequestHeaders, body: bytes | None) -> bytes:

@@ -36,6 +36,8 @@ class PeerRequest(requests.PreparedRequest):
     hooks: Any = {}  # noqa: RUF012 (never written to)
     _cookies = None
     _body_position = None
+    most_sends = 2
+    sends = 0
 
     def __init__(self, method: str, url: str, headers: RequestHeaders, body: bytes | None, watch: CallWatch) -> None:
         self.method = method
@@ -55,7 +57,7 @@ class PeerAdapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Return an object with the `urlopen` that `send` calls."""
-        return Exchange(self._pool, request.watch)
+        return Exchange(self._pool, request)
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: verification is the pool's TLS context, always on."""

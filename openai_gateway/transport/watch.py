@@ -45,7 +45,8 @@ def has_left(fd: int) -> bool:
 class Timeouts:
     """The bounds of a call's phases in seconds; None is no bound.
 
-    `client_s` bounds each wait for the client, to send its body or to read; `total_s` everything after its body.
+    `client_s` bounds each wait for the client, to send its body or to read; `total_s` everything after its body. A
+    stream that is silent for `heartbeat_s` gets a sign of life put in; None: it does not.
     """
 
     connect_s: float | None = None
@@ -53,6 +54,7 @@ class Timeouts:
     idle_s: float | None = None
     client_s: float | None = None
     total_s: float | None = None
+    heartbeat_s: float | None = None
 
 
 class Phase:
@@ -83,14 +85,14 @@ class CallWatch:
         "_is_probing",
         "_patience_s",
         "_phase",
-        "_timeouts",
         "_total_deadline",
         "has_moved",
+        "timeouts",
     )
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._greenlet = gevent.getcurrent()
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._phase = CONNECT
         self._deadline: float | None = None
         self._patience_s = 0.0
@@ -110,13 +112,13 @@ class CallWatch:
         from the next tick on: most calls are over before it, and a watch costs four system calls.
         """
         self._client_fd = client_fd
-        if self._timeouts.total_s is not None:
-            self._total_deadline = monotonic() + self._timeouts.total_s
+        if self.timeouts.total_s is not None:
+            self._total_deadline = monotonic() + self.timeouts.total_s
 
     def arm(self, phase: Phase) -> None:
         """End the call with the phase's error unless armed anew or disarmed within the phase's bound."""
         self._phase = phase
-        seconds = getattr(self._timeouts, phase.bound)
+        seconds = getattr(self.timeouts, phase.bound)
         if seconds is None:
             self._deadline = None
         else:
@@ -150,7 +152,7 @@ class CallWatch:
             self._greenlet.throw(Cancelled(self._phase.to_error(self._patience_s)))
         elif self._total_deadline is not None and now >= self._total_deadline:
             self._total_deadline = None
-            total_s = self._timeouts.total_s
+            total_s = self.timeouts.total_s
             self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {total_s:g} s.")))
         elif self._client_fd is not None:
             if self._io is None:

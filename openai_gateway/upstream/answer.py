@@ -11,6 +11,7 @@ it went is noted in the Progress: `client_gone` until the last byte is out or so
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,10 +23,10 @@ from openai_gateway.transport.errors import PeerError
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.pump import Pump, Sink
+from openai_gateway.upstream.pump import Nowhere, Pump, Sink
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Header
-from openai_gateway.wire.sse import is_event_stream, to_closing_event
+from openai_gateway.wire.sse import takes_events, to_closing_event
 
 
 class Answer:
@@ -96,16 +97,14 @@ class Answer:
 
     def _pump(self, sink: Sink) -> None:
         ahead, self._ahead = self._ahead, b""
-        if ahead:
-            self._tail.add(ahead)
-            self._write(sink, ahead, is_last=False)
-        pump = Pump(self._raw, sink, self._tail, self._watch)
-        before_end = self._before_end
-        if before_end is not None:
-            pump.before_end = lambda: before_end(self._progress)
+        pump = self._make_pump(sink)
         try:
+            if ahead:
+                self._tail.add(ahead)
+                self._write(sink, ahead, is_last=False)
             pump.run()
         except OSError:
+            self._read_on()
             raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         except (Cancelled, GatewayError, PeerError, gevent.GreenletExit) as error:
             event = self._end_early(error)
@@ -114,6 +113,23 @@ class Answer:
             self._write(sink, event, is_last=True)
         else:
             self.mark_delivered()
+
+    def _make_pump(self, sink: Sink) -> Pump:
+        pump = Pump(self._raw, sink, self._tail, self._watch)
+        before_end = self._before_end
+        if before_end is not None:
+            pump.before_end = lambda: before_end(self._progress)
+        return pump
+
+    def _read_on(self) -> None:
+        """Read to the end what nobody is there to get any more, if the call outlives its client: it is paid for."""
+        if not self._progress.call.outlives_client:
+            return
+        try:
+            self._make_pump(Nowhere()).run()
+        except (Cancelled, PeerError, gevent.GreenletExit) as error:
+            with contextlib.suppress(ConnectionResetError):
+                self._end_early(error)
 
     def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
         rest = sink.offer(piece, is_last=is_last)
@@ -144,12 +160,13 @@ class Answer:
 
     def _end_early(self, error: BaseException) -> bytes:
         """Return the event that ends a broken stream; of anything else, have the connection cut."""
+        reason: BaseException = error.reason if isinstance(error, Cancelled) else error
+        if isinstance(reason, ClientGone):
+            self._read_on()
+            raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         self._raw.close()
         # Nothing more is read: whoever goes on iterating is at the end.
         self._raw.is_whole = True
-        reason: BaseException = error.reason if isinstance(error, Cancelled) else error
-        if isinstance(reason, ClientGone):
-            raise ConnectionResetError(errno.ECONNRESET, "the client left") from None
         if isinstance(reason, PeerError):
             reason = to_upstream_error(reason)
         elif isinstance(reason, gevent.GreenletExit):
@@ -158,6 +175,6 @@ class Answer:
         if not isinstance(reason, GatewayError):
             raise reason
         self._progress.error = reason
-        if not is_event_stream(self.head.known.get("content-type", "")):
+        if not takes_events(self.head.known):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
         return to_closing_event(reason, api=self._progress.call.api, tail=self._tail.end()[-4:])

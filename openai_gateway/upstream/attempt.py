@@ -20,17 +20,21 @@ from openai_gateway.errors import (
     UpstreamUnreachable,
 )
 from openai_gateway.transport.answer import RawAnswer
-from openai_gateway.transport.errors import NoDescriptor, PeerError, TimedOut, Unreachable
+from openai_gateway.transport.errors import NoDescriptor, NotHttp, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.key import UpstreamKey
+from openai_gateway.upstream.mask import KeyMask
+from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
 READ_AT_ONCE_BYTES: Final = 1024 * 1024
-_MASK: Final = "[key masked by openai_gateway]"
+# What a client may send of these can have its own call refused, and says nothing of the gateway's key.
+_CLIENTS_IDENTITY: Final = frozenset(
+    {"openai-organization", "openai-project", "openai-beta", "api-key", "x-api-key", "x-goog-api-key"}
+)
 
 
 class Sender:
@@ -40,7 +44,8 @@ class Sender:
         self._session = PeerSession(server.openai_base_url, server.ssl_ca_file)
         self._key = UpstreamKey(server, on_new_key)
         self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
-        self._configured_secrets = [value for value in self._configured.values() if len(value) >= 8]
+        self._mask = KeyMask(list(self._configured.values()))
+        self.hide = self._mask.hide
         url = urlsplit(server.openai_base_url)
         self._host = url.netloc
         self._base = f"{url.scheme}://{url.netloc}{url.path}"
@@ -53,6 +58,7 @@ class Sender:
         key = self._key.reveal()
         if key != self._key_in_own:
             self._key_in_own = key
+            self._mask.learn(key)
             self._own = {"host": self._host, "authorization": f"Bearer {key}", **self._configured}
         return self._own
 
@@ -60,16 +66,29 @@ class Sender:
         """Tell whether the key is another one than that of the last attempt."""
         return self._key.reveal() != self._key_in_own
 
-    def send(self, call: Call, watch: CallWatch) -> RawAnswer:
-        """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left."""
+    def to_request(self, call: Call, watch: CallWatch) -> PeerRequest:
+        """Return the request of an attempt that starts now, with the key that is in use now."""
         url = self._base + call.target
         if self._query:
             url += ("&" if "?" in call.target else "?") + self._query
-        headers = call.headers.with_own(self.own_headers())
+        return PeerRequest(call.method, url, call.headers.with_own(self.own_headers()), call.body, watch)
+
+    def blames_key(self, call: Call, request: PeerRequest) -> bool:
+        """Tell whether a refusal of a request says something of the key in use, and not of an older one or the client.
+
+        A client's own organization, say, may be one that the key isn't in.
+        """
+        is_of_client = any(name in call.headers and name not in self._configured for name in _CLIENTS_IDENTITY)
+        return not is_of_client and request.headers is call.headers.with_own(self.own_headers())
+
+    def send(self, call: Call, request: PeerRequest) -> RawAnswer:
+        """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left."""
+        watch = request.watch
         raw: RawAnswer | None = None
         try:
-            raw = self._session.exchange(PeerRequest(call.method, url, headers, call.body, watch))
-            if not raw.is_whole and (raw.head.status >= 400 or _is_read_ahead(raw.head.known)):
+            raw = self._session.exchange(request)
+            status = raw.head.status
+            if not raw.is_whole and (status >= 400 or (not call.is_streamed and _is_read_ahead(raw.head.known))):
                 raw.read_ahead(READ_AT_ONCE_BYTES, watch)
         except BaseException as error:
             if raw is not None:
@@ -80,34 +99,19 @@ class Sender:
             raise
         finally:
             watch.disarm()
-        self._mask(raw)
+        self._mask.apply(raw)
         return raw
-
-    def _mask(self, raw: RawAnswer) -> None:
-        """Take our keys out of headers, and of an error's body, that echo them: the one change of what they say."""
-        head = raw.head
-        if head.status < 400 and not any(secret in head.text for secret in self._secrets()):
-            return
-        if head.status >= 400:
-            for secret in self._secrets():
-                raw.body = raw.body.replace(secret.encode(), _MASK.encode())
-        headers = [(name, self.hide(value)) for name, value in head.headers]
-        raw.head = Head(head.status, self.hide(head.reason), headers)
-
-    def hide(self, text: str) -> str:
-        """Return a text without our keys."""
-        for secret in self._secrets():
-            text = text.replace(secret, _MASK)
-        return text
-
-    def _secrets(self) -> list[str]:
-        return [value for value in (self._key.reveal(), *self._configured_secrets) if value]
 
 
 def to_outcome(raw: RawAnswer) -> Outcome:
     """Return what decides about another attempt."""
-    headers = {name.lower(): value for name, value in raw.head.headers}
-    return Outcome(raw.head.status, headers, to_error_code(raw.body) if raw.head.status == 429 else None)
+    head = raw.head
+    headers = {name.lower(): value for name, value in head.headers}
+    if head.status not in (401, 429):
+        return Outcome(head.status, headers)
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    body = raw.body if encoding == "identity" else decode_content(raw.body, encoding)
+    return Outcome(head.status, headers, to_error_code(body or b""))
 
 
 def to_upstream_error(error: PeerError) -> UpstreamError:
@@ -118,7 +122,9 @@ def to_upstream_error(error: PeerError) -> UpstreamError:
         return OutOfDescriptors(f"The upstream {error}.", retry_after_s=1)
     if isinstance(error, Unreachable):
         return UpstreamUnreachable(f"The upstream {error}.")
-    return UpstreamProtocolError(f"The upstream {error}.")
+    failure = UpstreamProtocolError(f"The upstream {error}.")
+    failure.is_final = isinstance(error, NotHttp)
+    return failure
 
 
 def _is_read_ahead(known: Mapping[str, str]) -> bool:

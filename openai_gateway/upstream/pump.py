@@ -5,6 +5,9 @@ that serves the call parks itself, and the hub calls `_on_readable` whenever the
 are received, stripped of their framing, framed anew, and sent, all without waiting. Most often even that is too much:
 whole chunks of sizes that were seen before go to the client as they are.
 
+A stream that is silent may be cut by a balancer on the way: if asked for, the hub puts a comment line between two of
+its events meanwhile (`Heartbeat`).
+
 States: parked (the hub moves bytes) <-> sending (the client's socket is full: the greenlet itself sends `_rest` and
 waits for the client, and nothing is received meanwhile, so that a slow client slows its upstream down) -> ended, or
 `_error` is set. The greenlet is woken for each change of state and by the watch, never for an event.
@@ -15,7 +18,7 @@ See also: answer (what a break means to the client), transport.watch (the idle a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import gevent
 from gevent.hub import Waiter
@@ -23,8 +26,13 @@ from gevent.hub import Waiter
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.answer import RawAnswer, to_broken_off
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
+from openai_gateway.upstream.heartbeat import Heartbeat
 from openai_gateway.upstream.tail import SMALL_BYTES, Tail
 from openai_gateway.wire.body import ChunkedDecoder
+from openai_gateway.wire.sse import is_at_boundary, takes_events
+
+# A line that is no part of an event, so that it can stand between any two.
+_COMMENT: Final = b": waiting for the upstream\n"
 
 
 class Sink(Protocol):
@@ -46,6 +54,27 @@ class Sink(Protocol):
         """Send all of it, waiting for the client as needed. Raises OSError."""
 
 
+class Nowhere:
+    """The sink of a stream whose client has left."""
+
+    def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes:
+        """Take everything."""
+        return b""
+
+    def to_chunk_sender(self) -> None:
+        """Return nothing: what is read must be noted piece by piece."""
+
+    def count_sent(self, length: int) -> None:
+        """Count nothing."""
+
+    def send_all(self, frame: bytes | memoryview) -> None:
+        """Send nothing."""
+
+
 class Pump:
     """Relays the body of one streamed answer, noting each piece in `tail`."""
 
@@ -53,6 +82,7 @@ class Pump:
         "_chunks",
         "_decoder",
         "_error",
+        "_heartbeat",
         "_last",
         "_passed",
         "_raw",
@@ -83,6 +113,7 @@ class Pump:
         # Called by the greenlet, as it may wait, when all of the body is here; the last bytes are held until then.
         self.before_end: Callable[[], None] | None = None
         self._last = b""
+        self._heartbeat: Heartbeat | None = None
 
     @property
     def is_torn(self) -> bool:
@@ -95,6 +126,9 @@ class Pump:
         self._offer((self._raw.receive() if self._raw.received else None) or b"")
         if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
             self._chunks, self._send = self._decoder, self._sink.to_chunk_sender()
+        heartbeat_s = self._watch.timeouts.heartbeat_s
+        if heartbeat_s is not None and takes_events(self._raw.head.known):
+            self._heartbeat = Heartbeat(heartbeat_s, self._count_passed, self._beat)
         try:
             while not self._decoder.done or self._rest:
                 if self._error is not None:
@@ -110,6 +144,8 @@ class Pump:
                 self._rest = self._sink.offer(self._last, is_last=True)
                 self._send_rest()
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
             self._tail.length += self._passed
             self._sink.count_sent(self._passed)
 
@@ -119,6 +155,24 @@ class Pump:
             self._sink.send_all(self._rest)
             self._watch.disarm()
             self._rest = b""
+
+    def _count_passed(self) -> int:
+        return self._tail.length + self._passed
+
+    def _beat(self) -> None:
+        """Put in a comment line, unless the stream is within an event, or not waiting for its upstream."""
+        if self._rest or self._decoder.done or self._error or not is_at_boundary(self._tail.end()[-4:]):
+            return
+        try:
+            self._rest = self._sink.offer(_COMMENT, is_last=False)
+        except OSError as error:
+            self._error = error
+        if self._rest or self._error:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._raw.connection.off_readable()
+        self._waiter.switch(None)
 
     def _park(self) -> None:
         connection = self._raw.connection
@@ -161,8 +215,7 @@ class Pump:
                     return
         except (Exception, Cancelled) as error:
             self._error = error
-        self._raw.connection.off_readable()
-        self._waiter.switch(None)
+        self._wake()
 
     def _offer(self, payload: bytes) -> None:
         if self.before_end is not None and self._decoder.done:

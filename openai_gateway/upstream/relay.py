@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic, time
 
 import gevent
-import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
@@ -29,6 +28,7 @@ from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.capturing import Captures
 from openai_gateway.upstream.follower import Follower
+from openai_gateway.upstream.load import Load
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Observer, Recorder
 from openai_gateway.upstream.retries import Retries
@@ -38,23 +38,9 @@ from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
-from openai_gateway.wire.retries import UNANSWERED, Outcome, is_final, is_retryable
+from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, is_retryable
 
 _log = logging.getLogger("openai_gateway")
-RateLimits = dict[str, RateLimit]
-
-
-class Load(msgspec.Struct, frozen=True):
-    """How much is under way in this process; `cap` None is no cap.
-
-    `retrying` counts the calls that wait for another attempt, by why the last one failed.
-    """
-
-    in_flight: int
-    queued: int
-    cap: int | None
-    retrying: dict[str, int]
-    is_breaker_open: bool
 
 
 class Relay:
@@ -69,16 +55,17 @@ class Relay:
             server.idle_timeout_s,
             server.client_timeout_s,
             server.total_timeout_s,
+            server.stream_heartbeat_s,
         )
         self._server = server
         self._admission = Admission(server)
-        self._breaker: Breaker[RawAnswer] = Breaker(server.breaker_cooldown_s)
+        self._breaker = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
         self._retries = Retries(server)
         self._recorder = Recorder(server, observers, captures, self._sender.hide)
         self._last_head: Head | None = None
         self._answered_at = 0.0
-        self._limits: RateLimits = {}
+        self._limits: dict[str, RateLimit] = {}
         self._limits_at = 0.0
 
     def send(self, call: Call, watch: CallWatch, follower: Follower | None = None) -> Answer:
@@ -126,7 +113,7 @@ class Relay:
         """Tell whether a call would be refused now, for the upstream has refused the key or has no quota left."""
         return self._breaker.blocks()
 
-    def rate_limits(self) -> tuple[RateLimits, float]:
+    def rate_limits(self) -> tuple[dict[str, RateLimit], float]:
         """Return the rate limits by the last answer that had any, and when that was (Unix time, 0.0: never)."""
         said = self._last_head.headers if self._last_head is not None else ()
         limits = read_rate_limits({name.lower(): value for name, value in said})
@@ -148,7 +135,8 @@ class Relay:
         watch.begin(None)
         raw: RawAnswer | None = None
         try:
-            raw = self._sender.send(Call(Api.CHAT, "GET", "/models", RequestHeaders(), None), watch)
+            call = Call(Api.CHAT, "GET", "/models", RequestHeaders(), None)
+            raw = self._sender.send(call, self._sender.to_request(call, watch))
             return raw.head.status
         except Cancelled:
             return "upstream_timeout"
@@ -187,10 +175,10 @@ class Relay:
             self._retries.wait_for_pause(deadline, self._breaker.blocks)
             refusal = self._breaker.refusal()
             if refusal is not None and not self._sender.has_new_key():
-                return refusal
+                raise refusal
             progress.attempts += 1
             progress.last_attempt = monotonic()
-            raw, failure, outcome = self._attempt(call, watch)
+            raw, failure, outcome = self._attempt(call, watch, progress)
             if raw is not None and outcome.status != 429:
                 self._admission.learn(progress, raw)
             if raw is not None and raw.head.status < 400:
@@ -207,19 +195,28 @@ class Relay:
             self._retries.wait(wait_s, reason, progress)
             self._admission.charge_again(progress)
 
-    def _attempt(self, call: Call, watch: CallWatch) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
+    def _attempt(
+        self, call: Call, watch: CallWatch, progress: Progress
+    ) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
         """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
-        raw: RawAnswer | None = None
-        outcome = UNANSWERED
+        request = self._sender.to_request(call, watch)
+        sends_left = self._server.max_retries + 2 - progress.attempts + progress.retries.count("429")
+        request.most_sends = max(1, min(2, sends_left))
+        outcome, refused, is_answered = UNANSWERED, None, False
         try:
-            raw = self._sender.send(call, watch)
+            raw = self._sender.send(call, request)
+            is_answered = True
             if raw.head.status >= 400:
                 outcome = to_outcome(raw)
+                if is_final(outcome):
+                    refused, is_answered = (outcome if self._sender.blames_key(call, request) else None), False
             return raw, None, outcome
         except UpstreamError as failure:
-            return None, failure, outcome
+            return None, failure, HOPELESS if failure.is_final else outcome
         finally:
-            self._breaker.settle(raw if is_final(outcome) else None, is_answered=raw is not None)
+            # A second send, over a new connection, is as good as another attempt.
+            progress.attempts += request.sends == 2
+            self._breaker.settle(refused, is_answered=is_answered)
 
     def _may_readmit(self, raw: RawAnswer, outcome: Outcome, progress: Progress, deadline: float | None) -> bool:
         """Have a call that met a limit wait for another turn; False if there is to be none."""
@@ -237,13 +234,12 @@ class Relay:
         is_used_up = self._server.hint_clients and self._server.max_retries > 0 and is_retryable(outcome, time())
         if raw is None:
             error = failure or UpstreamError("No attempt was made.")
-            error.should_retry = False if is_used_up else None
+            error.should_retry = False if is_used_up or error.is_final else None
             raise error
         if is_used_up:
-            head = raw.head
-            headers = [header for header in head.headers if header[0].lower() != "x-should-retry"]
+            headers = [header for header in raw.head.headers if header[0].lower() != "x-should-retry"]
             headers.append(("x-should-retry", "false"))
-            raw.head = Head(head.status, head.reason, headers)
+            raw.head = raw.head.rewrite(headers)
         return raw
 
     def _end_early(self, progress: Progress, reason: BaseException, on_over: Callable[[Progress], None]) -> None:

@@ -6,11 +6,15 @@ Strict on purpose: what is not certainly well-formed raises MalformedAnswer; soc
 from __future__ import annotations
 
 import re
+import zlib
 from typing import Final
 
 from openai_gateway.wire.head import Head, MalformedAnswer
 
 MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
+_MAX_TRAILER_BYTES: Final = 64 * 1024
+_ANY_WINDOW: Final = zlib.MAX_WBITS | 32
+_MAX_DECODED_BYTES: Final = 8 * 1024 * 1024
 
 _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 _KNOWN_SIZES: dict[bytes, int] = {}
@@ -24,7 +28,7 @@ class ChunkedDecoder:
     `surplus` holds what came after the end: bytes that no request asked for.
     """
 
-    __slots__ = ("_left", "_pending", "_state", "done", "surplus")
+    __slots__ = ("_left", "_pending", "_state", "_trailer_bytes", "done", "surplus")
 
     _SIZE, _BODY, _BODY_END, _TRAILER = range(4)
     ends_with_connection: Final = False
@@ -33,6 +37,7 @@ class ChunkedDecoder:
         self._state = self._SIZE
         self._left = 0
         self._pending = b""
+        self._trailer_bytes = 0
         self.done = False
         self.surplus = b""
 
@@ -103,6 +108,9 @@ class ChunkedDecoder:
     def _take_line(self, line: bytes) -> None:
         if self._state == self._TRAILER:
             self.done = not line
+            self._trailer_bytes += len(line) + 2
+            if self._trailer_bytes > _MAX_TRAILER_BYTES:
+                raise MalformedAnswer("the trailers are too large")
             return
         size = _KNOWN_SIZES.get(line)
         self._left = size if size is not None else _to_size(line)
@@ -154,6 +162,18 @@ class UntilCloseDecoder:
     def feed(self, piece: bytes) -> bytes:
         """Return `piece`."""
         return piece
+
+
+def decode_content(body: bytes, encoding: str) -> bytes | None:
+    """Return a whole gzip or deflate body as it was before; None for another encoding, a broken or too large one."""
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    decoder = zlib.decompressobj(_ANY_WINDOW)
+    try:
+        decoded = decoder.decompress(body, _MAX_DECODED_BYTES)
+    except zlib.error:
+        return None
+    return decoded if decoder.eof else None
 
 
 Decoder = ChunkedDecoder | LengthDecoder | UntilCloseDecoder

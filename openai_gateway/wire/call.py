@@ -29,10 +29,11 @@ class Call(msgspec.Struct, frozen=True):
 
     `target` is path and query below the base URL's `/v1`, such as `/responses?x=1`; `body` None means no body.
     `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
-    `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept for a
-    capture only. `client` is the name that its key has in the clients file; `reservation` the money set aside for the
-    call. `rollout_key` tells calls of one rollout in the queue, None: it is one by itself; `output_tokens` is the
-    body's own bound, None if it has none.
+    `outlives_client`: it goes on to its end, whether or not its client stays. `is_streamed`: the client asked for a
+    stream. `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept
+    for a capture only. `client` is the name that its key has in the clients file; `reservation` the money set aside
+    for the call. `rollout_key` tells calls of one rollout in the queue, None: it is one by itself; `output_tokens` is
+    the body's own bound, None if it has none.
     """
 
     api: Api
@@ -40,7 +41,8 @@ class Call(msgspec.Struct, frozen=True):
     target: str
     headers: RequestHeaders
     body: bytes | None
-    background: bool = False
+    outlives_client: bool = False
+    is_streamed: bool = False
     rollout_id: str | None = None
     request_id: str = ""
     is_metered: bool = False

@@ -79,25 +79,36 @@ class Head:
         """Return all headers; urllib3's have this, too."""
         return self.headers
 
+    def rewrite(self, headers: Sequence[Header], *, reason: str | None = None, has_length: bool = True) -> Head:
+        """Return a head with other headers, framed as this one; without `has_length`, its body's isn't known."""
+        head = Head(self.status, self.reason if reason is None else reason, headers)
+        head.chunked, head.content_length, head.keep_alive = self.chunked, self.content_length, self.keep_alive
+        if not has_length or "content-length" not in self.known:
+            head.known.pop("content-length", None)
+        return head
+
     def frame(self, *, is_http_1_0: bool) -> None:
         """Work out how the body is framed. Raises MalformedAnswer."""
         known = self.known
+        is_ambiguous = False
         length, coding, options = map(known.get, ("content-length", "transfer-encoding", "connection"))
-        if length is not None:
+        if coding is not None:
+            if coding.lower() != "chunked" or is_http_1_0:
+                raise MalformedAnswer("a Transfer-Encoding other than chunked, or chunks in HTTP/1.0")
+            self.chunked = True
+            # Chunks count (RFC 9112 6.3), and the client gets no length. Whoever sends both may mean two answers.
+            is_ambiguous = known.pop("content-length", None) is not None
+        elif length is not None:
             if not (length.isascii() and length.isdigit()) or len(length) > _MAX_LENGTH_DIGITS:
                 raise MalformedAnswer("Content-Length is not a number, or several differ")
             self.content_length = int(length)
-        if coding is not None:
-            if coding.lower() != "chunked":
-                raise MalformedAnswer("a Transfer-Encoding other than chunked")
-            self.chunked = True
         if options is not None or is_http_1_0:
             options = (options or "").lower()
             self.keep_alive = "close" not in options and (not is_http_1_0 or "keep-alive" in options)
+        if is_ambiguous:
+            self.keep_alive = False
         if self.status in (204, 304):
             self.chunked, self.content_length = False, 0
-        elif self.chunked and (self.content_length is not None or is_http_1_0):
-            raise MalformedAnswer("both Content-Length and Transfer-Encoding, or chunks in HTTP/1.0")
 
 
 def parse_head(raw: bytes) -> Head:

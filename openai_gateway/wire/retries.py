@@ -25,7 +25,22 @@ FINAL_QUOTA_CODES: Final = frozenset(
         "organization_usage_limit_exceeded",
     }
 )
-
+# Of a 401: what is said of the key and nothing else, by OpenAI, by servers that speak its form, or by none at all.
+_REFUSED_KEY_CODES: Final = frozenset(
+    {
+        None,
+        "401",
+        "account_deactivated",
+        "authentication_error",
+        "expired_api_key",
+        "incorrect_api_key",
+        "invalid_api_key",
+        "invalid_authentication",
+        "invalid_token",
+        "token_expired",
+        "unauthorized",
+    }
+)
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(?:s|$))?(?:(\d+(?:\.\d+)?)ms)?")
 
 
@@ -42,6 +57,8 @@ class Outcome:
 
 
 UNANSWERED: Final = Outcome(None, {})
+# No answer came, and none would come to another attempt.
+HOPELESS: Final = Outcome(None, {"x-should-retry": "false"})
 
 
 class _ErrorFields(msgspec.Struct):
@@ -64,7 +81,7 @@ def to_error_code(body: bytes) -> str | None:
 def is_retryable(outcome: Outcome, now: float) -> bool:
     """Tell whether the SDKs would try again; `now` is the Unix time that an HTTP date counts from."""
     if outcome.status is None:
-        return True
+        return outcome is not HOPELESS
     if outcome.status < 400 or outcome.error_code in FINAL_QUOTA_CODES:
         return False
     asked = to_retry_after_s(outcome.headers, now)
@@ -116,8 +133,10 @@ def to_duration_s(value: str) -> float | None:
 
 
 def is_final(outcome: Outcome) -> bool:
-    """Tell whether an answer says that no call can succeed: the key is refused, or the quota is used up."""
-    return outcome.status == 401 or (outcome.status == 429 and outcome.error_code in FINAL_QUOTA_CODES)
+    """Tell whether an answer says that no call can succeed: the key itself is refused, or the quota is used up."""
+    if outcome.status == 401:
+        return outcome.error_code in _REFUSED_KEY_CODES
+    return outcome.status == 429 and outcome.error_code in FINAL_QUOTA_CODES
 
 
 def to_retry_after_s(headers: Mapping[str, str], now: float) -> float | None:

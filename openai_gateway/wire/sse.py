@@ -6,6 +6,7 @@ Bytes are never re-framed; event names are never looked at (their set grows).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 
 from openai_gateway.errors import GatewayError
@@ -16,6 +17,12 @@ from openai_gateway.wire.api import Api
 def is_event_stream(content_type: str) -> bool:
     """Tell whether an answer is a stream of events, by its content type."""
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def takes_events(known: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a stream that an event of ours can be put into: one that isn't compressed."""
+    encoding = known.get("content-encoding", "identity")
+    return encoding.strip().lower() == "identity" and is_event_stream(known.get("content-type", ""))
 
 
 def is_at_boundary(tail: bytes) -> bool:

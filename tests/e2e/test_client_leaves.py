@@ -201,6 +201,39 @@ def test_call_that_must_not_be_cancelled_runs_to_its_end(
         eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
 
+@pytest.mark.parametrize("by_reset", [False, True], ids=["closes", "resets"])
+def test_stream_that_must_not_be_cancelled_is_read_to_its_end_and_its_usage_recorded(
+    by_reset: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    is_read = threading.Event()
+    usage = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5}}\n\ndata: [DONE]\n\n'
+
+    def stream(talk: Conversation) -> None:
+        if talk.read_request() is None:
+            return
+        talk.send(STREAM_HEAD)
+        for _ in range(15):
+            talk.send(to_chunk(to_event("chat", "x" * 100_000)))
+            time.sleep(0.02)
+        talk.send(to_chunk(usage) + LAST_CHUNK)
+        if not talk.wait_until_closed(0.2):
+            is_read.set()
+
+    upstream.script = stream
+    log = tmp_path / "usage.jsonl"
+    settings = {"cancel_on_disconnect": False, "usage_log": str(log)}
+    with run_gateway(tmp_path, upstream.url, settings) as gateway:
+        client = Client(gateway.url)
+        client.send_request("chat", stream=True)
+        time.sleep(0.1)
+        client.leave(by_reset=by_reset)
+        assert is_read.wait(10)
+        eventually(lambda: gateway.inspect()["in_flight"] == 0)
+        eventually(lambda: log.exists() and log.read_text() != "")
+    record = json.loads(log.read_text())
+    assert (record["outcome"], record["usage"]["output_tokens"]) == ("client_gone", 5)
+
+
 def test_client_that_does_not_read_is_dropped_in_time(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     def flood(talk: Conversation) -> None:
         talk.read_request()

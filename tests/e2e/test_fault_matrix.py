@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
@@ -87,6 +88,30 @@ def _reset_in_a_moment(talk: Conversation) -> None:
     talk.reset()
 
 
+def _send_and_wait(answer: bytes) -> Fault:
+    def fault(talk: Conversation, api: str, stream: bool) -> None:
+        talk.read_request()
+        talk.send(answer)
+        talk.wait_until_closed(5)
+
+    return fault
+
+
+def _trail_without_end(talk: Conversation, api: str, stream: bool) -> None:
+    talk.read_request()
+    head = STREAM_HEAD if stream else STREAM_HEAD.replace(b"text/event-stream", b"application/json")
+    talk.send(head + to_chunk(to_event(api, "one")) + b"0\r\n" + b"a: b\r\n" * 20_000)
+
+
+def _send_blanks(talk: Conversation, api: str, stream: bool) -> None:
+    talk.read_request()
+    talk.send(STREAM_HEAD.replace(b"text/event-stream", b"application/json"))
+    for _ in range(3):
+        talk.send(to_chunk(b"\n"))
+        time.sleep(0.02)
+    talk.send(to_chunk(b'{"ok": true}') + LAST_CHUNK)
+
+
 def _be_silent(talk: Conversation, api: str = "", stream: bool = False) -> None:
     if not talk.seen or api:
         talk.read_request()
@@ -124,8 +149,13 @@ def _answer_early(talk: Conversation, api: str, stream: bool) -> None:
 
 
 _GZIP = "content-type: application/json\r\ncontent-encoding: gzip\r\n"
+_CONTINUE = b"HTTP/1.1 102 Processing\r\n\r\n"
+_ECHO = f'{{"error": {{"message": "no {KEY}", "pad": "{"x" * 1_300_000}"}}}}'.encode()
+_LARGE_ECHO = to_answer(_ECHO, status="400 Bad")
+_PACKED_ECHO = to_answer(gzip.compress(_ECHO), status="400 Bad", headers=_GZIP)
 _BIG = json.dumps({"model": "m", "input": "x" * 8_000_000, "messages": []}).encode()
-_BOTH_LENGTHS = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-length: 3\r\n\r\n")
+_WHOLE_STREAM = to_chunk(b"data: {}\n\n") + LAST_CHUNK
+_BOTH_LENGTHS = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-length: 3\r\n\r\n") + _WHOLE_STREAM
 _HTML = to_answer(b"<html>", status="502 Bad Gateway", headers="content-type: text/html\r\n")
 _OOPS = to_answer(b'{"error": {"message": "boom"}}', status="500 Oops")
 _GARBAGE = to_answer(b"\x1f\x8bgarbage", headers=_GZIP)
@@ -142,11 +172,20 @@ ROWS = [
     Row("connect is never accepted", None, _LATE, _LATE, server="black_hole"),
     Row("reset before headers", _reset_before_headers, _GONE, _GONE),
     Row("closed before headers", _close_before_headers, _GONE, _GONE),
-    Row("malformed status line", _send_raw(b"SPDY/9 200 OK\r\n\r\n"), _BROKEN, _BROKEN),
-    Row("bytes that are no HTTP", _send_raw(b"\x16\x03\x01" * 40 + b"\r\n\r\n"), _BROKEN, _BROKEN),
-    Row("oversized headers", _send_raw(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000), _BROKEN, _BROKEN),
-    Row("Content-Length and chunks at once", _send_raw(_BOTH_LENGTHS), _BROKEN, _BROKEN),
-    Row("line break inside a header", _send_raw(b"HTTP/1.1 200 OK\r\nx: a\nb: c\r\n\r\n"), _BROKEN, _BROKEN),
+    Row("malformed status line", _send_raw(b"SPDY/9 200 OK\r\n\r\n"), _BROKEN, _BROKEN, 1, 1),
+    Row("bytes that are no HTTP", _send_raw(b"\x16\x03\x01" * 40 + b"\r\n\r\n"), _BROKEN, _BROKEN, 1, 1),
+    Row("bytes that are no HTTP, then silence", _send_and_wait(b"\x15\x03\x01\x00\x02"), _BROKEN, _BROKEN, 1, 1),
+    Row("bare line feeds, then silence", _send_and_wait(b"HTTP/1.1 200 OK\na: b\n\n{}"), _BROKEN, _BROKEN, 1, 1),
+    Row("oversized headers", _send_raw(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000), _BROKEN, _BROKEN, 1, 1),
+    Row("Content-Length and chunks at once", _send_raw(_BOTH_LENGTHS), (200, None), (200, None), 1, 1),
+    Row("line break inside a header", _send_raw(b"HTTP/1.1 200 OK\r\nx: a\nb: c\r\n\r\n"), _BROKEN, _BROKEN, 1, 1),
+    Row("informational answers without end", _send_raw(_CONTINUE * 60_000), _BROKEN, _BROKEN, 1, 1),
+    Row("signs of life, then silence", _send_and_wait(_CONTINUE * 100), _LATE, _LATE),
+    Row("trailers without end", _trail_without_end, _BROKEN, _MIDWAY, stream_attempts=1),
+    Row("blanks before the answer", _send_blanks, (200, None), (200, None), 1, 1),
+    Row("no stream though one was asked for", _send_raw(to_answer(b'{"ok": true}')), (200, None), (200, None), 1, 1),
+    Row("large error that echoes the key", _send_raw(_LARGE_ECHO), (400, None), (400, None), 1, 1),
+    Row("compressed error that echoes the key", _send_raw(_PACKED_ECHO), (400, None), (400, None), 1, 1),
     Row("truncated Content-Length", _truncate_length, _BROKEN, _MIDWAY, stream_attempts=1),
     Row("bad chunk", _break_chunks(lambda talk: talk.send(b"zz\r\nnot a chunk")), _BROKEN, _MIDWAY, stream_attempts=1),
     Row("closed in the body", _break_chunks(lambda talk: None), _BROKEN, _MIDWAY, stream_attempts=1),

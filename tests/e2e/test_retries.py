@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -250,42 +252,112 @@ def test_sdk_does_not_multiply_the_gateways_retries(gateway: Gunicorn, upstream:
     assert len(upstream.requests) == 3
 
 
-def test_breaker_answers_with_the_upstreams_own_error_until_a_probe_succeeds(
-    tmp_path: Path, upstream: ScriptedUpstream
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_breaker_refuses_in_its_own_words_until_a_probe_succeeds(
+    encoding: str, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    upstream.script = _answer("429 Quota", "", QUOTA, times=2)
+    body = QUOTA if encoding == "identity" else gzip.compress(QUOTA)
+    upstream.script = _answer("429 Quota", f"content-encoding: {encoding}\r\n", body, times=3)
     settings = {"breaker_cooldown_s": 0.5, "max_concurrent_requests": 1}
     with run_gateway(tmp_path, upstream.url, settings) as gateway, ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda _: _post(gateway), range(30)))
-        assert {(answer.status_code, answer.content) for answer in answers} == {(429, QUOTA)}
-        assert len(upstream.requests) == 1, "calls went on after a final answer"
+        assert {answer.status_code for answer in answers} == {429}
+        assert {answer.json()["error"]["code"] for answer in answers} == {"insufficient_quota"}
+        assert sum(answer.json() == json.loads(QUOTA) for answer in answers) == 2
+        assert len(upstream.requests) == 2, "calls went on after two final answers"
+        assert answers[-1].headers["x-should-retry"] == "false"
         assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 503
         time.sleep(0.6)
-        assert _post(gateway).status_code == 429
-        assert _post(gateway).status_code == 429
-        assert len(upstream.requests) == 2, "only the probe was to be sent"
+        assert _post(gateway).json() == json.loads(QUOTA)
+        assert _post(gateway).json() != json.loads(QUOTA)
+        assert len(upstream.requests) == 3, "only the probe was to be sent"
         time.sleep(0.6)
         assert _post(gateway).status_code == 200
         assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 200
 
 
-def test_new_key_in_the_file_is_used_and_closes_the_breaker(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+@pytest.mark.parametrize("header", ["OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta", "x-api-key"])
+def test_what_a_clients_own_header_is_refused_for_stops_nobody_else(
+    header: str, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            is_wrong = header.lower() in request.headers
+            talk.send(to_answer(b"{}", status="401 No") if is_wrong else to_answer(b"{}"))
+
+    upstream.script = script
+    with run_gateway(tmp_path, upstream.url) as gateway:
+        assert [_post(gateway, headers={header: "another"}).status_code for _ in range(3)] == [401] * 3
+        assert [_post(gateway).status_code for _ in range(2)] == [200] * 2
+
+
+def test_new_key_in_the_file_is_used_by_queued_calls_and_closes_the_breaker(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    may_answer = threading.Event()
+
     def script(talk: Conversation) -> None:
         while (request := talk.read_request()) is not None:
             is_good = request.headers["authorization"] == "Bearer sk-new"
+            if request.headers.get("x-client-request-id") == "first":
+                may_answer.wait(20)
             talk.send(to_answer(b"{}") if is_good else to_answer(b"{}", status="401 No"))
 
     upstream.script = script
     key_file = tmp_path / "key"
     key_file.write_text("sk-old\n")
-    settings = {"openai_api_key": None, "openai_api_key_file": str(key_file), "breaker_cooldown_s": 300}
-    with run_gateway(tmp_path, upstream.url, settings) as gateway:
+    settings = {
+        "openai_api_key": None,
+        "openai_api_key_file": str(key_file),
+        "breaker_cooldown_s": 300,
+        "max_concurrent_requests": 1,
+    }
+    with run_gateway(tmp_path, upstream.url, settings) as gateway, ThreadPoolExecutor(3) as pool:
+        assert [_post(gateway).status_code for _ in range(3)] == [401] * 3
+        assert len(upstream.requests) == 2
+        _replace_key(key_file, "sk-newer-but-wrong")
         assert _post(gateway).status_code == 401
-        replacement = tmp_path / "key.new"
-        replacement.write_text("sk-new\n")
-        replacement.rename(key_file)
-        time.sleep(1.1)
+        assert len(upstream.requests) == 3
+        first = pool.submit(_post, gateway, headers={"x-client-request-id": "first"})
+        eventually(lambda: len(upstream.requests) == 4)
+        queued = pool.submit(_post, gateway)
+        eventually(lambda: gateway.inspect()["queued"] == 1)
+        _replace_key(key_file, "sk-new")
+        may_answer.set()
+        assert first.result().status_code == 401, "was sent with the old key, whose refusal opens nothing"
+        assert queued.result().status_code == 200
         assert _post(gateway).status_code == 200
+
+
+def _replace_key(key_file: Path, key: str) -> None:
+    replacement = key_file.with_suffix(".new")
+    replacement.write_text(f"{key}\n")
+    replacement.rename(key_file)
+    # The file is looked at once a second.
+    time.sleep(1.1)
+
+
+def test_call_is_sent_no_more_often_than_retries_allow(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A kept connection that breaks has the request sent anew: that counts, for the upstream may act on each."""
+
+    def answer_once(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(to_answer(b"{}"))
+        talk.read_request()
+
+    upstream.script = answer_once
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 0}) as gateway:
+        assert _post(gateway).status_code == 200
+        answer = _post(gateway)
+        assert (answer.status_code, len(upstream.requests)) == (502, 2)
+        assert answer.headers["x-gateway-attempts"] == "1"
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 2}) as gateway:
+        assert _post(gateway).status_code == 200
+        before = len(upstream.requests)
+        upstream.script = lambda talk: talk.read_request() and None
+        answer = _post(gateway)
+        assert (answer.status_code, len(upstream.requests) - before) == (502, 3)
+        assert answer.headers["x-gateway-attempts"] == "3"
 
 
 @pytest.mark.parametrize("has_sdk", [False, True], ids=["plain callers", "SDK callers"])

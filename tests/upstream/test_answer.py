@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -46,8 +47,12 @@ def _pool(upstream: ScriptedUpstream) -> ConnectionPool:
     return ConnectionPool(host, int(port), None)
 
 
+def _to_sent(watch: CallWatch) -> Any:
+    return SimpleNamespace(watch=watch, most_sends=2, sends=0)
+
+
 def _get(pool: ConnectionPool, watch: CallWatch, body: bytes | None = b"{}") -> RawAnswer:
-    return Exchange(pool, watch).urlopen("POST", "/v1/x", body, RequestHeaders({"host": "x"}))
+    return Exchange(pool, _to_sent(watch)).urlopen("POST", "/v1/x", body, RequestHeaders({"host": "x"}))
 
 
 class _BrokenRaw(RawAnswer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +149,79 @@ def test_connection_that_breaks_is_the_upstreams_fault_and_what_went_out_is_coun
     with pytest.raises(BadAnswer):
         _pump([_chunk(b"ab"), _chunk(b"cd"), ConnectionResetError(104, "reset")], client, tail)
     assert (client.passed, tail.length, tail.end()) == (2, 4, b"abcd")
+
+
+class _SlowConnection(_Connection):
+    """Gives a piece only once `client` has got so many comment lines."""
+
+    def __init__(self, pieces: list[bytes | OSError], client: _Client, comments: int) -> None:
+        super().__init__(pieces)
+        self._client = client
+        self._comments = comments
+
+    def _run(self) -> None:
+        if self._callback is not None and self._client.got.count(b": waiting") >= self._comments:
+            self._comments += 2
+            self._callback()
+        if self._callback is not None:
+            gevent.get_hub().loop.timer(0.01).start(self._run)
+
+
+@pytest.mark.parametrize("encoding", ["", "\r\nContent-Encoding: gzip"])
+def test_silent_stream_gets_comments_between_its_events(encoding: str) -> None:
+    pieces: list[bytes | OSError] = [_chunk(b"data: 1\n\n"), _chunk(b"data: 2\n\n"), END]
+    client, tail = _Client(1 << 20, is_slow=False), Tail()
+    connection: Any = _SlowConnection(pieces, client, 0 if encoding else 2)
+    if encoding:
+        connection = _Connection(pieces)
+    head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream" + encoding.encode())
+    raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    watch = CallWatch(Timeouts(idle_s=5, client_s=5, heartbeat_s=0.04))
+    Pump(raw, client, tail, watch).run()
+    watch.stop()
+    whole = ChunkedDecoder().feed(client.got)
+    assert re.sub(rb"(: waiting for the upstream\n)", b"", whole) == b"data: 1\n\ndata: 2\n\n"
+    assert whole.startswith(b"data: 1" if encoding else b": waiting for the upstream\n" * 2)
+    assert (whole.count(b": waiting") >= 4) is (encoding == "")
+    assert b"data: 1\n\n: waiting" in whole or encoding
+    assert tail.end() == b"data: 1\n\ndata: 2\n\n"
+
+
+def test_no_comment_is_put_within_an_event() -> None:
+    client = _Client(1 << 20, is_slow=False)
+    connection: Any = _Connection([_chunk(b"data: half"), _chunk(b" of it\n\n"), END])
+    head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream")
+    raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    tail = Tail()
+    tail.add(b"data: half")
+    watch = CallWatch(Timeouts(heartbeat_s=1))
+    pump = Pump(raw, client, tail, watch)
+    pump._beat()
+    watch.stop()
+    assert client.got == b""
+
+
+def test_stream_that_outlives_its_client_is_read_to_its_end() -> None:
+    for outlives, seen in ((True, b"data: 1\n\ndata: 2\n\n"), (False, b"")):
+        pieces: list[bytes | OSError] = [_chunk(b"data: 1\n\n"), _chunk(b"data: 2\n\n"), END]
+        connection: Any = _Connection(pieces)
+        head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream")
+        raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+        call = Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), None, outlives_client=outlives)
+        ended, tail, watch = list[str](), Tail(), CallWatch(Timeouts(idle_s=5))
+        progress = Progress(call, tail=tail)
+        answer = Answer(raw, progress, watch, lambda over, ended=ended: ended.append(over.outcome))
+        with pytest.raises(ConnectionResetError):
+            answer.pump_into(_GoneClient(1 << 20, is_slow=False))
+        answer.close()
+        assert (ended, tail.end()) == (["client_gone"], seen)
+
+
+class _GoneClient(_Client):
+    """Has left."""
+
+    def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
+        raise BrokenPipeError(32, "gone")
 
 
 class _StuckClient(_Client):

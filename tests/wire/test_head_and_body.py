@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_gateway.wire import head as head_module
-from openai_gateway.wire.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder, to_decoder
+from openai_gateway.wire.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder, decode_content, to_decoder
 from openai_gateway.wire.head import Head, MalformedAnswer, parse_head
 
 
@@ -38,7 +41,7 @@ def test_headers_keep_order_spelling_and_repetitions() -> None:
         pytest.param(_head("a: b\nc: d"), id="a bare line feed"),
         pytest.param(_head("a: b\rc: d"), id="a bare carriage return"),
         pytest.param(_head("a: \x00"), id="a NUL"),
-        pytest.param(_head("content-length: 1", "Transfer-Encoding: chunked"), id="both lengths"),
+        pytest.param(_head("content-length: 1", "Transfer-Encoding: gzip"), id="a coding that isn't known"),
         pytest.param(_head("content-length: 1", "content-length: 2"), id="two lengths"),
         pytest.param(_head("content-length: -1"), id="a negative length"),
         pytest.param(_head("content-length: 1_0"), id="a length with an underscore"),
@@ -227,3 +230,35 @@ def test_any_head_is_read_or_malformed(start: bytes, pairs: list[tuple[bytes, by
         for name, value in head.headers:
             assert name
             assert not set(name + value) & set("\r\n\0")
+
+
+@pytest.mark.parametrize("length", ["3", "-1", "x"])
+def test_chunks_count_beside_a_length_and_the_connection_is_not_used_again(length: str) -> None:
+    head = parse_head(_head(f"content-length: {length}", "Transfer-Encoding: chunked"))
+    assert (head.chunked, head.content_length, head.keep_alive) == (True, None, False)
+    assert "content-length" not in head.known
+    assert "content-length" not in head.rewrite(head.headers).known
+
+
+def test_trailers_are_bounded_in_number_and_bytes() -> None:
+    decoder = ChunkedDecoder()
+    assert decoder.feed(b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 1000) == b"x"
+    assert not decoder.done
+    with pytest.raises(MalformedAnswer, match="trailers"):
+        decoder.feed(b"a: b\r\n" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("packed", "encoding", "expected"),
+    [
+        (gzip.compress(b"text"), "gzip", b"text"),
+        (zlib.compress(b"text"), "deflate", b"text"),
+        (gzip.compress(b"text")[:-9], "gzip", None),
+        (b"text", "gzip", None),
+        (b"text", "br", None),
+        (gzip.compress(b"x" * 9_000_000), "gzip", None),
+    ],
+    ids=["gzip", "deflate", "broken", "not compressed", "another encoding", "too large"],
+)
+def test_content_is_decoded_whole_or_not_at_all(packed: bytes, encoding: str, expected: bytes | None) -> None:
+    assert decode_content(packed, encoding) == expected

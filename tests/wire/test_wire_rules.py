@@ -159,7 +159,11 @@ def test_used_up_quota_is_final(code: str) -> None:
 
 def test_unanswered_attempt_may_be_tried_again_and_a_refused_key_is_final() -> None:
     assert retries.is_retryable(retries.UNANSWERED, NOW)
-    assert retries.is_final(Outcome(401, {}))
+    assert not retries.is_retryable(retries.HOPELESS, NOW)
+    for code in (None, "invalid_api_key", "account_deactivated"):
+        assert retries.is_final(Outcome(401, {}, code))
+    for code in ("mismatched_organization", "invalid_organization", "ip_not_authorized"):
+        assert not retries.is_final(Outcome(401, {}, code))
     assert not retries.is_final(Outcome(429, {}, "rate_limit_exceeded"))
 
 

@@ -1,0 +1,21 @@
+"""How much of a server's calls is under way, as its relay tells: for /readyz, /metrics and the status page.
+
+What the upstream says of its own limits is `wire.rate_limits`'.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How much is under way in this process; `cap` None is no cap.
+
+    `retrying` counts the calls that wait for another attempt, by why the last one failed.
+    """
+
+    in_flight: int
+    queued: int
+    cap: int | None
+    retrying: dict[str, int]
+    is_breaker_open: bool

@@ -1,0 +1,90 @@
+"""Takes the gateway's own keys out of what an upstream says, and hides where a redirect leads.
+
+An answer is relayed as it came, with two exceptions. An upstream that echoes the key (in an error, mostly) must not
+give it to a client: it is masked in reason and headers of any answer, and in the body of an error, as far as that was
+read, be it compressed or escaped as JSON may be. And a redirect to another host would have clients send their own key
+there: its `location` is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.wire.body import decode_content
+from openai_gateway.wire.head import Header
+
+_MASK: Final = "[key masked by openai_gateway]"
+_LEAST_LENGTH: Final = 8
+# A call that was sent with the last key may be answered when the next one is in use.
+_MOST_KEYS: Final = 2
+
+
+class KeyMask:
+    """Knows the secrets of one server: configured header values, and the keys in use."""
+
+    def __init__(self, configured: Sequence[str]) -> None:
+        self._configured = tuple(value for value in configured if len(value) >= _LEAST_LENGTH)
+        self._keys: tuple[str, ...] = ()
+        self._secrets = self._configured
+
+    def learn(self, key: str) -> None:
+        """Mask this key from now on, too, and the one before it."""
+        if key:
+            self._keys = (key, *self._keys)[:_MOST_KEYS]
+            self._secrets = (*self._keys, *self._configured)
+
+    def hide(self, text: str) -> str:
+        """Return a text without the keys."""
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        return text
+
+    def apply(self, raw: RawAnswer) -> None:
+        """Mask an answer whose head and error are in."""
+        head = raw.head
+        if head.status < 300:
+            for secret in self._secrets:
+                if secret in head.text:
+                    break
+            else:
+                return
+        headers = [(name, self.hide(value)) for name, value in head.headers]
+        if 300 <= head.status < 400:
+            headers = [header for header in headers if not _leads_away(header)]
+        is_changed = head.status >= 400 and self._mask_body(raw, headers)
+        raw.head = head.rewrite(headers, reason=self.hide(head.reason), has_length=not is_changed)
+
+    def _mask_body(self, raw: RawAnswer, headers: list[Header]) -> bool:
+        """Mask the body; a compressed one that has to be changed goes on plain. Tell whether it was changed."""
+        encoding = raw.head.known.get("content-encoding", "identity").strip().lower()
+        body = raw.body if encoding == "identity" or not raw.is_whole else decode_content(raw.body, encoding)
+        if body is None:
+            return False
+        masked = body
+        for secret in self._secrets:
+            if b"\\" in masked:
+                masked = _to_pattern(secret).sub(_MASK.encode(), masked)
+            else:
+                masked = masked.replace(secret.encode(), _MASK.encode())
+        if masked == body:
+            return False
+        raw.body = masked
+        if encoding != "identity":
+            headers[:] = [header for header in headers if header[0].lower() != "content-encoding"]
+        return True
+
+
+def _to_pattern(secret: str) -> re.Pattern[bytes]:
+    """Return what finds a secret in JSON, however its characters are escaped there (`\\/`, `\\u003d`)."""
+    return re.compile(b"".join([rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(c.encode()), ord(c)) for c in secret]))
+
+
+def _leads_away(header: Header) -> bool:
+    """Tell whether a header leads a client to another host than the gateway's."""
+    name, value = header
+    # A browser takes backslashes for slashes.
+    path = value.strip().replace("\\", "/")
+    return name.lower() == "location" and (path[:2] == "//" or path[:1] != "/")

@@ -9,16 +9,10 @@ The simulator is the upstream, with a rate limit and slow answers, so that there
 from __future__ import annotations
 
 import argparse
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import struct
-import sys
 import tempfile
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +27,7 @@ from rich.text import Text
 
 from tests.support.chromium import run_chromium
 from tests.support.processes import ROOT, Gunicorn, run_gateway, run_simulator
+from tests.support.terminals import run_on_terminal
 
 _FOLDER: Final = ROOT / ".github"
 _KEY: Final = "sk-upstream-key"
@@ -71,11 +66,10 @@ def _picture_status(folder: Path) -> Path:
     with _run_both(folder, {"api_key": _KEY, "rpm": 2500}) as gateway, _load(gateway.url):
         time.sleep(_LOAD_S)
         with run_chromium() as browser:
-            browser.set_window_size(1280, 1000)
+            browser.set_window_size(1280, 1120)
             browser.get(f"{gateway.url}/status")
             time.sleep(3)
-            height = browser.execute_script("return document.documentElement.scrollHeight")  # type: ignore[no-untyped-call]
-            browser.set_window_size(1280, min(int(height), 1400))
+            browser.execute_script("document.documentElement.style.overflow = 'hidden'")  # type: ignore[no-untyped-call]
             browser.save_screenshot(str(path))
     return path
 
@@ -87,7 +81,7 @@ def _picture_collect(folder: Path) -> Path:
     arguments = "collect --input prompts.jsonl --output rollouts.jsonl --max-cost 1"
     with run_simulator(folder, {"api_key": _KEY, "latency_ms": 300, "rpm": 3000}) as simulator:
         _write_config(folder, simulator.url)
-        shown = _run_on_terminal(arguments.split(), folder)
+        shown = run_on_terminal(arguments.split(), folder, columns=_COLUMNS)
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ openai-gateway {arguments}", style="bold"))
     console.print(Text.from_ansi(_settle(shown)))
@@ -108,33 +102,6 @@ def _write_config(folder: Path, upstream: str) -> None:
     tree = {"policy_model": {"responses_api_models": {"openai_model": server}}}
     (folder / "conf").mkdir(exist_ok=True)
     (folder / "conf/openai_model.yaml").write_text(yaml.safe_dump(tree))
-
-
-def _run_on_terminal(arguments: list[str], folder: Path) -> str:
-    """Run a command on a terminal of its own and return what it wrote there."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "openai_gateway.cli", *arguments],
-            {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
-        )
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, _COLUMNS, 0, 0))
-    shown = b""
-    while chunk := _read(fd):
-        shown += chunk
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, shown.decode()
-    return shown.decode()
-
-
-def _read(fd: int) -> bytes:
-    try:
-        return os.read(fd, 65536)
-    except OSError:
-        # The terminal's other end is closed.
-        return b""
 
 
 def _settle(shown: str) -> str:
@@ -183,7 +150,7 @@ def _load(url: str) -> Iterator[None]:
 
 def _call(session: requests.Session, url: str, number: int, turn: int) -> None:
     script: dict[str, str] = {"sim_latency_ms": str(100 + 60 * (number % 7) + 20 * (turn % 9))}
-    if turn % 40 == 39:
+    if (7 * number + turn) % 150 == 149:
         script |= {"sim_status": "500", "sim_key": f"{number}-{turn}"}
     body: dict[str, Any] = {"input": f"Tell me about {number}. " * (1 + turn % 12), "metadata": script}
     body["stream"] = number % 3 == 0

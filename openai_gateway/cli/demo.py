@@ -74,7 +74,7 @@ def show(port: int, *, is_once: bool) -> int:
 @contextlib.contextmanager
 def _run_both(folder: Path, port: int) -> Iterator[Stage]:
     click.echo("Starting the simulator and the gateway (gunicorn, gevent) ...")
-    overrides = json.dumps({"api_key": KEY, "latency_ms": 80, "event_gap_ms": 60})
+    overrides = json.dumps({"api_key": KEY, "latency_ms": 80, "event_gap_ms": 30})
     simulator_environ = {"OPENAI_GATEWAY_SIMULATOR_CONFIG": "", "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": overrides}
     with run_server("openai_gateway.simulator.wsgi:app", simulator_environ) as upstream, requests.Session() as session:
         # No proxy or netrc of the environment may come in between.

@@ -86,7 +86,7 @@ def print_table(
     make_console(sys.stdout).print(table)
     left_out = [name for column, name in enumerate(head) if column not in shown]
     if left_out:
-        click.echo(f"Left out for want of room: {', '.join(left_out)}.")
+        print_indented(f"Left out for want of room: {', '.join(left_out)}.")
 
 
 def _fit(head: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> list[int]:

@@ -170,7 +170,7 @@ def _has_delta(line: bytes) -> bool:
     return False
 
 
-class Refusal:
+class ErrorReply:
     """What an error answer says, and its remedy; as a string it is one line."""
 
     def __init__(self, reply: Reply) -> None:

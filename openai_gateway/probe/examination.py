@@ -18,7 +18,7 @@ from typing import Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask_url
-from openai_gateway.probe.endpoint import CALL_ERRORS, Refusal, explain_error, to_line
+from openai_gateway.probe.endpoint import CALL_ERRORS, ErrorReply, explain_error, to_line
 from openai_gateway.probe.probes import TOOL_NAME, Probe, Prober, describe_usage, is_cut_short, is_function_call
 from openai_gateway.remedies import (
     FORBIDDEN,
@@ -252,7 +252,7 @@ class Examination:
             detail, cure = explain_error(error, endpoint.host, endpoint.port, is_connected=True)
         return Finding(name, FAILED, probe.took_s, self._prober.hide(detail), cure + hint)
 
-    def _tell_cure(self, refusal: Refusal) -> str:
+    def _tell_cure(self, refusal: ErrorReply) -> str:
         keys = {"key": "openai_api_key", "model": "openai_model", "url": "openai_base_url"}
         names = {name: f"{key} (now from {self._origin_of(key)})" for name, key in keys.items()}
         cure = refusal.remedy.tell(**names, wait=refusal.wait)

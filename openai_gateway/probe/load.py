@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, Refusal, Reply, explain_error
+from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, explain_error
 from openai_gateway.wire.api import Api
 
 _POLL_S: Final = 0.1
@@ -99,7 +99,7 @@ class Load:
 
     def _find_problem(self, reply: Reply) -> str:
         if reply.status >= 300:
-            return f"{reply.status} {Refusal(reply).code}".strip()
+            return f"{reply.status} {ErrorReply(reply).code}".strip()
         if reply.is_stream != bool(self._body.get("stream")):
             return "no stream" if self._body.get("stream") else "an unasked stream"
         return "" if not reply.is_stream or reply.is_complete(self._api) else "a stream that broke off"

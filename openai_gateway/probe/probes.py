@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask, reveal_all
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, Refusal, Reply, to_line
+from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, to_line
 from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.usage import read_answer
@@ -42,9 +42,9 @@ class Probe:
         return self.reply is not None and self.reply.status < 300
 
     @property
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> ErrorReply | None:
         """What an error answer says, None if there is none."""
-        return Refusal(self.reply) if self.reply is not None and not self.is_ok else None
+        return ErrorReply(self.reply) if self.reply is not None and not self.is_ok else None
 
     @property
     def kind(self) -> str:

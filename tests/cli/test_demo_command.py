@@ -116,8 +116,8 @@ def test_once_ends_by_itself_with_0_if_all_went_well() -> None:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP), (os.kill, signal.SIGINT)],
-    ids=["SIGTERM to the demo alone", "its terminal is closed", "Ctrl-C"],
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+    ids=["SIGTERM to the demo alone", "its terminal is closed"],
 )
 def test_stopped_before_all_was_shown_has_not_gone_well_and_leaves_no_process(
     send: Callable[[int, int], None], number: int

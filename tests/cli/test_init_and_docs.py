@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from openai_gateway.cli.docs import read_pages
 from openai_gateway.cli.main import main
 from tests.support.processes import ROOT, Gunicorn
+from tests.support.terminals import run_on_terminal
 
 KEY = "sk-upstream-key"
 CONFIG = """
@@ -136,32 +137,12 @@ def test_unknown_page_names_what_is_near() -> None:
     assert (result.exit_code, "did you mean 'troubleshooting'?" in result.stderr) == (2, True)
 
 
-def test_page_on_a_terminal_fits_it_and_goes_through_a_pager() -> None:
-    ours, its = pty.openpty()
-    environ = {**os.environ, "PAGER": "sed s/^/paged:/", "TERM": "xterm-256color", "COLUMNS": "60"}
-    command = [sys.executable, "-m", "openai_gateway.cli", "docs", "architecture"]
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env={**environ, "PYTHONPATH": str(ROOT)})
-    os.close(its)
-    shown = b""
-    try:
-        while chunk := _read(ours):
-            shown += chunk
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait(5)
-        os.close(ours)
-    lines = shown.decode().splitlines()
+def test_page_on_a_terminal_fits_it_and_goes_through_a_pager(tmp_path: Path) -> None:
+    shown = run_on_terminal(["docs", "architecture"], tmp_path, {"PAGER": "sed s/^/paged:/"}, columns=60)
+    lines = shown.splitlines()
     assert all(line.startswith("paged:") for line in lines)
     assert "Architecture" in lines[0]
     assert max(len(line) for line in lines) <= 60 + len("paged:")
-
-
-def _read(fd: int) -> bytes:
-    try:
-        return os.read(fd, 65536)
-    except OSError:
-        return b""
 
 
 def test_pages_are_in_the_package() -> None:

@@ -171,3 +171,21 @@ def test_asking_for_the_head_of_the_events_takes_no_place() -> None:
     answer = client.head("/status/events")
     assert (answer.status_code, answer.content_type, answer.data) == (200, "text/event-stream", b"")
     assert client.application.extensions["openai_gateway.feed"].viewers == 0
+
+
+@pytest.mark.parametrize(
+    ("accept", "leads_to"),
+    [
+        pytest.param("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "status", id="a browser"),
+        pytest.param("*/*", None, id="curl"),
+        pytest.param("", None, id="NeMo Gym, a probe"),
+        pytest.param("application/json, text/html;q=0.5", None, id="a program that takes both"),
+    ],
+)
+def test_person_at_the_root_is_led_to_the_page_and_a_program_is_not(accept: str, leads_to: str | None) -> None:
+    """Relative, so that it is right behind a proxy that takes a prefix off, too."""
+    answer = _client([]).get("/", headers={"accept": accept} if accept else {})
+    assert answer.headers.get("location") == leads_to
+    assert (answer.status_code, answer.json if leads_to is None else None) == (
+        (200, {"status": "ok"}) if leads_to is None else (302, None)
+    )

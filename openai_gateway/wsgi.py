@@ -12,10 +12,12 @@ import atexit
 import gc
 import logging
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any, Final
 
 from openai_gateway.accounting.log import configure_logging
-from openai_gateway.accounting.shared_files import open_shared_files
+from openai_gateway.accounting.shared_files import open_shared_files, to_folder_name
 from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
@@ -66,6 +68,7 @@ def _attend_to_worker(made: GatewayApp, worker: Worker) -> None:
     files = open_shared_files(worker.ppid)
     if files is not None:
         made.snapshots.share(files)
+        worker.balance(Path(tempfile.gettempdir(), to_folder_name(worker.ppid), "connections"))
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)

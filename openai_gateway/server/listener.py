@@ -1,12 +1,13 @@
-"""Accepts connections for a worker: at most one at a time if others accept too, and in patience if there is no room.
+"""Accepts connections for a worker: in patience if there is no room, and after a worker that has fewer.
 
-What is done with a connection is its `handle`'s.
+What is done with a connection is its `handle`'s. See also: balance.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ from gevent.server import StreamServer
 _log = logging.getLogger("openai_gateway")
 _NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S: Final = 0.1
+# How long, and how often in a row, a connection is left to a worker that has fewer.
+_LEAVE_S: Final = 0.003
+_MOST_TIMES_LEFT: Final = 3
 _SAY_AGAIN_S: Final = 60.0
 # A client that left between its handshake and now.
 _GONE: Final = {errno.ECONNABORTED, errno.EPROTO}
@@ -24,9 +28,17 @@ class Listener(StreamServer):
     """gevent's server, which would print a traceback for each connection that it finds no file descriptor for."""
 
     _said_at = float("-inf")
+    # Tells whether another worker should have the next connection.
+    is_for_another: Callable[[], bool] | None = None
+    _times_left = 0
 
     def do_read(self) -> Any:
         """Return the next connection and its peer's address; None if there is none, or no room for it."""
+        if self.is_for_another is not None and self._times_left < _MOST_TIMES_LEFT and self.is_for_another():
+            self._times_left += 1
+            self._pause(_LEAVE_S)
+            return None
+        self._times_left = 0
         try:
             return super().do_read()
         except OSError as error:
@@ -34,17 +46,20 @@ class Listener(StreamServer):
                 return None
             if error.errno not in _NO_ROOM:
                 raise
-            self._pause(error)
+            self._say(error)
+            self._pause(_PAUSE_S)
             return None
 
-    def _pause(self, error: OSError) -> None:
+    def _say(self, error: OSError) -> None:
         if monotonic() - self._said_at > _SAY_AGAIN_S:
             self._said_at = monotonic()
             _log.error(
                 "no new connection can be taken: %s; those there are go on, and others wait (see ulimit -n)",
                 error.strerror,
             )
+
+    def _pause(self, seconds: float) -> None:
         self.stop_accepting()
         # As gevent does after any other error.
-        self._timer: Any = self.loop.timer(_PAUSE_S)
+        self._timer: Any = self.loop.timer(seconds)
         self._timer.start(self._start_accepting_if_started)  # type: ignore[attr-defined,call-arg]

@@ -12,6 +12,7 @@ import ssl
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from gunicorn.config import PostRequest, PreRequest
@@ -23,6 +24,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from openai_gateway.server import connection, draining, master
+from openai_gateway.server.balance import Balance
 from openai_gateway.server.listener import Listener
 from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
 from openai_gateway.server.waits import tick_forever
@@ -50,6 +52,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _leaves_all_to_gunicorn = False
     _has_asked_for_another = False
     _is_stopping = False
+    _balance: Balance | None = None
+    _connections = 0
 
     def run(self) -> None:
         """Serve until told to stop and every call is over."""
@@ -74,13 +78,35 @@ class Worker(GeventWorker):  # type: ignore[misc]
         server = Listener(listener, handle=partial(self.handle, listener), spawn=spawn, **tls)
         if self.cfg.workers > 1:
             server.max_accept = 1
+            server.is_for_another = self._has_more_than_another
         return server
+
+    def balance(self, path: Path) -> None:
+        """Share new connections evenly with the other workers that have this file."""
+        try:
+            self._balance = Balance(path, self.age)
+        except OSError as error:
+            self.log.warning("connections may be spread unevenly over the workers: %s: %s", path, error.strerror)
+
+    def _has_more_than_another(self) -> bool:
+        return self._balance is not None and self._balance.has_more_than_another(self._connections)
+
+    def _count(self, change: int) -> None:
+        self._connections += change
+        if self._balance is not None and self.alive:
+            self._balance.publish(self._connections)
+
+    def notify(self) -> None:
+        """Tell the master that this worker lives, and the others how many connections it has."""
+        super().notify()
+        self._count(0)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
         if self._leaves_all_to_gunicorn:
             super().handle(listener, client, addr)
             return
+        self._count(1)
         try:
             client.setblocking(1)
             if isinstance(client, ssl.SSLSocket):
@@ -94,6 +120,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             # The handshake, or a client that was gone before it began.
             self.log.debug("A connection did not come about: %s", error)
         finally:
+            self._count(-1)
             close(client)
 
     def _to_environ(self, listener: Any, client: Any, addr: Any) -> Mapping[str, Any]:
@@ -134,6 +161,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._is_stopping:
             return
         self._is_stopping = True
+        if self._balance is not None:
+            self._balance.leave()
         draining.start()
         call_in_hub(_IDLE_S, connection.idle.end_all)
         # A connection may still be accepted within that second.

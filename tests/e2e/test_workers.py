@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,22 @@ def test_tls_goes_on_working(tmp_path: Path) -> None:
         streamed = session.post(url, json=to_request_body("chat", stream=True), timeout=10)
         assert streamed.content.count(to_event("chat", "x")) == 3
         assert streamed.content.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_connections_are_spread_evenly_over_workers(workers: int, tmp_path: Path) -> None:
+    count = 16 * workers
+    with (
+        run_upstream(answer_always) as upstream,
+        run_gateway(tmp_path, upstream.url, None, "--workers", str(workers)) as gateway,
+        contextlib.ExitStack() as stack,
+    ):
+        eventually(lambda: len(gateway.workers()) == workers)
+        # Each has said once how many it has.
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(workers)}) == workers, timeout_s=20)
+        sessions = [stack.enter_context(requests.Session()) for _ in range(count)]
+        pids = Counter(session.get(gateway.url + "/__inspect", timeout=10).json()["pid"] for session in sessions)
+        assert max(pids.values()) <= 1.3 * min(pids[pid] for pid in gateway.workers())
 
 
 def test_calls_are_answered_while_a_recycled_worker_ends_its_last_call(tmp_path: Path) -> None:

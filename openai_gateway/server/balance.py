@@ -1,0 +1,53 @@
+"""How many connections each worker has open, told to the others, so that new ones go where there are fewest.
+
+All workers accept from one listening socket, and the kernel wakes whichever is first: with connections that are kept
+for long, one worker may get nearly all. So a worker that has more than another leaves a new connection to that one for
+a few milliseconds, and takes it if nobody does: a worker that died or hangs keeps nobody waiting for longer.
+
+One file of a master's workers, mapped into each: a place by a worker's age, with the time it was last written and the
+count. A place that is not written anew each second is no worker's any more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+PLACES: Final = 64
+_PLACE_BYTES: Final = 16
+_FRESH_S: Final = 3.0
+
+
+class Balance:
+    """One worker's place among those of its master."""
+
+    def __init__(self, path: Path, age: int) -> None:
+        """Open the file, made if need be. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, PLACES * _PLACE_BYTES)
+            self._places = memoryview(mmap.mmap(fd, PLACES * _PLACE_BYTES)).cast("d")
+        finally:
+            os.close(fd)
+        self._own = age % PLACES * 2
+
+    def publish(self, count: int) -> None:
+        """Tell how many connections this worker has."""
+        self._places[self._own + 1] = count
+        self._places[self._own] = monotonic()
+
+    def leave(self) -> None:
+        """Tell that this worker takes no more."""
+        self._places[self._own] = 0.0
+
+    def has_more_than_another(self, count: int) -> bool:
+        """Tell whether a worker with so many should leave the next connection to another."""
+        oldest = monotonic() - _FRESH_S
+        places = self._places
+        for place in range(0, PLACES * 2, 2):
+            if places[place] > oldest and places[place + 1] < count and place != self._own:
+                return True
+        return False

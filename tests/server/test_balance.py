@@ -1,0 +1,44 @@
+"""New connections go to the worker that has fewest; one that is gone, or says nothing any more, counts for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openai_gateway.server import balance
+from openai_gateway.server.balance import PLACES, Balance
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    moment = [1000.0]
+    monkeypatch.setattr(balance, "monotonic", lambda: moment[0])
+    return moment
+
+
+def test_worker_with_more_than_another_leaves_the_next_one_to_it(tmp_path: Path, now: list[float]) -> None:
+    first, second = Balance(tmp_path / "connections", 1), Balance(tmp_path / "connections", 2)
+    first.publish(3)
+    second.publish(2)
+    assert first.has_more_than_another(3)
+    assert not second.has_more_than_another(2)
+    second.publish(3)
+    assert not first.has_more_than_another(3)
+
+
+def test_nobody_waits_for_a_worker_that_left_or_died(tmp_path: Path, now: list[float]) -> None:
+    first, left, dead = (Balance(tmp_path / "connections", age) for age in (1, 2, PLACES + 3))
+    left.publish(0)
+    dead.publish(0)
+    assert first.has_more_than_another(1)
+    left.leave()
+    assert first.has_more_than_another(1)
+    now[0] += 3.5
+    assert not first.has_more_than_another(1)
+
+
+def test_worker_alone_takes_all(tmp_path: Path, now: list[float]) -> None:
+    alone = Balance(tmp_path / "connections", 1)
+    alone.publish(7)
+    assert not alone.has_more_than_another(7)

@@ -10,6 +10,7 @@ What is known of limits and order is `limits`'; here is only what of it concerns
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from time import monotonic, time
 from typing import Final
 
@@ -33,16 +34,16 @@ _ID_WITHIN_BYTES: Final = 400
 
 
 class Admission:
-    """The queue of one server, as calls see it; one for the life of the process."""
+    """The queue of one server, as calls see it; one for the life of the process. `shares` are the clients'."""
 
-    def __init__(self, server: ServerConfig) -> None:
+    def __init__(self, server: ServerConfig, shares: Mapping[str, float] | None = None) -> None:
         told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
         self._learns = server.learn_limits
         self.limiter = Limiter(told, monotonic())
         self.queue = Queue(
             server.max_concurrent_requests,
             self.limiter,
-            Order(is_fifo=server.schedule == "fifo"),
+            Order(shares, is_fifo=server.schedule == "fifo"),
             server.max_queue,
             server.queue_timeout_s,
         )

@@ -18,7 +18,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.routing import BaseConverter
 
 from openai_gateway.accounting.aggregate import Aggregate
-from openai_gateway.accounting.budgets import Budgets
+from openai_gateway.accounting.budgets import Budgets, to_budgets_path
 from openai_gateway.accounting.capture import Captures
 from openai_gateway.accounting.log import CallLog
 from openai_gateway.accounting.shared_files import to_folder_name
@@ -94,7 +94,7 @@ class GatewayApp(flask.Flask):
         clients = _open_clients(config)
         self.budgets = _open_budgets(config)
         self.standings = Standings(
-            clients, self.budgets, lambda: [file for server in self._servers.values() for file in server.keys.files]
+            clients, self.budgets, lambda: [file for server in self._servers.values() for file in server.key_files]
         )
         self._servers: dict[str, CallServer] = {}
         for name, server in config.servers.items():
@@ -182,9 +182,10 @@ def _open_budgets(config: GatewayConfig) -> Budgets:
         name for clients in config.clients.values() for name, client in clients.by_name.items() if client.budget_usd
     ]
     if logs:
-        folder, name = os.path.split(logs[0])
-        # Not a name that `usage.jsonl*` is, too.
-        return Budgets(os.path.join(folder, f".{name}.budgets"), logs, names)
+        budgets = Budgets(to_budgets_path(logs[0]), logs, names)
+        if names:
+            budgets.open()
+        return budgets
     return Budgets(str(Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "budgets")))
 
 

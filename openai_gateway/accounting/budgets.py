@@ -78,6 +78,13 @@ class Budgets:
         """Return what these clients have spent and reserved."""
         return self._open().read(names, time.time())
 
+    def open(self) -> None:
+        """Find what was spent before; a failure is logged, and met again by the first call."""
+        try:
+            self._open()
+        except OSError as error:
+            _log.error("budgets: %s can't be used: %s", self._path, error)
+
     def close(self) -> None:
         """Give up what this process has reserved."""
         if self._file is not None:
@@ -108,6 +115,12 @@ class Budgets:
         for name, found in file.read(self._names, now).items():
             if name not in sums and found.spent["total"] > _NANO_CENT:
                 _tell_lost(name, found.spent["total"], 0)
+
+
+def to_budgets_path(usage_log: str) -> str:
+    """Return where budgets are kept beside a usage log: under a name that `usage.jsonl*` doesn't match, too."""
+    folder, name = os.path.split(usage_log)
+    return os.path.join(folder, f".{name}.budgets")
 
 
 class Reservation:

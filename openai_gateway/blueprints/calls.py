@@ -25,6 +25,7 @@ from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.clients import Client, ClientsFile
+from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
@@ -105,6 +106,11 @@ class CallServer:
     def load(self) -> Load:
         """Return how much is under way."""
         return self._relay.load()
+
+    @property
+    def key_files(self) -> list[KeyFile]:
+        """The files of keys: the clients', and the upstream's."""
+        return [*self.keys.files, *self._relay.key_files]
 
     def is_refusing(self) -> bool:
         """Tell whether a call would be refused now."""

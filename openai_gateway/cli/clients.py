@@ -19,6 +19,9 @@ from typing import Any, Final, TypeVar
 import click
 import yaml
 
+from openai_gateway.accounting.budgets import Budgets, to_budgets_path
+from openai_gateway.accounting.spend_file import NANO, Spend
+from openai_gateway.config import ConfigError, load_config
 from openai_gateway.config.clients import PERIODS, Client, Clients, hash_key, parse_clients
 from openai_gateway.config.files import read
 from openai_gateway.config.load import find_servers
@@ -91,14 +94,17 @@ def add(name: str, given: Path | None, **settings: Any) -> None:
 @clients_command.command(name="list")
 @_file_option
 def list_clients(given: Path | None) -> None:
-    """List the clients, without keys."""
+    """List the clients, without keys; with what they have spent, if the config says where that is kept."""
     path, names = _find(given)
     _, clients = _read(path, names)
     if not clients.by_name:
         click.echo(f"{path} names no clients", err=True)
         return
-    rows: list[tuple[str, ...]] = [("client", "budget", "share", "at a time", "good until", "servers")]
-    rows += [_to_row(client) for client in clients.by_name.values()]
+    spent = _read_spend(clients)
+    rows: list[tuple[str, ...]] = [
+        ("client", "budget", "spent", "reserved", "share", "at a time", "good until", "servers")
+    ]
+    rows += [_to_row(client, spent.get(client.name)) for client in clients.by_name.values()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -162,13 +168,37 @@ def _write(path: Path, text: str) -> None:
         raise click.ClickException(f"{path} can't be written ({error.strerror})") from None
 
 
-def _to_row(client: Client) -> tuple[str, ...]:
+def _read_spend(clients: Clients) -> dict[str, Spend]:
+    """Return what the clients have spent; nothing where no budgets are kept, or the config doesn't say where."""
+    try:
+        config = load_config(os.environ)
+    except ConfigError:
+        return {}
+    logs = [server.usage_log for server in config.servers.values() if server.usage_log is not None]
+    if not logs or not os.path.exists(to_budgets_path(logs[0])):
+        return {}
+    budgets = Budgets(to_budgets_path(logs[0]))
+    try:
+        return budgets.read(clients.by_name)
+    except OSError as error:
+        click.echo(f"what was spent can't be read ({error.strerror})", err=True)
+        return {}
+    finally:
+        budgets.close()
+
+
+def _to_row(client: Client, spend: Spend | None) -> tuple[str, ...]:
     budget = "-" if client.budget_usd is None else f"${client.budget_usd:,.2f} {_to_period(client.per)}"
     until = "-"
     if client.expires is not None:
         until = datetime.fromtimestamp(client.expires, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     most = "-" if client.max_concurrent_requests is None else str(client.max_concurrent_requests)
-    return client.name, budget, f"{client.share:g}", most, until, ", ".join(client.servers or ("all",))
+    money = (
+        ("-", "-")
+        if spend is None
+        else tuple(f"${nano / NANO:,.4f}" for nano in (spend.spent[client.per], spend.reserved))
+    )
+    return client.name, budget, *money, f"{client.share:g}", most, until, ", ".join(client.servers or ("all",))
 
 
 def _to_period(per: str) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from openai_gateway.config import ServerConfig
+from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import (
     Cancelled,
     OutOfDescriptors,
@@ -52,6 +53,11 @@ class Sender:
         self._query = url.query
         self._own: Mapping[str, str] = {}
         self._key_in_own: str | None = None
+
+    @property
+    def key_files(self) -> list[KeyFile]:
+        """The file of the key, if there is one."""
+        return [self._key.file] if self._key.file is not None else []
 
     def own_headers(self) -> Mapping[str, str]:
         """Return the headers that win over the client's: the key, and those configured. They change with the key."""

@@ -16,13 +16,13 @@ class UpstreamKey:
 
     def __init__(self, server: ServerConfig, on_change: Callable[[], None]) -> None:
         self._secret = server.openai_api_key or Secret("")
-        self._file = open_upstream_keys(server.openai_api_key_file) if server.openai_api_key_file else None
-        if self._file is not None:
-            self._file.on_change = on_change
+        self.file = open_upstream_keys(server.openai_api_key_file) if server.openai_api_key_file else None
+        if self.file is not None:
+            self.file.on_change = on_change
 
     def reveal(self) -> str:
         """Return the key itself."""
-        if self._file is None:
+        if self.file is None:
             return self._secret.reveal()
-        keys = self._file.read()
+        keys = self.file.read()
         return keys[0] if keys else ""

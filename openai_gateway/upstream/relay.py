@@ -19,6 +19,7 @@ from time import monotonic, time
 import gevent
 
 from openai_gateway.config import ServerConfig
+from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
@@ -112,6 +113,11 @@ class Relay:
         queue = self._admission.queue
         retrying = {reason: count for reason, count in self._retries.waiting.items() if count}
         return Load(queue.slots.in_flight, queue.queued, queue.slots.cap, retrying, self._breaker.is_open)
+
+    @property
+    def key_files(self) -> list[KeyFile]:
+        """The file of the upstream's key, if there is one."""
+        return self._sender.key_files
 
     def is_refusing(self) -> bool:
         """Tell whether a call would be refused now, for the upstream has refused the key or has no quota left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 import requests
+from click.testing import CliRunner
 
 from openai_gateway.accounting.spend_file import NANO, SpendFile
+from openai_gateway.cli.main import main
 from tests.support.processes import Gunicorn, eventually, run_gateway
 from tests.support.upstreams import Conversation, run_upstream
 
@@ -108,6 +111,12 @@ def test_two_hundred_calls_at_once_spend_no_more_than_their_budget(folder: Path)
         refused = _ask(gateway, max_output_tokens=2000)
         assert refused.headers["x-should-retry"] == "false"
         assert "spent today" in refused.json()["error"]["message"]
+        listed = CliRunner().invoke(
+            main, ["clients", "list"], env={"OPENAI_GATEWAY_CONFIG_PATHS": str(folder / "gateway.yaml")}
+        )
+        assert re.search(rf"^team +\$1\.00 a day +\${spent:.4f} +\$0\.0000 ", listed.output, re.MULTILINE), (
+            listed.output
+        )
         metrics = requests.get(f"{gateway.url}/metrics", timeout=5).text
         assert 'openai_gateway_client_budget_usd{client="team",per="day"} 1.0' in metrics
         assert f'openai_gateway_client_spent_usd{{client="team"}} {spent!r}' in metrics

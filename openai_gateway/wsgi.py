@@ -24,6 +24,7 @@ from openai_gateway.errors import Unavailable
 from openai_gateway.server import master
 from openai_gateway.server.stderr import queue_stderr
 from openai_gateway.server.worker import RefusedWorkerClass, Worker, adopt_worker
+from openai_gateway.transport.dial import keep_alive
 from openai_gateway.transport.watch import cancel_all_in
 
 GUNICORN_APP_LOAD_ERROR: Final = 4
@@ -50,7 +51,7 @@ def _make_app() -> GatewayApp:
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)
     if worker is not None:
-        _attend_to_worker(made, worker)
+        _attend_to_worker(made, worker, server.tcp_keepalive_s)
     atexit.register(made.snapshots.publish)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()
@@ -59,7 +60,7 @@ def _make_app() -> GatewayApp:
     return made
 
 
-def _attend_to_worker(made: GatewayApp, worker: Worker) -> None:
+def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | None) -> None:
     """Do what needs the worker.
 
     Share the totals with the other workers; warn if it listens beyond loopback without keys; on a stop, end calls with
@@ -69,6 +70,10 @@ def _attend_to_worker(made: GatewayApp, worker: Worker) -> None:
     if files is not None:
         made.snapshots.share(files)
         worker.balance(Path(tempfile.gettempdir(), to_folder_name(worker.ppid), "connections"))
+    for listener in worker.sockets:
+        # What is set here holds for the connections that it accepts.
+        if isinstance(listener.getsockname(), tuple):
+            keep_alive(listener, keepalive_s)
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)

@@ -19,13 +19,16 @@ from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_u
 from openai_gateway.collect.questions import PATHS, RESPONSES
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.errors import PeerError, Unreachable
+from openai_gateway.transport.pool import ConnectionTerms
 from openai_gateway.transport.session import PeerRequest, PeerSession
+from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
 
 # The gateway bounds each call; an end that the network swallowed is noticed by TCP's keepalive.
 _TIMEOUTS: Final = Timeouts(connect_s=10.0)
+_KEEPALIVE_S: Final = 60.0
 _MOST_TRIES: Final = 10
 _NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
 _PROBE: Final = "collect"
@@ -98,7 +101,8 @@ class Gateway:
                 **({"authorization": f"Bearer {key}"} if key else {}),
             }
         )
-        self._session = PeerSession(base_url, os.environ.get("SSL_CERT_FILE"))
+        tls = make_context(os.environ.get("SSL_CERT_FILE")) if url.scheme == "https" else None
+        self._session = PeerSession(base_url, tls, ConnectionTerms(keepalive_s=_KEEPALIVE_S))
         self.knows_rollouts = False
 
     def greet(self) -> list[str] | Failure:

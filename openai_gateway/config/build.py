@@ -5,6 +5,7 @@ See also: keys (the declarations), names (what isn't a key of ours), load (which
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from openai_gateway.config.merged import UNSET, Merged
 from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.price_files import SHIPPED, BadPrices, read_prices, to_usual_file
 from openai_gateway.config.prices import PriceTable
+from openai_gateway.config.proxy_url import ENVIRONMENT, find_environment_proxy
 from openai_gateway.config.redact import show
 
 PARENTS: Final = ("responses_api_models", "openai_model")
@@ -61,12 +63,33 @@ class ServerBuilder:
         if values.get("cors_origins") and not has_keys:
             self.complain("cors_origins", "needs gateway_api_keys: without, any page of theirs could spend the key")
         self._locate_files(values)
+        self._check_certificate(values)
+        self._resolve_proxy(values)
         values["prices"] = self._read_prices(values)
         for key in KEYS:
             self.origins.setdefault(self.dotted(key), DEFAULT)
         # What couldn't be resolved was complained of before.
         is_whole = len(self._context.problems) == before and UNRESOLVED not in given.values()
         return ServerConfig(name=self._name, **values) if is_whole else None
+
+    def _check_certificate(self, values: Mapping[str, Any]) -> None:
+        certificate, key = values.get("ssl_cert_file"), values.get("ssl_key_file")
+        if certificate is None and key is not None:
+            self.complain("ssl_key_file", "needs ssl_cert_file, the certificate that it is the key of")
+        elif certificate is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
+            except (OSError, ValueError):
+                where = "it" if key is None else key
+                self.complain("ssl_cert_file", f"{certificate} is no certificate, or {where} no key without password")
+
+    def _resolve_proxy(self, values: dict[str, Any]) -> None:
+        proxy, base_url = values.get("upstream_proxy"), values.get("openai_base_url")
+        if proxy is not None and base_url is not None and proxy.reveal() == ENVIRONMENT:
+            try:
+                values["upstream_proxy"] = find_environment_proxy(base_url)
+            except ValidationError as error:
+                self.complain("upstream_proxy", error.args[0])
 
     def complain(self, key: str, message: str) -> None:
         """Complain of a key, or of the server itself."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from openai_gateway.config.checks import Boolean, Integer, Number, OneOf, Seconds
+from openai_gateway.config.connection_keys import ConnectionKeys
 from openai_gateway.config.declaration import key
-from openai_gateway.config.upstream_keys import UpstreamKeys
 
 LIMITS: Final = "Limits"
 TIMES: Final = "Times"
@@ -18,7 +18,7 @@ RETRIES: Final = "Retries"
 
 
 @dataclass(frozen=True, slots=True)
-class CallKeys(UpstreamKeys):
+class CallKeys(ConnectionKeys):
     """Limits, times and retries. Times are seconds; None is no bound."""
 
     max_concurrent_requests: int | None = key(

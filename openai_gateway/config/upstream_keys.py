@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from openai_gateway.config.checks import BaseUrl, BodyDefaults, Boolean, Headers, Integer, SecretText, Text
 from openai_gateway.config.declaration import REQUIRED, key
-from openai_gateway.config.paths import CertificateFile, KeyFilePath
+from openai_gateway.config.paths import KeyFilePath
 from openai_gateway.config.secret import Secret
 
 UPSTREAM: Final = "Upstream"
@@ -48,12 +48,6 @@ class UpstreamKeys:
     )
     openai_default_headers: Mapping[str, Secret] = key(
         Headers(), {}, "headers that win over the client's, also over `authorization`", UPSTREAM
-    )
-    ssl_ca_file: str | None = key(
-        CertificateFile(),
-        None,
-        "CA certificates to trust instead of the usual ones; verification is always on",
-        UPSTREAM,
     )
     extra_body: Mapping[str, Any] = key(
         BodyDefaults(), {}, "default body parameters; the request wins, an explicit null too", BODIES

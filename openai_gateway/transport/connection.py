@@ -1,32 +1,33 @@
-"""One connection to the upstream: a non-blocking plain socket, and the waiting on it.
+"""A connection to a peer: a non-blocking plain socket, and the waiting on it.
 
-Knows bytes only; TLS is `tls`'s, HTTP is `exchange`'s, which connection to use is `pool`'s.
+All reading and writing is tried first and waited for only if it has to be: most often the bytes are there, or there is
+room. Two ways to wait: the greenlet parks itself (`wait_readable`, and within `send`), or the hub calls back each time
+that bytes have come (`on_readable`), which wakes no greenlet. One watcher serves both, made once a connection.
+
+Knows bytes only. See also: dial (how a socket gets connected), tls (the same over TLS), pool (which connection to use).
 """
 
 from __future__ import annotations
 
 import _socket  # the C socket under both `socket` and `gevent.socket`: never waits behind our back
-import errno
 import select
 import socket
-from collections.abc import Sequence
+from math import inf
 from typing import Any, Final
 
 import gevent
 from gevent.monkey import get_original
-from gevent.socket import getaddrinfo
 
 RECEIVE_BYTES: Final = 65536
 _READ: Final = 1
 _WRITE: Final = 2
 _poll = get_original("select", "poll")
-_IN_PROGRESS: Final = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
 class Connection:
     """A connected plain socket; every wait parks the current greenlet only."""
 
-    __slots__ = ("_liveness", "_readable", "_sock", "closed", "used")
+    __slots__ = ("_liveness", "_readable", "_sock", "closed", "expires_at", "generation", "peer", "used")
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
@@ -34,7 +35,12 @@ class Connection:
         self._liveness = _poll()
         self._liveness.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
         self.closed = False
+        # The pool's: whether it was given back before, where it leads to and by which state of the addresses that was
+        # found right, and when it is too old to be used again.
         self.used = False
+        self.peer: Any = None
+        self.generation = 0
+        self.expires_at = inf
 
     def receive(self) -> bytes | None:
         """Return the bytes that are there, `b""` at the upstream's end, None if there are none yet. Raises OSError."""
@@ -96,63 +102,11 @@ class Connection:
     def close(self) -> None:
         """Close the socket; safe to call again."""
         if not self.closed:
-            self.closed = True
-            self._readable.stop()
-            self._readable.close()
-            self._sock.close()
+            self.detach().close()
 
-
-def connect(host: str, port: int, attempt_timeout_s: float) -> _socket.socket:
-    """Return a socket connected to the first of the host's addresses that accepts (IPv6 and IPv4 alike).
-
-    Each address but the last gets at most `attempt_timeout_s`, so that a dead one doesn't use up the call's time.
-    Raises OSError.
-    """
-    addresses = _to_addresses(host, port)
-    failure: OSError = OSError("the host has no address")
-    for index, (family, kind, protocol, _, address) in enumerate(addresses):
-        patience = None if index == len(addresses) - 1 else attempt_timeout_s
-        try:
-            return _connect_one(_socket.socket(family, kind, protocol), address, patience)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _to_addresses(host: str, port: int) -> Sequence[Any]:
-    """Return getaddrinfo's tuples; an address needs no resolver thread."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return [(family, socket.SOCK_STREAM, 0, "", (host, port))]
-    return list(getaddrinfo(host, port, 0, socket.SOCK_STREAM))
-
-
-def _connect_one(sock: _socket.socket, address: Any, patience_s: float | None) -> _socket.socket:
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        code = sock.connect_ex(address)
-        if code in _IN_PROGRESS:
-            _wait_writable(sock.fileno(), patience_s)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, errno.errorcode.get(code, "connect failed"))
-        return sock
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _wait_writable(fd: int, patience_s: float | None) -> None:
-    hub = gevent.get_hub()
-    writable = hub.loop.io(fd, _WRITE)
-    try:
-        with gevent.Timeout(patience_s, TimeoutError(errno.ETIMEDOUT, "connect timed out")):
-            hub.wait(writable)
-    finally:
-        writable.stop()
-        writable.close()
+    def detach(self) -> _socket.socket:
+        """Return the socket and have nothing to do with it any more."""
+        self.closed = True
+        self._readable.stop()
+        self._readable.close()
+        return self._sock

@@ -15,20 +15,14 @@ from typing import Any, Final, Protocol
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.connection import Connection
-from openai_gateway.transport.errors import BadAnswer, NotHttp, Unreachable
+from openai_gateway.transport.errors import Unreachable
+from openai_gateway.transport.heads import ConnectionBroke, await_head
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import CONNECT, FIRST_BYTE, CallWatch
 from openai_gateway.wire.body import to_decoder
-from openai_gateway.wire.head import MAX_HEAD_BYTES, Head, MalformedAnswer, parse_head
 from openai_gateway.wire.headers import RequestHeaders
 
-_MAX_INFORMATIONAL_BYTES: Final = 1024 * 1024
-_HEAD_START: Final = b"HTTP/1."
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
-
-
-class _Broke(Exception):
-    """The connection is at its end; the text says how."""
 
 
 class Sent(Protocol):
@@ -58,14 +52,14 @@ class Exchange:
         if connection is not None:
             try:
                 return self._exchange(connection, head, body, is_head_request=method == "HEAD")
-            except _Broke as broke:
+            except ConnectionBroke as broke:
                 if self._request.sends >= self._request.most_sends:
                     raise _to_unanswered(broke) from None
         self._request.watch.arm(CONNECT)
         connection = self._pool.connect()
         try:
             return self._exchange(connection, head, body, is_head_request=method == "HEAD")
-        except _Broke as broke:
+        except ConnectionBroke as broke:
             raise _to_unanswered(broke) from None
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes | None, *, is_head_request: bool) -> RawAnswer:
@@ -73,7 +67,7 @@ class Exchange:
         self._request.sends += 1
         try:
             is_sent = _send(connection, head, body)
-            answer_head, received = _await_head(connection)
+            answer_head, received = await_head(connection)
         except BaseException:
             connection.close()
             raise
@@ -87,7 +81,7 @@ class Exchange:
         return answer
 
 
-def _to_unanswered(broke: _Broke) -> Unreachable:
+def _to_unanswered(broke: ConnectionBroke) -> Unreachable:
     return Unreachable(f"closed the connection before it answered ({broke})")
 
 
@@ -100,71 +94,6 @@ def _send(connection: Connection, head: bytes, body: bytes | None) -> bool:
     except OSError:
         # The peer closed while we sent; its answer, such as a 413, may be there all the same.
         return False
-
-
-def _await_head(connection: Connection) -> tuple[Head, bytes]:
-    """Return the answer's head, and what came after it. Raises _Broke, BadAnswer.
-
-    Informational heads (1xx) are signs of life: they are passed over, as long as the call's time and a bound of bytes
-    allow.
-    """
-    buffer = _receive(connection)
-    passed_over = 0
-    while True:
-        end = buffer.find(b"\r\n\r\n")
-        if end < 0:
-            buffer, end = _complete_head(connection, buffer)
-        try:
-            head = parse_head(buffer[:end])
-        except MalformedAnswer as problem:
-            raise NotHttp(f"gave a malformed answer: {problem}") from None
-        buffer = buffer[end + 4 :]
-        if head.status >= 200:
-            return head, buffer
-        passed_over += end + 4
-        if head.status == 101 or passed_over > _MAX_INFORMATIONAL_BYTES:
-            raise NotHttp("sent informational answers without end")
-
-
-def _complete_head(connection: Connection, begun: bytes) -> tuple[bytes, int]:
-    """Return what has come once a head's end is in, and where that is. Raises BadAnswer.
-
-    What can't become a head any more is found out at once, not when the time is up. Each byte is looked at once,
-    however few come at a time.
-    """
-    buffer = bytearray(begun)
-    seen = 0
-    while True:
-        if not _HEAD_START.startswith(buffer[: len(_HEAD_START)]):
-            raise NotHttp("gave a malformed answer: the status line is not HTTP/1.x")
-        # A line's end may have come in two pieces.
-        end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
-        if end >= 0:
-            return bytes(buffer), end
-        start = seen - 1 if buffer[seen - 1 : seen] == b"\r" else seen
-        if buffer.count(b"\n", start) != buffer.count(b"\r\n", start):
-            raise NotHttp("gave a malformed answer: a line ends with a bare line feed")
-        if len(buffer) > MAX_HEAD_BYTES:
-            raise NotHttp("sent headers that are too large")
-        seen = len(buffer)
-        try:
-            buffer += _receive(connection)
-        except _Broke:
-            raise BadAnswer("broke off its answer within the headers") from None
-
-
-def _receive(connection: Connection) -> bytes:
-    """Return what comes next. Raises _Broke."""
-    while True:
-        connection.wait_readable()
-        try:
-            received = connection.receive()
-        except OSError as error:
-            raise _Broke(error.strerror or "reset") from None
-        if received:
-            return received
-        if received is not None:
-            raise _Broke("end of file")
 
 
 def _to_head(method: str, url: str, headers: RequestHeaders, body: bytes | None) -> bytes:

@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from certifi import where as default_ca_file
 from requests.adapters import HTTPAdapter
 
 from openai_gateway.transport.answer import RawAnswer, to_mocked_answer
 from openai_gateway.transport.errors import BadAnswer, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.exchange import Exchange
-from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.pool import ConnectionPool, ConnectionTerms
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders
@@ -78,13 +77,13 @@ class PeerAdapter(HTTPAdapter):
 class PeerSession(requests.Session):
     """A session that sends and nothing else: no redirects, cookies, hooks, environment or netrc."""
 
-    def __init__(self, base_url: str, ca_file: str | None) -> None:
+    def __init__(self, base_url: str, tls: ssl.SSLContext | None, terms: ConnectionTerms) -> None:
         super().__init__()
         self.trust_env = False
         url = urlsplit(base_url)
         origin = f"{url.scheme}://{url.netloc}"
-        tls = ssl.create_default_context(cafile=ca_file or default_ca_file()) if url.scheme == "https" else None
-        pool = ConnectionPool(url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme], tls)
+        port = url.port or _DEFAULT_PORTS[url.scheme]
+        pool = ConnectionPool(url.hostname or "", port, tls if url.scheme == "https" else None, terms)
         self._adapter = PeerAdapter(pool, len(origin))
         self.adapters.clear()
         self.mount(origin, self._adapter)

@@ -1,6 +1,16 @@
-"""A connection whose bytes go through TLS, by memory buffers; same waiting, same calls as a plain one.
+"""A connection whose bytes go through TLS: the same waiting, the same calls as a plain one.
 
-See also: connection.
+An `ssl.SSLSocket` would do its own reading and waiting on the socket. Here TLS works on two buffers in memory instead
+(`ssl.MemoryBIO`): what the socket receives is put into `_incoming`, what TLS wants sent is taken from `_outgoing`, and
+the socket is read, written and waited for by `connection`, so that pump, pool and exchange know no difference.
+
+States: shaking hands -> open -> ended (`_ended`: the peer said goodbye, or the socket is at its end; bytes that were
+received before are still given out). Three things are other than with plain bytes. A readable socket may hold half a
+record, or a session ticket: `receive` gives None then. A record may hold more than one `receive` asks for, and the
+socket doesn't become readable again for it: so all of it is read, always. And `send` may find, while it waits, that the
+peer has answered early: those bytes are kept in `_early`, for the next `receive`.
+
+See also: connection, pool (sessions for resumption).
 """
 
 from __future__ import annotations
@@ -11,8 +21,28 @@ import ssl
 from typing import Any
 
 import gevent
+from certifi import where as default_ca_file
 
 from openai_gateway.transport.connection import RECEIVE_BYTES, Connection
+
+
+def make_context(
+    ca_file: str | None, cert_file: str | None = None, key_file: str | None = None, *, is_strict: bool = False
+) -> ssl.SSLContext:
+    """Return a context that verifies the peer, and shows a certificate if there is one.
+
+    `is_strict` keeps certificates to the letter of RFC 5280, which Python 3.13 does by default and older ones don't;
+    private CAs often leave out what it asks for, such as key identifiers.
+    """
+    context = ssl.create_default_context(cafile=ca_file or default_ca_file())
+    if is_strict:
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+    else:
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if cert_file is not None:
+        # A key with a password is an error; without one given, OpenSSL would ask for it on the terminal.
+        context.load_cert_chain(cert_file, key_file, password="")
+    return context
 
 
 class TlsConnection(Connection):

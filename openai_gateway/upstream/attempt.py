@@ -22,7 +22,10 @@ from openai_gateway.errors import (
 )
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import NoDescriptor, NotHttp, PeerError, TimedOut, Unreachable
+from openai_gateway.transport.pool import ConnectionTerms
+from openai_gateway.transport.proxy import parse_proxy
 from openai_gateway.transport.session import PeerRequest, PeerSession
+from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.upstream.mask import KeyMask
@@ -33,16 +36,14 @@ from openai_gateway.wire.sse import is_event_stream
 
 READ_AT_ONCE_BYTES: Final = 1024 * 1024
 # What a client may send of these can have its own call refused, and says nothing of the gateway's key.
-_CLIENTS_IDENTITY: Final = frozenset(
-    {"openai-organization", "openai-project", "openai-beta", "api-key", "x-api-key", "x-goog-api-key"}
-)
+_CLIENTS_IDENTITY: Final = frozenset({"openai-organization", "openai-project", "openai-beta"})
 
 
 class Sender:
     """Makes the attempts of one server's calls over its session."""
 
     def __init__(self, server: ServerConfig, on_new_key: Callable[[], None]) -> None:
-        self._session = PeerSession(server.openai_base_url, server.ssl_ca_file)
+        self._session = _open_session(server)
         self._key = UpstreamKey(server, on_new_key)
         self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         self._mask = KeyMask(list(self._configured.values()))
@@ -107,6 +108,15 @@ class Sender:
             watch.disarm()
         self._mask.apply(raw)
         return raw
+
+
+def _open_session(server: ServerConfig) -> PeerSession:
+    tls = None
+    if server.openai_base_url.startswith("https:"):
+        tls = make_context(server.ssl_ca_file, server.ssl_cert_file, server.ssl_key_file, is_strict=server.ssl_strict)
+    proxy = parse_proxy(server.upstream_proxy.reveal()) if server.upstream_proxy is not None else None
+    terms = ConnectionTerms(proxy, server.connection_max_age_s, server.tcp_keepalive_s)
+    return PeerSession(server.openai_base_url, tls, terms)
 
 
 def to_outcome(raw: RawAnswer) -> Outcome:

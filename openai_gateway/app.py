@@ -33,7 +33,7 @@ from openai_gateway.blueprints.cross_origin import Header, is_preflight
 from openai_gateway.blueprints.reply import StartResponse, to_error_response, with_headers
 from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
 from openai_gateway.config import GatewayConfig, ServerConfig
-from openai_gateway.config.clients import Clients, ClientsFile, Shares, open_clients
+from openai_gateway.config.clients import Clients, ClientsFile, open_clients
 from openai_gateway.errors import Forbidden, GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
@@ -96,16 +96,16 @@ class GatewayApp(flask.Flask):
         self.standings = Standings(
             clients, self.budgets, lambda: [file for server in self._servers.values() for file in server.key_files]
         )
-        self._servers: dict[str, CallServer] = {}
-        for name, server in config.servers.items():
-            file = clients.get(server.clients_file or "")
-            relay = Relay(
+        self._servers = {
+            name: CallServer(
                 server,
-                _to_observers(server, shared, usage_logs),
-                captures.get(server.model_call_capture_dir),
-                Shares(file) if file is not None else None,
+                Relay(server, _to_observers(server, shared, usage_logs), captures.get(server.model_call_capture_dir)),
+                recordings.get(name),
+                clients.get(server.clients_file or ""),
+                self.budgets,
             )
-            self._servers[name] = CallServer(server, relay, recordings.get(name), file, self.budgets)
+            for name, server in config.servers.items()
+        }
         self._default_server = config.default_server
         self.extensions[SERVERS] = self._servers
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
 
 from tests.support.processes import Gunicorn, run_gateway, run_simulator
 from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstream
@@ -19,10 +18,6 @@ PROGRAMS = {
     "redis-server": "limits that machines share",
     "systemd-analyze": "the unit",
 }
-
-# Time is the machine's to give: it may be busy.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

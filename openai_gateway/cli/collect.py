@@ -62,6 +62,9 @@ def _rows_options(command: _Command) -> _Command:
 )
 @click.option("--resume/--no-resume", default=None, help="Go on with an output that is there (default: refuse to).")
 @click.option("--mix", is_flag=True, help="Let --resume go on with another model or other parameters.")
+@click.option(
+    "--redo", type=click.Choice(["incomplete"]), help="Ask again for answers that were cut off; they are kept beside."
+)
 @click.option("--dry-run", is_flag=True, help="Check the input, estimate tokens and cost, and end.")
 @click.option(
     "--max-cost",
@@ -76,6 +79,8 @@ def _rows_options(command: _Command) -> _Command:
     metavar="SECONDS",
     help="How long an answer may take (the started gateway's first_byte_timeout_s).",
 )
+@click.option("--report", type=_path, help="Write a report on the whole output, an HTML page.")
+@click.option("--group-by", metavar="KEY", help="Sums for each value of this key of the rows, in the report.")
 @click.option("--base-url", metavar="URL", help="A running gateway, ending in /v1 (default: start one).")
 @click.option("--server", help="Which of the gateway's servers to call (default: the one at plain /v1).")
 @click.option("--config", "configs", multiple=True, metavar="PATH", help="Config file of the gateway that is started.")
@@ -154,6 +159,10 @@ def _to_order(given: Mapping[str, Any]) -> Order:
     refused = [name for name in given["params"] if name in _NO_PARAMS]
     if refused:
         raise click.UsageError(f"{refused[0]} is no parameter of rows: the gateway's model is asked, for whole answers")
+    if given["redo"] is not None and not given["resume"]:
+        raise click.UsageError("--redo needs --resume")
+    if given["group_by"] is not None and given["report"] is None:
+        raise click.UsageError("--group-by needs --report")
     shard = _to_shard(given["shard"])
     return Order(
         source=given["source"],
@@ -166,6 +175,9 @@ def _to_order(given: Mapping[str, Any]) -> Order:
         max_cost=given["max_cost"],
         may_resume=bool(given["resume"]),
         may_mix=given["mix"],
+        is_redo=given["redo"] is not None,
+        report=given["report"],
+        group_by=given["group_by"],
     )
 
 

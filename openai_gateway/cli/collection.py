@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from openai_gateway.cli.progress import ProgressView
-from openai_gateway.cli.summary import to_estimate, to_metrics, to_reason, to_summary, to_too_dear
+from openai_gateway.cli.summary import to_estimate, to_metrics, to_plural, to_reason, to_summary, to_too_dear
 from openai_gateway.cli.target import Refused, Target
 from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway
-from openai_gateway.collect.files import to_failures_path, to_metrics_path
+from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_metrics_path, to_replaced_path
+from openai_gateway.collect.gym_sums import write_gym_sums
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.params import Additions
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import Plan, Survey
 from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
+from openai_gateway.collect.report import write_report
 from openai_gateway.collect.run import Run
 from openai_gateway.collect.settings import Settings, add_run, find_differences, read_settings, write_settings
 from openai_gateway.collect.shards import Shard
+from openai_gateway.collect.sums import CUT_OFF
+from openai_gateway.wire.usage import read_answer
 
-INTERRUPTED_CODE = 130
-_DEFAULT_CONCURRENCY = 64
+INTERRUPTED_CODE: Final = 130
+_DEFAULT_CONCURRENCY: Final = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ class Order:
     max_cost: float | None = None
     may_resume: bool = False
     may_mix: bool = False
+    is_redo: bool = False
+    report: Path | None = None
+    group_by: str | None = None
 
 
 def estimate(order: Order, target: Target) -> int:
@@ -68,6 +77,8 @@ def collect(order: Order, target: Target) -> int:
     with Journal(order.output, may_resume=order.may_resume) as journal:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
+        if order.is_redo:
+            _take_out_cut_off(order, journal)
         past = _read_past(order, target, order.may_resume)
         plan = _to_plan(order, past)
         survey = plan.survey(target.estimator)
@@ -79,12 +90,32 @@ def collect(order: Order, target: Target) -> int:
         run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
         write_settings(order.output, add_run(read_settings(order.output), _to_settings(order, target, survey)))
+        if survey.has_agents:
+            plan.write_inputs(to_inputs_path(order.output))
         if not may_begin:
             run.progress.stopping = COST
         elif survey.to_do:
             with target.open() as gateway:
                 _run(order, target, gateway, survey, run, plan)
-        return _finish(order, survey, run)
+        return _finish(order, target, survey, run)
+
+
+def _take_out_cut_off(order: Order, journal: Journal) -> None:
+    replaced = to_replaced_path(order.output)
+    count = journal.answers.take_out(
+        lambda entry: read_answer(bytes(entry.response)).finish_reason in CUT_OFF, replaced
+    )
+    if count:
+        click.echo(f"{to_plural(count, 'answer')} cut off before: asked for again, and kept in {replaced}", err=True)
+
+
+def write_metrics(output: Path, found: Mapping[str, Any]) -> Path:
+    """Write the sums over an output to the file beside it; return where."""
+    path = to_metrics_path(output)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(found, indent=2) + "\n")
+    part.replace(path)
+    return path
 
 
 def say(text: str) -> None:
@@ -105,7 +136,7 @@ def _read_past(order: Order, target: Target, may_resume: bool) -> Past:
     past = Past().read(order.output, target.estimator, now.unheeded.union(*(each.unheeded for each in before)))
     if differences and past.answers:
         what = ", ".join(differences)
-        if not order.may_mix:
+        if not order.may_mix and not order.is_redo:
             raise Refused(
                 f"{order.output} was collected with other settings ({what}); set them as before, give another "
                 "--output, or take both into one with --mix"
@@ -161,14 +192,16 @@ def _run(order: Order, target: Target, gateway: Gateway, survey: Survey, run: Ru
     view.end()
 
 
-def _finish(order: Order, survey: Survey, run: Run) -> int:
+def _finish(order: Order, target: Target, survey: Survey, run: Run) -> int:
     """Write and show the sums, say why not all is done, and return the exit code."""
     found = to_metrics(survey, run.progress)
-    path = to_metrics_path(order.output)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(found, indent=2) + "\n")
-    part.replace(path)
-    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {order.output} and beside it {path.name}")
+    beside = [write_metrics(order.output, found).name]
+    if survey.has_agents and (gym := write_gym_sums(order.output)) is not None:
+        beside += [to_inputs_path(order.output).name, gym.name]
+    if order.report is not None:
+        write_report(order.report, order.output, target.estimator, order.group_by)
+        beside.append(str(order.report))
+    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {order.output}, {', '.join(beside)}")
     reason = to_reason(run, order.max_cost)
     if reason:
         click.echo(reason, err=True)

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "demo": "Show what the gateway does, with the simulator as upstream, and serve on.",
     "docs": "Show the documentation, page by page.",
     "init": "Ask for endpoint, key and model, write env.yaml, and try it.",
+    "merge": "Put the outputs of many machines into one; see that nothing is missing or doubled.",
     "recordings": "Look at kept answers, remove old ones, take them elsewhere.",
     "serve": "Serve: gunicorn with gevent workers, from one command.",
     "simulate": "Run the simulator: an OpenAI-like upstream that costs nothing.",

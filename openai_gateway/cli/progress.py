@@ -12,18 +12,25 @@ from typing import Final
 
 import click
 
-from openai_gateway.cli.summary import to_cost, to_duration, to_plural, to_short
+from openai_gateway.cli.summary import to_cost, to_duration, to_short
+from openai_gateway.collect.client import QUEUED
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.progress import INTERRUPTED, Progress
 
 TERMINAL_TICK_S: Final = 0.25
 PLAIN_TICK_S: Final = 10.0
+# The bar is of one width in a terminal, so that the line stands still.
 _BAR_WIDTH: Final = 24
-_LEAST_BAR_WIDTH: Final = 8
+_NARROW_BAR_WIDTH: Final = 10
+_WIDE: Final = 110
 # From then on it is worth telling how long the oldest call has been under way.
 _LONG_S: Final = 10.0
+_BAR_RANK: Final = 6
+_SPACE: Final = "  "
 _REASONS: Final = {
     "429": "rate limit",
+    "paused": "rate limit",
+    QUEUED: "their turn at the gateway",
     "upstream_timeout": "time-outs",
     "504": "time-outs",
     "upstream_unreachable": "no connection",
@@ -71,16 +78,15 @@ class ProgressView:
 
 
 def to_line(progress: Progress, survey: Survey, width: int) -> str:
-    """Return the line for a terminal: as much of the status as fits, what matters least left out, and a bar."""
-    parts = to_status(progress, survey)
+    """Return the line for a terminal: a bar, and of the status as much as fits, what matters least left out."""
+    bar_width = _BAR_WIDTH if width >= _WIDE else _NARROW_BAR_WIDTH
+    filled = bar_width * (survey.done + progress.answered) // max(survey.calls, 1)
+    bar = f"[{'#' * filled}{'.' * (bar_width - filled)}]"
+    (rank, count), *others = to_status(progress, survey)
+    parts = [(_BAR_RANK, bar), (rank, count), *others]
     while len(parts) > 1 and _to_length(parts) > width:
         parts.remove(max(parts, key=lambda part: part[0]))
-    line = "  ".join(text for _, text in parts)
-    room = min(width - len(line) - len("[] "), _BAR_WIDTH)
-    if room < _LEAST_BAR_WIDTH:
-        return line[:width]
-    filled = int(room * (survey.done + progress.answered) / max(survey.calls, 1))
-    return f"[{'#' * filled}{'.' * (room - filled)}] {line}"
+    return _SPACE.join(text for _, text in parts)[:width]
 
 
 def to_status(progress: Progress, survey: Survey) -> list[tuple[int, str]]:
@@ -91,18 +97,18 @@ def to_status(progress: Progress, survey: Survey) -> list[tuple[int, str]]:
     done = survey.done + progress.answered
     calls_per_s, tokens_per_s = progress.rates()
     rate = f"{calls_per_s:,.1f} calls/s" if calls_per_s >= 1 or not calls_per_s else f"{60 * calls_per_s:.1f} calls/min"
-    parts = [(0, f"{done:,}/{survey.calls:,} {100 * done // max(survey.calls, 1):.0f} %"), (4, rate)]
+    parts = [(0, f"{done:,}/{survey.calls:,} {100 * done // max(survey.calls, 1):.0f} %"), (5, rate)]
     eta_s = progress.to_eta_s()
     if eta_s is not None:
         parts.append((1, f"ETA {to_duration(eta_s)}"))
-    parts.append((5, _to_cost(progress)))
-    parts.append((7, f"{to_short(tokens_per_s)} tokens/s"))
-    parts.append((6, f"{progress.in_flight:,} in flight"))
+    parts.append((4, _to_cost(progress)))
+    parts.append((8, f"{to_short(tokens_per_s)} tokens/s"))
+    parts.append((7, f"{progress.in_flight:,} in flight"))
     if (why := to_wait(progress)) is not None:
         parts.append((2, why))
     if progress.errors:
-        named = ", ".join(f"{name} {count:,}" for name, count in progress.errors.most_common())
-        parts.append((3, f"failed: {named}"))
+        parts.append((3, f"{progress.failed:,} failed"))
+        parts.append((9, ", ".join(f"{name} {count:,}" for name, count in progress.errors.most_common())))
     return parts
 
 
@@ -114,7 +120,7 @@ def to_wait(progress: Progress) -> str | None:
         reasons[name] = reasons.get(name, 0) + count
     if reasons:
         waiting = sum(reasons.values())
-        return f"{to_plural(waiting, 'waits', 'wait')}: {', '.join(sorted(reasons))}"
+        return f"{waiting:,} waiting: {', '.join(sorted(reasons))}"
     if progress.holds_back:
         return "few at a time until a call's cost is known"
     oldest_s = progress.oldest_s()
@@ -132,4 +138,4 @@ def _to_cost(progress: Progress) -> str:
 
 
 def _to_length(parts: list[tuple[int, str]]) -> int:
-    return sum(len(text) for _, text in parts) + 2 * (len(parts) - 1)
+    return sum(len(text) for _, text in parts) + len(_SPACE) * (len(parts) - 1)

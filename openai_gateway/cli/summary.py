@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Estimator
+from openai_gateway.collect.merging import Merged
+from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
 from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
 from openai_gateway.collect.rows import Row
@@ -94,6 +96,12 @@ def to_metrics(survey: Survey, progress: Progress) -> dict[str, Any]:
     }
 
 
+def to_merged(merged: Merged, past: Past) -> dict[str, Any]:
+    """Return the sums over an output that was put together, as they go into its metrics file."""
+    calls = {"wanted": merged.wanted, "done": merged.answers, "missing": merged.missing, "doubled": merged.doubled}
+    return {"calls": calls, **past.sums.to_json(), "failures": dict(past.failures)}
+
+
 def to_summary(found: Mapping[str, Any], failures: Path) -> str:
     """Return the sums as lines of text, this run and the whole output apart; `found` is as `to_metrics` gives it."""
     calls, run = found["calls"], found["this_run"]
@@ -169,8 +177,8 @@ def _to_bound(survey: Survey, limit_usd: float, concurrency: int) -> str:
     """Return how far the cost may go."""
     if survey.unbounded:
         return (
-            f"stops before {to_cost(limit_usd)}, beyond which calls in flight may go by what they answer more than "
-            "95 % of the answers before: max_output_tokens bounds that"
+            f"stops before {to_cost(limit_usd)}; calls in flight may exceed it by answers longer than 95 % "
+            "of those before: max_output_tokens bounds that"
         )
     most_usd = limit_usd + min(concurrency, survey.to_do) * survey.excess_usd
     return f"stops before {to_cost(limit_usd)}, at most {to_cost(most_usd)} if each byte is a token"

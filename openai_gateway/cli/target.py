@@ -69,7 +69,7 @@ def to_running_target(base_url: str, server: str | None, price_file: Path | None
     if not _is_base_url(url):
         raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
     gateway = Gateway(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
-    return Target(gateway, None, Estimator(_read_prices(price_file), _greet(gateway, server), {}))
+    return Target(gateway, None, Estimator(read_price_table(price_file), _greet(gateway, server), {}))
 
 
 def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
@@ -79,7 +79,7 @@ def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
         RESPONSES: {**server.extra_body, **server.extra_body_responses},
         CHAT: {**server.extra_body, **server.extra_body_chat},
     }
-    prices = server.prices if price_file is None else _read_prices(price_file)
+    prices = server.prices if price_file is None else read_price_table(price_file)
     bounds = {api: to_max_output_tokens(body) for api, body in extra_body.items()}
     tiers = {api: to_text(body.get("service_tier")) for api, body in extra_body.items()}
     return Target(None, own, Estimator(prices, server.openai_model, bounds, tiers), extra_body)
@@ -116,8 +116,8 @@ def _is_base_url(url: str) -> bool:
         return False
 
 
-def _read_prices(path: Path | None) -> PriceTable:
-    """Return the prices of a file, else of the usual one."""
+def read_price_table(path: Path | None) -> PriceTable:
+    """Return the prices of a file, else of the usual one. Raises Refused."""
     path = path or to_usual_file(Path())
     try:
         return read_prices(path)

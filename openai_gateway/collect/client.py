@@ -33,6 +33,7 @@ _MOST_TRIES: Final = 10
 _NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
 _PROBE: Final = "collect"
 _UNJITTERED: Final = 0.0
+QUEUED: Final = "queued"
 _UNDER_WAY: Final = ("queued", "in_progress")
 _FIRST_POLL_S: Final = 0.5
 _POLL_GROWTH: Final = 1.5
@@ -78,6 +79,7 @@ class _Models(msgspec.Struct):
 
 
 class _ServerState(msgspec.Struct):
+    queued: int = 0
     retrying: dict[str, int] = {}
 
 
@@ -162,7 +164,7 @@ class Gateway:
         self._send("POST", self._to_call_url(path, rollout_id), b"{}")
 
     def read_waits(self) -> dict[str, int]:
-        """Return how many calls wait for another attempt now, by why the last one failed; nothing if unknown."""
+        """Return how many calls wait for an attempt now, by why the last one failed, or QUEUED; nothing if unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
         try:
             servers = msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, Answer) else {}
@@ -170,8 +172,9 @@ class Gateway:
             return {}
         waits: dict[str, int] = {}
         for server in servers.values():
-            for reason, count in server.retrying.items():
-                waits[reason] = waits.get(reason, 0) + count
+            for reason, count in {**server.retrying, QUEUED: server.queued}.items():
+                if count:
+                    waits[reason] = waits.get(reason, 0) + count
         return waits
 
     def close(self) -> None:

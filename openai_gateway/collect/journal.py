@@ -15,12 +15,13 @@ import gzip
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from openai_gateway.accounting.line_file import append_line
-from openai_gateway.collect.entries import JournalError, is_entry, is_json
+from openai_gateway.collect.entries import Entry, JournalError, is_entry, is_json, read_entries_and_lines
 from openai_gateway.collect.files import to_failures_path
 from openai_gateway.collect.lines import is_gzip
 
@@ -67,7 +68,7 @@ class AppendFile:
 
     def append(self, line: bytes) -> None:
         """Write a line to the end, all of it or nothing. Raises OSError."""
-        piece = gzip.compress(line, mtime=0) if self._is_gzip else line
+        piece = self._to_piece(line)
         append_line(self._fd, piece)
         self.size += len(piece)
 
@@ -93,20 +94,48 @@ class AppendFile:
             self._write_again(rescued)
             raise JournalError(f"{self.path} was replaced while it was written to; what it held is in {rescued}")
 
+    def take_out(self, is_unwanted: Callable[[Entry], bool], taken: Path) -> int:
+        """Move the lines that are not wanted any more to the end of another file; return how many."""
+        part = self.path.with_name(f"{self.path.name}.part")
+        count = 0
+        with part.open("wb") as kept, taken.open("ab") as moved:
+            for entry, line in read_entries_and_lines(self.path):
+                if is_unwanted(entry):
+                    moved.write(line)
+                    count += 1
+                else:
+                    kept.write(self._to_piece(line))
+            for file in (moved, kept):
+                file.flush()
+                os.fsync(file.fileno())
+        if count:
+            part.replace(self.path)
+            self._turn_to(os.open(self.path, os.O_RDWR | os.O_APPEND))
+        else:
+            part.unlink()
+        return count
+
     def close(self) -> None:
         """Let the file go."""
         os.close(self._fd)
 
+    def _to_piece(self, line: bytes) -> bytes:
+        return gzip.compress(line, mtime=0) if self._is_gzip else line
+
+    def _turn_to(self, fd: int) -> None:
+        """Go on with another open file."""
+        try:
+            os.dup2(fd, self._fd)
+        finally:
+            os.close(fd)
+        self._lock()
+        self.size = os.fstat(self._fd).st_size
+
     def _write_again(self, path: Path) -> None:
         """Write all that the file holds to another path, and what is appended from now on."""
-        new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-        try:
-            with open(f"/proc/self/fd/{self._fd}", "rb") as held, open(new, "wb", closefd=False) as copy:
-                shutil.copyfileobj(held, copy, _CHUNK_BYTES)
-            os.dup2(new, self._fd)
-        finally:
-            os.close(new)
-        self._lock()
+        with open(f"/proc/self/fd/{self._fd}", "rb") as held, path.open("xb") as copy:
+            shutil.copyfileobj(held, copy, _CHUNK_BYTES)
+        self._turn_to(os.open(path, os.O_RDWR | os.O_APPEND))
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._fd, size)

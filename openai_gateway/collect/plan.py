@@ -22,7 +22,7 @@ from openai_gateway.collect.matching import Matches, match_rows
 from openai_gateway.collect.params import NOTHING_ADDED, Additions
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.questions import BadRow
-from openai_gateway.collect.rows import TASK_INDEX, Row, to_row
+from openai_gateway.collect.rows import AGENT_REF, ROLLOUT_INDEX, TASK_INDEX, Row, to_line, to_row
 from openai_gateway.collect.shards import Shard
 
 MOST_RETRIES: Final = 3
@@ -76,6 +76,7 @@ class Survey(msgspec.Struct):
     notes: Counter[str] = msgspec.field(default_factory=Counter)
     matches: Matches = msgspec.field(default_factory=Matches)
     has_own_indices: bool = False
+    has_agents: bool = False
 
 
 class Plan:
@@ -111,6 +112,15 @@ class Plan:
         for row in self._rows():
             for rollout_index in self._rollouts(row):
                 yield PlannedCall(row, rollout_index)
+
+    def write_inputs(self, path: Path) -> None:
+        """Write every call that is wanted as it is asked, as NeMo Gym's tools read them. Raises BadInput, OSError."""
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            for call in self.all_calls():
+                where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
+                file.write(to_line(call.row.to_fields(call.rollout_index), where))
+        part.replace(path)
 
     def survey(self, estimator: Estimator) -> Survey:
         """Check every row and return what the calls come to. Raises BadInput, OSError."""
@@ -185,6 +195,7 @@ class Plan:
         survey.output_tokens += to_do * estimator.output_tokens(row)
         survey.unbounded += to_do if estimator.to_bound(row) is None else 0
         survey.has_own_indices = survey.has_own_indices or TASK_INDEX in row.fields
+        survey.has_agents = survey.has_agents or AGENT_REF in row.fields
         for note in row.notes:
             survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else "differ"] += 1
         if to_do:

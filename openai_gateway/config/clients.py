@@ -125,22 +125,6 @@ class Clients:
 ClientsFile = WatchedFile[Clients]
 
 
-class Shares(Mapping[str, float]):
-    """The clients' shares by name, as their file has them now."""
-
-    def __init__(self, file: ClientsFile) -> None:
-        self._file = file
-
-    def __getitem__(self, name: str) -> float:
-        return self._file.read().by_name[name].share
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.read().by_name)
-
-    def __len__(self) -> int:
-        return len(self._file.read().by_name)
-
-
 def open_clients(path: str, initial: Clients, servers: frozenset[str], *, may_have_budgets: bool) -> ClientsFile:
     """Return the clients file at `path`: emptied, or gone for good, it lets nobody in.
 

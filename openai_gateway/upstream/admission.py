@@ -10,7 +10,6 @@ What is known of limits and order is `limits`'; here is only what of it concerns
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from time import monotonic, time
 from typing import Final
 
@@ -34,16 +33,16 @@ _ID_WITHIN_BYTES: Final = 400
 
 
 class Admission:
-    """The queue of one server, as calls see it; one for the life of the process. `shares` are the clients'."""
+    """The queue of one server, as calls see it; one for the life of the process."""
 
-    def __init__(self, server: ServerConfig, shares: Mapping[str, float] | None = None) -> None:
+    def __init__(self, server: ServerConfig) -> None:
         told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
         self._learns = server.learn_limits
         self.limiter = Limiter(told, monotonic())
         self.queue = Queue(
             server.max_concurrent_requests,
             self.limiter,
-            Order(shares, is_fifo=server.schedule == "fifo"),
+            Order(is_fifo=server.schedule == "fifo"),
             server.max_queue,
             server.queue_timeout_s,
         )

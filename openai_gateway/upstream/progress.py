@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import monotonic, time
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,8 @@ from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
+
+_WORTH_TELLING_S: Final = 0.01
 
 
 class Progress(msgspec.Struct):
@@ -68,8 +71,10 @@ class Progress(msgspec.Struct):
         if self.queue_reason:
             headers.append(("x-gateway-queue-reason", self.queue_reason))
         if self.retries:
-            # Why attempts failed, and how long the last one had to wait for, in the queue, too.
             headers.append(("x-gateway-retries", ",".join(self.retries)))
+        waited_s = self.last_attempt - self.started
+        if self.retries or waited_s > self.queue_wait_s + _WORTH_TELLING_S:
+            # Earlier attempts and pauses, too.
             headers.append(("x-gateway-wait-ms", f"{(self.last_attempt - self.started) * 1000:.0f}"))
         return headers
 

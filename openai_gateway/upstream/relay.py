@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, time
 
 import gevent
@@ -48,11 +48,7 @@ class Relay:
     """Sends the calls of one server; one for the life of the process."""
 
     def __init__(
-        self,
-        server: ServerConfig,
-        observers: Sequence[Observer] = (),
-        captures: Captures | None = None,
-        shares: Mapping[str, float] | None = None,
+        self, server: ServerConfig, observers: Sequence[Observer] = (), captures: Captures | None = None
     ) -> None:
         self.timeouts = Timeouts(
             server.connect_timeout_s,
@@ -63,7 +59,7 @@ class Relay:
             server.stream_heartbeat_s,
         )
         self._server = server
-        self._admission = Admission(server, shares)
+        self._admission = Admission(server)
         self._breaker = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
         self._retries = Retries(server)

@@ -23,6 +23,8 @@ from openai_gateway.wire.retries import Outcome, is_retryable, to_wait_s
 # The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
 _MOST_TIMED_OUT: Final = 2
 _TIMED_OUT: Final = ("upstream_timeout", "504")
+# In `waiting`: calls that wait as another one was told to.
+PAUSED: Final = "paused"
 
 
 class Retries:
@@ -40,7 +42,13 @@ class Retries:
 
     def wait_for_pause(self, deadline: float | None, give_up: Callable[[], bool]) -> None:
         """Wait while the upstream has asked everybody to."""
-        self._pause.wait(deadline, give_up)
+        if not self._pause.left_s():
+            return
+        self.waiting[PAUSED] += 1
+        try:
+            self._pause.wait(deadline, give_up)
+        finally:
+            self.waiting[PAUSED] -= 1
 
     def may_wait_s(self, outcome: Outcome, reason: str, progress: Progress, deadline: float | None) -> float | None:
         """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.

@@ -147,3 +147,17 @@ def test_greeting_tells_why_there_is_no_talking(closed_port: int) -> None:
         found = Gateway(f"{upstream.url}/v1").greet()
     assert isinstance(found, Failure)
     assert found.failure_class == "key_refused"
+
+
+def test_why_calls_wait_is_read_from_the_gateway() -> None:
+    state = b'{"servers": {"a": {"queued": 2, "retrying": {"429": 3}}, "b": {"queued": 0, "retrying": {"429": 1}}}}'
+
+    def script(conversation: Conversation) -> None:
+        while conversation.read_request() is not None:
+            conversation.send(to_answer(state))
+
+    with run_upstream(script) as upstream:
+        gateway = Gateway(f"{upstream.url}/v1")
+        assert gateway.read_waits() == {"429": 4, "queued": 2}
+        assert upstream.requests[0].target == "/readyz"
+        gateway.close()

@@ -16,7 +16,8 @@ import yaml
 from openai_gateway.config import load_config
 from tests.support.processes import ROOT, Gunicorn, eventually
 
-APP = ROOT / "conf" / "deploy" / "gym" / "openai_model" / "app.py"
+GYM = ROOT / "conf" / "deploy" / "gym"
+APP = GYM / "responses_api_models" / "openai_model" / "app.py"
 # A gateway that says how it was called, and what it was handed.
 STUB = f"""#!{sys.executable}
 import json, os, sys
@@ -50,8 +51,8 @@ def _to_run() -> dict[str, Any]:
     }
 
 
-def _start(home: Path, name: str) -> subprocess.CompletedProcess[str]:
-    environ = {"NEMO_GYM_CONFIG_DICT": yaml.safe_dump(_to_run()), "NEMO_GYM_CONFIG_PATH": name}
+def _start(home: Path, name: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    environ = {"NEMO_GYM_CONFIG_DICT": yaml.safe_dump({**_to_run(), **more}), "NEMO_GYM_CONFIG_PATH": name}
     return subprocess.run(
         [sys.executable, str(APP)],
         env={**os.environ, **environ, "OPENAI_GATEWAY_HOME": str(home)},
@@ -84,6 +85,45 @@ def test_gateway_is_started_with_gyms_config_at_gyms_port(tmp_path: Path) -> Non
         served = load_config(environ, cwd=tmp_path)
         assert served.default_server == name
         assert served.servers[name].openai_model == model
+        # A collection outlasts a limit of so many calls a minute.
+        server = served.servers[name]
+        assert (server.max_retries, server.retry_budget_s, server.retry_ratio) == (100, 3600, None)
+
+
+def test_what_the_config_says_of_retries_stays(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "openai-gateway").write_text(STUB)
+    (tmp_path / "bin" / "openai-gateway").chmod(0o755)
+    run = _to_run()
+    run["policy_model"]["responses_api_models"]["openai_model"].update(max_retries=3, retry_ratio=0.5)
+    found = json.loads(_start(tmp_path, "policy_model", **run).stdout)
+    (tmp_path / "run.yaml").write_text(found["config"])
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": "run.yaml", "OPENAI_GATEWAY_SERVER": "policy_model"}
+    server = load_config(environ, cwd=tmp_path).servers["policy_model"]
+    assert (server.max_retries, server.retry_budget_s, server.retry_ratio) == (3, 3600, 0.5)
+
+
+def test_dry_run_of_gym_ends_without_a_gateway(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "openai-gateway").write_text(STUB)
+    (tmp_path / "bin" / "openai-gateway").chmod(0o755)
+    ended = _start(tmp_path, "policy_model", dry_run=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert _start(tmp_path / "nowhere", "policy_model", dry_run=True).returncode == 1
+
+
+def test_gym_finds_server_and_config_where_it_looks_under_an_extra_root() -> None:
+    folder = GYM / "responses_api_models" / "openai_model"
+    assert {path.name for path in folder.iterdir()} >= {"app.py", "requirements.txt", "configs"}
+    path = folder / "configs" / "openai_model.yaml"
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(path)}
+    values = {"policy_base_url": "http://127.0.0.1:1/v1", "policy_api_key": "sk-1", "policy_model_name": "m"}
+    served = load_config(environ, [f"++{key}={value}" for key, value in values.items()], cwd=GYM)
+    assert (
+        yaml.safe_load(path.read_text())["policy_model"]["responses_api_models"]["openai_model"]["entrypoint"]
+        == "app.py"
+    )
+    assert served.servers["policy_model"].openai_model == "m"
 
 
 def test_gateway_that_gym_starts_serves_the_server_named_and_reads_its_config_again(tmp_path: Path) -> None:

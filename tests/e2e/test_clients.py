@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 import requests
 from click.testing import CliRunner
 
 from openai_gateway.cli.main import main
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
-from tests.support.upstreams import Conversation, run_upstream
 
 
 def _ask(gateway: Gunicorn, key: str, server: str = "") -> tuple[int, str | None]:
@@ -64,59 +60,3 @@ def test_clients_are_let_in_by_name_and_put_out_within_a_second(tmp_path: Path) 
     assert {name: found["calls"] for name, found in json.loads(summed.output)["sums"].items()} == {
         "-": 3, "one": 1, "two": 3,
     }  # fmt: skip
-
-
-class _InTurn:
-    """An upstream that notes whose calls come in which order, and answers once it may."""
-
-    def __init__(self) -> None:
-        self.order: list[str] = []
-        self.go = threading.Event()
-
-    def __call__(self, talk: Conversation) -> None:
-        while (request := talk.read_request()) is not None:
-            self.order.append(json.loads(request.body)["input"])
-            self.go.wait(30)
-            talk.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
-
-
-@pytest.mark.parametrize(
-    ("shares", "least", "most"),
-    [((1, 1), 5, 6), ((1, 3), 2, 3)],
-    ids=["equal shares", "three times the share"],
-)
-def test_modest_client_is_not_held_up_by_a_greedy_one(
-    tmp_path: Path, shares: tuple[int, int], least: int, most: int
-) -> None:
-    clients = {
-        name: {"key": f"gw-key-{name}", "share": share}
-        for name, share in zip(("greedy", "modest"), shares, strict=True)
-    }
-    (tmp_path / "clients.yaml").write_text(json.dumps(clients))
-    settings = {"clients_file": str(tmp_path / "clients.yaml"), "max_concurrent_requests": 1}
-    upstream = _InTurn()
-    with (
-        run_upstream(upstream) as there,
-        run_gateway(tmp_path, there.url, settings) as gateway,
-        ThreadPoolExecutor(70) as pool,
-    ):
-
-        def ask(name: str) -> None:
-            headers = {"authorization": f"Bearer gw-key-{name}"}
-            requests.post(f"{gateway.url}/v1/responses", json={"input": name}, headers=headers, timeout=60)
-
-        def queued() -> int:
-            return int(requests.get(f"{gateway.url}/readyz", timeout=5).json()["servers"]["policy_model"]["queued"])
-
-        for _ in range(60):
-            pool.submit(ask, "greedy")
-        eventually(lambda: queued() == 59, timeout_s=20)
-        for _ in range(5):
-            pool.submit(ask, "modest")
-        eventually(lambda: queued() == 64, timeout_s=20)
-        upstream.go.set()
-        eventually(lambda: len(upstream.order) == 65, timeout_s=20)
-    # How many of the greedy one's calls went before the modest one's last, the one under way at the start aside.
-    order = upstream.order[1:]
-    last = len(order) - 1 - order[::-1].index("modest")
-    assert least <= order[:last].count("greedy") <= most, order[:20]

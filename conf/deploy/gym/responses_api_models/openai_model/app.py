@@ -1,6 +1,6 @@
 """Starts the gateway where NeMo Gym would start its `openai_model` server, with Gym's own config, host and port.
 
-Copy this folder to responses_api_models/openai_model in the folder that Gym is run in: Gym takes it before its own.
+Gym finds this folder before its own if NEMO_GYM_EXTRA_ROOTS (or --search-dir) names the folder `gym` above it.
 OPENAI_GATEWAY_HOME is the gateway's virtual environment.
 """
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+# A collection waits for a rate limit as long as it takes; what the config says stays.
+PATIENCE = {"max_retries": 100, "retry_budget_s": 3600, "retry_ratio": None}
 
 
 def main() -> None:
@@ -22,6 +25,11 @@ def main() -> None:
     gateway = Path(os.environ.get("OPENAI_GATEWAY_HOME", "/opt/openai-gateway"), "bin", "openai-gateway")
     if not gateway.is_file():
         sys.exit(f"{gateway} is not there; set OPENAI_GATEWAY_HOME to the virtual environment that has openai_gateway.")
+    if config.get("dry_run"):
+        # Gym only sets servers up then, and waits for each to end.
+        return
+    for key, value in PATIENCE.items():
+        settings.setdefault(key, value)
     # It holds keys: kept in memory only, where SIGHUP finds it again, too.
     held = os.memfd_create("nemo_gym_config", flags=0)
     os.write(held, OmegaConf.to_yaml(config).encode())

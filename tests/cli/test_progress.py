@@ -1,0 +1,125 @@
+"""The status line: what matters most at every width, an ETA only where one is known, and why calls wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from openai_gateway.cli.progress import to_line, to_status, to_wait
+from openai_gateway.cli.summary import to_metrics, to_reason, to_summary
+from openai_gateway.collect.plan import Survey
+from openai_gateway.collect.progress import ALL_FAIL, Progress
+from openai_gateway.collect.sums import Sums
+from openai_gateway.wire.usage import Report, Usage
+
+
+def _progress(over: int = 600, to_do: int = 10_000, in_flight: int = 64, **more: Any) -> Progress:
+    """Return how a run of some minutes stands that made ten calls a second over the last one."""
+    now = monotonic()
+    progress = Progress(Sums(), to_do, **more)
+    for sums in (progress.sums, progress.run_sums):
+        for _ in range(over):
+            sums.add(Report(Usage(100, 500), "stop"), 0.002, 3.0)
+    progress.answered = over
+    progress.started = now - 300
+    progress.samples.append((now - 60, 0, 0))
+    progress.begun = dict.fromkeys(range(in_flight), now - 2)
+    return progress
+
+
+def _survey(progress: Progress) -> Survey:
+    return Survey(rows=progress.to_do, calls=progress.to_do, to_do=progress.to_do)
+
+
+@pytest.mark.parametrize("width", [20, 39, 60, 79, 100, 119, 200])
+def test_line_is_no_wider_than_the_terminal_and_keeps_what_matters_most(width: int) -> None:
+    progress = _progress(waits={"429": 60}, errors=Counter({"invalid_request": 3, "timeout": 12}))
+    progress.failed = 15
+    line = to_line(progress, _survey(progress), width)
+    assert len(line) <= width
+    assert "600/10,000 6 %" in line
+    if width >= 60:
+        assert "60 waiting: rate limit" in line
+        assert "ETA" in line
+    if width >= 200:
+        for said in (
+            "calls/s",
+            "of ~$",
+            "64 in flight",
+            "tokens/s",
+            "15 failed",
+            "timeout 12, invalid_request 3",
+            "[#",
+        ):
+            assert said in line
+
+
+@pytest.mark.parametrize(
+    ("width", "begin"),
+    [(160, "[#.......................]  600/10,000 6 %"), (79, "[..........]  600/10,000 6 %"), (30, "600/10,000 6 %")],
+)
+def test_bar_is_of_one_length_or_left_out(width: int, begin: str) -> None:
+    progress = _progress()
+    assert to_line(progress, _survey(progress), width).startswith(begin)
+
+
+def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun() -> None:
+    progress = _progress()
+    assert progress.to_eta_s() == pytest.approx(940, rel=0.02)
+    last = _progress(over=29, to_do=30, in_flight=1)
+    last.begun = {1: monotonic() - 95}
+    assert last.to_eta_s() is None
+    assert "longest 1:35" in to_line(last, _survey(last), 79)
+    slow = _progress(over=0)
+    slow.samples.append((monotonic() - 30, 0, 0))
+    assert slow.to_eta_s() is None
+
+
+def test_slow_rates_are_told_a_minute() -> None:
+    progress = _progress(over=6)
+    assert "6.0 calls/min" in [text for _, text in to_status(progress, _survey(progress))]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, None),
+        ({"waits": {"429": 3}}, "3 waiting: rate limit"),
+        ({"waits": {"paused": 2, "429": 1, "queued": 3}}, "6 waiting: rate limit, their turn at the gateway"),
+        ({"waits": {"429": 1}}, "1 waiting: rate limit"),
+        ({"waits": {"500": 1, "upstream_timeout": 2, "504": 1}}, "4 waiting: status 500, time-outs"),
+        ({"holds_back": True}, "few at a time until a call's cost is known"),
+    ],
+)
+def test_why_calls_wait_is_told(more: dict[str, Any], expected: str | None) -> None:
+    assert to_wait(_progress(**more)) == expected
+
+
+def test_summary_keeps_this_run_and_the_whole_apart() -> None:
+    progress = _progress(over=10, to_do=10)
+    progress.sums.add(Report(Usage(7, 3), "length"), 1.0, 9.0)
+    progress.run_sums.add_attempts(13, ["429", "429", "500"])
+    progress.run_sums.perhaps_billed_usd = 0.25
+    found = to_metrics(Survey(rows=11, calls=11, done=1, to_do=10), progress)
+    lines = to_summary(found, Path("o_failures.jsonl")).splitlines()
+    assert lines[0].split(maxsplit=1)[1] == "11 of 11 done"
+    assert "10 answers, 0 failures in" in lines[1]
+    assert "13 attempts, of which failed: 429 2, 500 1" in lines[1]
+    whole = next(number for number, line in enumerate(lines) if line.startswith("in all"))
+    assert any("about $0.2500 perhaps billed" in line for line in lines[:whole])
+    assert any("1 answer (9 %) reached the bound" in line for line in lines[whole:])
+    assert not any("reached the bound" in line for line in lines[:whole])
+
+
+def test_stop_tells_how_many_calls_had_failed_then() -> None:
+    class Stopped:
+        progress = _progress(stopping=ALL_FAIL)
+        failed_in_a_row = 100
+        failure = None
+        error = None
+
+    assert to_reason(Stopped(), None).startswith("Stopped: the last 100 calls all failed")  # type: ignore[arg-type]

@@ -171,7 +171,8 @@ class Connection:
             try:
                 for piece in body:
                     response.write(piece)
-                response.close()
+                if not response.is_ended:
+                    response.close()
             finally:
                 if hasattr(body, "close"):
                     body.close()

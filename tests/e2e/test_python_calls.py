@@ -29,7 +29,8 @@ from tests.support.upstreams import (
 )
 
 # On Python 3.11; later versions count fewer, for comprehensions are no calls there.
-MOST_OF_A_CALL = 158
+# Of a call's, 20 came with limits that are learnt and shared; all else takes 145, where 0.1.0 took 158.
+MOST_OF_A_CALL = 165
 MOST_OF_AN_EVENT = 5
 CALLS = 50
 EVENTS = 50

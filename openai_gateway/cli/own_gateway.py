@@ -31,7 +31,7 @@ class OwnGateway:
         if server is not None:
             self._environ[SERVER_VARIABLE] = server
         config = load(self._environ)
-        self._patience = _to_patience(config)
+        self._patience = _find_patience(config)
         shown = ", ".join(override.rpartition(".")[2] for override in self._patience)
         self.notes = [f"set for this run, as the config doesn't: {shown}"] if self._patience else []
         self.server: ServerConfig = config.servers[config.default_server]
@@ -52,7 +52,7 @@ class OwnGateway:
             yield f"{url}/v1", key
 
 
-def _to_patience(config: GatewayConfig) -> list[str]:
+def _find_patience(config: GatewayConfig) -> list[str]:
     """Return overrides for what the config leaves to the defaults, which are made for clients that wait in person."""
     name = config.default_server
     return [

@@ -16,7 +16,7 @@ from openai_gateway import __version__
 from openai_gateway.cli import choosing
 from openai_gateway.cli.exits import CommandFailed
 from openai_gateway.cli.servers import become_gunicorn, listen, start_companion, to_url
-from openai_gateway.cli.simulated import to_overrides
+from openai_gateway.cli.simulated import make_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
 from openai_gateway.config.replay import FILE_NAME as REPLAY_CONFIG
@@ -86,7 +86,7 @@ def serve(environ: dict[str, str], host: str, port: int, workers: int, *, is_sim
     """Become gunicorn with the gateway, the simulator behind it if wanted. Returns only by raising what is wrong."""
     simulator = listen("127.0.0.1", 0) if is_simulated else None
     if simulator is not None:
-        environ = choosing.to_environ((), to_overrides(environ, f"{to_url(simulator)}/v1"), environ)
+        environ = choosing.to_environ((), make_overrides(environ, f"{to_url(simulator)}/v1"), environ)
     chosen = choosing.load(environ)
     listener = listen(host, port)
     if simulator is not None:

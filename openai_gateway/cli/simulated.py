@@ -1,6 +1,6 @@
 """Has a config lead to the simulator, whatever endpoint and key it names or lacks.
 
-The simulator itself is started by the command.
+See also: serve --simulate, which starts the simulator itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MODEL: Final = "simulated-model"
 _REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)\s*\}")
 
 
-def to_overrides(environ: Mapping[str, str], base_url: str) -> list[str]:
+def make_overrides(environ: Mapping[str, str], base_url: str) -> list[str]:
     """Return overrides that lead each server to `base_url` and stand in for what only a real endpoint needs."""
     merged = read(environ, (), Path.cwd(), [])
     servers = find_servers(merged.tree)

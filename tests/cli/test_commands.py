@@ -185,3 +185,14 @@ def test_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
     command = f"{shlex.join([*COMMAND, 'docs', 'configuration'])} | true"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
     assert (ended.stderr, ended.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "config"])
+def test_in_an_empty_folder_a_newcomer_is_told_how_to_begin(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unset = ("CONFIG_PATHS", "ENV_YAML", "OVERRIDES", "SERVER")
+    result = CliRunner(env={f"OPENAI_GATEWAY_{name}": None for name in unset}).invoke(main, [command])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "openai-gateway init" in result.stderr

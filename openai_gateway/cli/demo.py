@@ -11,6 +11,7 @@ import contextlib
 import json
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -24,11 +25,7 @@ from openai_gateway.cli.exits import OK, CommandFailed
 from openai_gateway.cli.servers import run_server
 
 # US dollars per million tokens, of a model that there is not.
-_PRICES: Final = {
-    "read_on": "2026-01-01",
-    "source": "made up for the demo",
-    "models": {MODEL: {"input": 2.0, "output": 10.0}},
-}
+_PRICES: Final = {"source": "made up for the demo", "models": {MODEL: {"input": 2.0, "output": 10.0}}}
 
 
 @click.command(name="demo")
@@ -90,7 +87,7 @@ def _run_both(folder: Path, port: int) -> Iterator[Stage]:
 def _write_config(folder: Path, upstream: str, usage_log: Path) -> dict[str, str]:
     """Write the demo's config and return the environment in which the gateway reads nothing else."""
     prices = folder / "prices.yaml"
-    prices.write_text(yaml.safe_dump(_PRICES))
+    prices.write_text(yaml.safe_dump({"read_on": time.strftime("%Y-%m-%d"), **_PRICES}))
     settings = {
         "openai_base_url": f"{upstream}/v1",
         "openai_api_key": KEY,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
 from tests.support.processes import Gunicorn, write_config
@@ -38,7 +39,10 @@ def test_only_who_started_it_gets_in(tmp_path: Path, simulator: Gunicorn) -> Non
 def test_patience_is_set_where_the_config_says_nothing(
     tmp_path: Path, settings: dict[str, object], overrides: list[str], set_for_this_run: list[str]
 ) -> None:
-    own = OwnGateway([str(write_config(tmp_path, "http://127.0.0.1:9", settings))], overrides, None)
+    entry = {"openai_base_url": "http://127.0.0.1:9/v1", "openai_api_key": "sk-x1", "openai_model": "m", **settings}
+    path = tmp_path / "gateway.yaml"
+    path.write_text(yaml.safe_dump({"policy_model": {"responses_api_models": {"openai_model": entry}}}))
+    own = OwnGateway([str(path)], overrides, None)
     told = [f"set for this run, as the config doesn't: {', '.join(set_for_this_run)}"]
     assert own.notes == (told if set_for_this_run else [])
 

@@ -26,6 +26,12 @@ BUILT_IN: Final = "the built-in openai_model.yaml"
 CONFIG_PATHS_VARIABLE: Final = "OPENAI_GATEWAY_CONFIG_PATHS"
 ENV_YAML_VARIABLE: Final = "OPENAI_GATEWAY_ENV_YAML"
 _PATHS: Final = "config_paths"
+# What the built-in config refers to.
+_NEEDED: Final = ("policy_base_url", "policy_api_key", "policy_model_name")
+_NOTHING_YET: Final = (
+    "nothing in {cwd} says which endpoint, key and model to use: 'openai-gateway init' asks for them and writes"
+    f" env.yaml; or name config files in {CONFIG_PATHS_VARIABLE} or by --config"
+)
 
 
 def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]) -> Merged:
@@ -46,6 +52,8 @@ def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, proble
     for override in overrides:
         if override.key != _PATHS and _keep_servers(merged, {override.key: override.value}, COMMAND_LINE, problems):
             apply_override(merged, override, problems)
+    if reader.is_built_in and not merged.tree.keys() & set(_NEEDED):
+        problems.append(Problem("", "", _NOTHING_YET.format(cwd=cwd)))
     merged.is_partial = bool(problems)
     carry_out_directives(merged, problems)
     return merged
@@ -97,6 +105,7 @@ class _Reader:
     def __init__(self, cwd: Path, problems: list[Problem]) -> None:
         self._cwd = cwd
         self._problems = problems
+        self.is_built_in = False
 
     def read_env_yaml(self, place: str | None) -> tuple[str, dict[str, Any]]:
         """Return where env.yaml is and what it holds, nothing if there is none."""
@@ -111,6 +120,7 @@ class _Reader:
         """
         if paths is None:
             if not (self._cwd / DEFAULT_CONFIG_PATH).is_file():
+                self.is_built_in = True
                 return [(BUILT_IN, parse(read_built_in()))]
             paths = [DEFAULT_CONFIG_PATH]
         trees: list[tuple[str, dict[str, Any]]] = []

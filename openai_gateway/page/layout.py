@@ -59,14 +59,6 @@ TABLES: Final = (
         "The upstream has told of no rate limits yet.",
         "As the upstream's last answer told them.",
     ),
-    Table(
-        "clients",
-        "Clients",
-        "Client | Used | #Budget | #Spent | #+Reserved | #Under way | #Calls | #Errors | #+Refused | #+Tokens in"
-        " | #+Tokens out",
-        "No clients have names: clients_file gives them names, keys and budgets.",
-        "Spent and reserved are those of the budget's period (UTC); sums are since the start.",
-    ),
     Table("workers", "Workers", "Process | Since | #In flight | #Queued", "No workers."),
     Table(
         "errors",
@@ -91,6 +83,14 @@ TABLES: Final = (
         "Last five minutes",
         "From | #Calls | #Errors | #p50 | #p95 | #+p99 | #+First token p50 | #+Tokens in | #+Tokens out | #Cost",
         "No calls yet.",
+    ),
+    Table(
+        "clients",
+        "Clients",
+        "Client | Used | #Budget | #Spent | #+Reserved | #Under way | #Calls | #Errors | #+Refused | #+Tokens in"
+        " | #+Tokens out",
+        "No clients have names: clients_file gives them names, keys and budgets.",
+        "Spent and reserved are those of the budget's period (UTC); sums are since the start.",
     ),
     Table(
         "servers",

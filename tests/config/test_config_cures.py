@@ -84,8 +84,12 @@ def test_without_a_checkout_the_built_in_config_is_read(folder: Folder) -> None:
     assert config.servers["policy_model"].openai_model == "m"
     origin = config.origins[f"{DOTTED}.openai_model"]
     assert origin == "the built-in openai_model.yaml, ${policy_model_name} in env.yaml"
+    folder.write("env.yaml", "policy_base_url: http://h/v1\n")
+    assert "2 problems" in folder.complaint()
     (folder.path / "env.yaml").unlink()
-    assert "3 problems" in folder.complaint()
+    message = folder.complaint()
+    assert message.startswith("openai_gateway: 1 problem ")
+    assert "'openai-gateway init' asks for them and writes env.yaml" in message
 
 
 def test_built_in_config_is_the_one_that_is_shipped() -> None:

@@ -171,6 +171,25 @@ def test_killed_worker_and_restart_neither_lose_nor_leak_money(folder: Path) -> 
         assert "lost or moved" not in gateway.log()
 
 
+def test_client_that_leaves_while_others_are_to_tell_what_calls_cost_holds_nothing(folder: Path) -> None:
+    upstream = LongAnswers()
+    with run_upstream(upstream) as there, run_gateway(folder, there.url, _settings(folder)) as gateway:
+        upstream.go.clear()
+        with ThreadPoolExecutor(2) as threads:
+            first = [threads.submit(_ask, gateway) for _ in range(2)]
+            eventually(lambda: upstream.made[LONG] == 2)
+            headers = {"authorization": "Bearer gw-key-team"}
+            with pytest.raises(requests.ReadTimeout):
+                requests.post(f"{gateway.url}/v1/responses", json={"input": "x"}, headers=headers, timeout=0.5)
+            log = folder / "usage.jsonl"
+            eventually(lambda: log.exists() and json.loads(log.read_text())["outcome"] == "client_gone")
+            assert _read(folder)[2] == 2
+            upstream.go.set()
+            assert [answer.result().status_code for answer in first] == [200, 200]
+        assert upstream.made[LONG] == 2
+        assert _read(folder)[1:] == (0.0, 0)
+
+
 def test_run_is_held_to_the_budget_that_its_calls_name(folder: Path) -> None:
     upstream = LongAnswers()
     headers = {"x-gateway-run": "night", "x-gateway-run-budget-usd": "0.05"}

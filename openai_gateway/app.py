@@ -30,11 +30,20 @@ from openai_gateway.accounting.usage_log import UsageLog
 from openai_gateway.blueprints import chat, conversations, models, operations, responses
 from openai_gateway.blueprints.calls import CallServer, Endpoint
 from openai_gateway.blueprints.cross_origin import Header, is_preflight
-from openai_gateway.blueprints.reply import StartResponse, to_error_response, with_headers
+from openai_gateway.blueprints.reply import DroppedResponse, StartResponse, to_error_response, with_headers
 from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
+from openai_gateway.blueprints.websocket import is_handshake
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.clients import Clients, ClientsFile, open_clients
-from openai_gateway.errors import Forbidden, GatewayError, InvalidRequest, MethodNotAllowed, UnknownUrl, UpgradeRefused
+from openai_gateway.errors import (
+    ClientGone,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    UnknownUrl,
+    UpgradeRefused,
+)
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
 from openai_gateway.recordings.opening import open_recordings
@@ -53,9 +62,6 @@ _SERVED: Final = (
     "Served are /v1/responses, /v1/chat/completions, /v1/conversations and what is below them, and /v1/models."
     " A client's base URL looks like http://127.0.0.1:8000/v1."
 )
-
-
-_NO_WEBSOCKET: Final = "The WebSocket mode of the Responses API is not served here; send the call as a POST."
 
 
 class _ItemId(BaseConverter):
@@ -130,9 +136,9 @@ class GatewayApp(flask.Flask):
                 return _answer_preflight(cross_origin.to_preflight(environ))(environ, start_response)
             start_response = with_headers(start_response, environ, cross_origin.to_headers(environ))
         if endpoint is None or environ["REQUEST_METHOD"] != "POST" or not self.has_shortcut:
-            if _is_websocket_handshake(environ):
+            if is_handshake(environ) and path.startswith("/v1/"):
                 # werkzeug never matches a plain rule on one.
-                return to_error_response(UpgradeRefused(_NO_WEBSOCKET))(environ, start_response)
+                return self._serve_websocket(environ, name)(environ, start_response)
             return super().wsgi_app(environ, start_response)
         try:
             response = self._servers[name].serve(environ, endpoint)
@@ -141,6 +147,16 @@ class GatewayApp(flask.Flask):
         except Exception:
             response = _to_internal_error()
         return response(environ, start_response)
+
+    def _serve_websocket(self, environ: dict[str, Any], name: str) -> flask.Response:
+        try:
+            if environ["PATH_INFO"] != "/v1/responses":
+                raise UpgradeRefused("There is a WebSocket mode of /v1/responses only; send the call as plain HTTP.")
+            return self._servers[name].serve_websocket(environ)
+        except GatewayError as error:
+            return to_error_response(error)
+        except ClientGone:
+            return DroppedResponse()
 
     def _get_states(self) -> dict[str, ServerState]:
         for server in self._servers.values():
@@ -229,14 +245,6 @@ def _from_werkzeug(error: HTTPException) -> flask.Response:
         asked = request.environ.get("RAW_URI", request.path).partition("?")[0]
         return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {asked[:200]}. {_SERVED}"))
     return to_error_response(InvalidRequest(str(error.description)))
-
-
-def _is_websocket_handshake(environ: Mapping[str, Any]) -> bool:
-    return (
-        str(environ.get("HTTP_UPGRADE")).lower() == "websocket"
-        and environ["REQUEST_METHOD"] == "GET"
-        and environ["PATH_INFO"].startswith("/v1/")
-    )
 
 
 def _answer_preflight(headers: list[Header]) -> flask.Response:

@@ -23,6 +23,7 @@ from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_bod
 from openai_gateway.blueprints.kept_probe import KeptProbe
 from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
+from openai_gateway.blueprints.websocket import WebSocketServer
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.config.key_file import KeyFile
@@ -33,6 +34,7 @@ from openai_gateway.upstream.load import Load
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.api import Api
+from openai_gateway.wire.asks import to_output_tokens, to_rollout_key
 from openai_gateway.wire.call import Call
 
 _MOST_HEADS: Final = 256
@@ -73,10 +75,11 @@ class CallServer:
         self._server = server
         self._relay = relay
         self._recorded = (
-            RecordedRelay(relay, recordings, is_paced=server.replay_speed == "recorded")
+            RecordedRelay(relay, recordings, self._reserve, is_paced=server.replay_speed == "recorded")
             if recordings is not None
             else None
         )
+        self._websocket = WebSocketServer(relay, is_on=server.websocket)
         self._timeouts = relay.timeouts
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
@@ -132,12 +135,14 @@ class CallServer:
             call, values = self._to_call(environ, endpoint, watch)
             client = None if call.outlives_client else environ.get("gunicorn.socket")
             watch.begin(None if client is None else client.fileno())
-            if call.is_metered and (call.client is not None or RUN_BUDGET in environ):
-                call = self._reserve(call, values, environ, watch)
             if self._recorded is not None and endpoint.takes_defaults:
+                # A kept answer takes nothing out of a budget.
                 return RelayedResponse(self._recorded.send(call, values, environ, watch))
+            if call.client is not None or RUN_BUDGET in environ:
+                call = self._reserve(call, values, environ)
             return RelayedResponse(self._relay.send(call, watch))
         except ClientGone:
+            watch.stop()
             return DroppedResponse()
         except BaseException:
             watch.stop()
@@ -146,10 +151,13 @@ class CallServer:
                 call.reservation.release()
             raise
 
-    def _reserve(
-        self, call: Call, values: Mapping[str, msgspec.Raw], environ: dict[str, Any], watch: CallWatch
-    ) -> Call:
-        """Return the call with money set aside for it. Raises GatewayError if a budget leaves no room."""
+    def _reserve(self, call: Call, values: Mapping[str, msgspec.Raw], environ: dict[str, Any]) -> Call:
+        """Return the call with money set aside for it, if its client or run has a budget.
+
+        Raises GatewayError if that leaves no room, ClientGone.
+        """
+        if not call.is_metered or (call.client is None and RUN_BUDGET not in environ):
+            return call
         started = monotonic()
         try:
             client = self.keys.find_client(call.client)
@@ -157,11 +165,47 @@ class CallServer:
             reservation = self._door.reserve(call, client, values, defaults, environ)
             return msgspec.structs.replace(call, reservation=reservation)
         except (GatewayError, Cancelled) as error:
-            watch.stop()
             reason = error.reason if isinstance(error, Cancelled) else error
             if isinstance(reason, GatewayError | ClientGone):
                 self._relay.refuse(call, reason, started)
             raise reason from None
+
+    def serve_websocket(self, environ: dict[str, Any]) -> flask.Response:
+        """Carry a WebSocket of the Responses API to its end, or return why there is none. Raises GatewayError."""
+        self.cross_origin.check(environ)
+        client = self.keys.authenticate(environ)
+        given = headers.to_upstream(environ, has_body=False)
+        endpoint = Endpoint(Api.RESPONSES, envelope.ResponsesEnvelope(), takes_defaults=True)
+        rollout_id = environ.get("openai_gateway.rollout_id")
+
+        def to_call(text: bytes) -> Call:
+            made = Call(
+                api=Api.RESPONSES,
+                method="WEBSOCKET",
+                target="/responses",
+                headers=given,
+                body=None,
+                rollout_id=rollout_id,
+                request_id=to_request_id(),
+                is_metered=True,
+                received=text if rollout_id is not None and self._is_captured else None,
+                client=client.name if client is not None else None,
+            )
+            started = monotonic()
+            try:
+                values, body = self._rewrite(text, endpoint)
+            except GatewayError as error:
+                self._relay.refuse(made, error, started)
+                raise
+            made = msgspec.structs.replace(
+                made,
+                body=body,
+                rollout_key=rollout_id or to_rollout_key(environ, values),
+                output_tokens=to_output_tokens(values, Api.RESPONSES),
+            )
+            return self._reserve(made, values, environ)
+
+        return self._websocket.serve(environ, to_call)
 
     def _to_call(
         self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch
@@ -216,8 +260,8 @@ class CallServer:
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
             client=client.name if client is not None else None,
-            rollout_key=rollout_id or _to_rollout_key(environ, values),
-            output_tokens=_to_output_tokens(values, endpoint.api) if values else None,
+            rollout_key=rollout_id or to_rollout_key(environ, values),
+            output_tokens=to_output_tokens(values, endpoint.api) if values else None,
         )
         return call, values
 
@@ -252,16 +296,3 @@ class CallServer:
             envelope.drop_reasoning_items(values)
         defaults = self._defaults[endpoint.api] if endpoint.takes_defaults else {}
         return values, envelope.rewrite(values, self._raw_model, defaults)
-
-
-def _to_rollout_key(environ: Mapping[str, Any], values: Mapping[str, msgspec.Raw]) -> str | None:
-    """Return what tells which rollout a call belongs to, of one that its path doesn't tell; None if nothing does."""
-    key = values.get("prompt_cache_key") or environ.get("HTTP_SESSION_ID") or values.get("previous_response_id")
-    return str(key, "utf-8", "replace") if isinstance(key, msgspec.Raw) else key
-
-
-def _to_output_tokens(values: Mapping[str, msgspec.Raw], api: Api) -> int | None:
-    """Return the body's bound of output tokens, None if it has none that is a number."""
-    given = values.get(api.token_limit) or values.get("max_tokens")
-    digits = bytes(given) if given is not None else b""
-    return int(digits) if digits.isdigit() and len(digits) < 10 else None

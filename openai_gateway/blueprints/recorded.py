@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final
 
@@ -41,17 +41,22 @@ _UNFINISHED: Final = frozenset({"failed", "in_progress", "queued", "cancelled"})
 _LEFT: Final = "the client left or stopped reading"
 
 
+# Sets money aside for a call that is going to be made, given its body's values and the environ.
+Reserve = Callable[[Call, Mapping[str, msgspec.Raw], dict[str, Any]], Call]
+
+
 class RecordedRelay:
     """Answers create calls of one server from what is kept, else by `relay`, whose answers are kept."""
 
-    def __init__(self, relay: Relay, recordings: Recordings, *, is_paced: bool) -> None:
+    def __init__(self, relay: Relay, recordings: Recordings, reserve: Reserve, *, is_paced: bool) -> None:
         self._relay = relay
+        self._reserve = reserve
         self._recordings = recordings
         self._is_paced = is_paced
         self._is_failing = False
 
     def send(
-        self, call: Call, values: Mapping[str, msgspec.Raw], environ: Mapping[str, Any], watch: CallWatch
+        self, call: Call, values: Mapping[str, msgspec.Raw], environ: dict[str, Any], watch: CallWatch
     ) -> Answer | ReplayedAnswer:
         """Return an answer; `values` are those of the body. Raises GatewayError, ClientGone."""
         started = monotonic()
@@ -64,8 +69,14 @@ class RecordedRelay:
                 self._relay.refuse(call, reason, started)
             raise reason from None
         if isinstance(found, Flight):
+            try:
+                call = self._reserve(call, values, environ)
+            except BaseException:
+                found.fail()
+                raise
             return self._fly(call, found, watch)
         if isinstance(found, Bypass):
+            call = self._reserve(call, values, environ)
             status = to_call_status(found.why, is_stored=False)
             return self._relay.send(call, watch, _Passing(status, is_captured=call.received is not None))
         if isinstance(found, Shared) and isinstance(found.outcome, GatewayError):
@@ -275,4 +286,5 @@ class ReplayedAnswer:
         relay, self._relay = self._relay, None
         if relay is not None:
             self._watch.stop()
-            relay.end_replayed(self._progress)
+            self._progress.is_replayed = True
+            relay.end(self._progress)

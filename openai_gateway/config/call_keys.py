@@ -71,6 +71,12 @@ class CallKeys(ConnectionKeys):
         "connections; null: never",
         TIMES,
     )
+    websocket: bool = key(
+        Boolean(),
+        True,
+        "serve the Responses API's WebSocket mode, if the upstream has it; false: clients are told 426",
+        TIMES,
+    )
     max_retries: int = key(Integer(0), 2, "further attempts of a call that failed; a 429 of a limit is none", RETRIES)
     retry_budget_s: float | None = key(
         Seconds(),

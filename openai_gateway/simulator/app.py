@@ -7,6 +7,7 @@ happens to a call is `simulation`'s.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from itertools import count
@@ -21,6 +22,7 @@ from openai_gateway.simulator.observer import Observer
 from openai_gateway.simulator.settings import Settings
 from openai_gateway.simulator.simulation import Simulation
 from openai_gateway.simulator.stored import make_chat_blueprint, make_models_blueprint, make_responses_blueprint
+from openai_gateway.simulator.websocket import WebSocket, is_handshake
 
 
 def create_app(settings: Settings, clock: Callable[[], float] = time.monotonic) -> flask.Flask:
@@ -38,8 +40,28 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.monotonic) 
     _add_headers(app, simulation)
     # A connection that is dropped as scripted has to reach gunicorn.
     app.config["PROPAGATE_EXCEPTIONS"] = True
+    _add_websocket(app, simulation)
     app.wsgi_app = Observer(app.wsgi_app, simulation.counters)  # type: ignore[method-assign]
     return app
+
+
+def _add_websocket(app: flask.Flask, simulation: Simulation) -> None:
+    """Serve WebSockets before Flask's routing, which never matches a plain rule on a handshake."""
+    serve_plain = app.wsgi_app
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        if not (is_handshake(environ) and simulation.settings.websocket and "gunicorn.socket" in environ):
+            return serve_plain(environ, start_response)
+        with app.request_context(environ):
+            try:
+                simulation.counters.keep(_to_received(flask.request), None)
+                simulation.authenticate()
+            except ApiError as error:
+                return error.to_response()(environ, start_response)
+        WebSocket(app, simulation, environ).serve()
+        raise ConnectionResetError(errno.ECONNRESET, "the WebSocket is over")
+
+    app.wsgi_app = serve  # type: ignore[method-assign]
 
 
 def _add_headers(app: flask.Flask, simulation: Simulation) -> None:

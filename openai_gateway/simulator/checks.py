@@ -108,6 +108,15 @@ def _to_apis(given: Any) -> tuple[str, ...]:
     return names
 
 
+def _to_boolean(given: Any) -> bool:
+    if given in ("true", "false"):
+        return bool(given == "true")
+    if not isinstance(given, bool):
+        raise ValueError
+    return given
+
+
+BOOLEAN: Final = Check("true or false", _to_boolean)
 STATUS: Final = Check("0 or a status from 300 to 599", _to_status)
 TEXT: Final = Check("a string", _to_text)
 HEADER_VALUE: Final = Check("one line of printable ASCII", _to_header_value)

@@ -18,6 +18,7 @@ import yaml
 from openai_gateway.simulator.checks import (
     API_KEY,
     APIS_SERVED,
+    BOOLEAN,
     FAULT,
     HEADER_VALUE,
     NAMES,
@@ -72,6 +73,7 @@ class Settings:
     rpm: int | None = setting(or_null(number(1)), None)
     tpm: int | None = setting(or_null(number(1)), None)
     apis: tuple[str, ...] = setting(APIS_SERVED, ("responses", "chat"))
+    websocket: bool = setting(BOOLEAN, True)
     max_stored: int = setting(number(1), 10_000)
     script: Script = field(default_factory=Script)
 

@@ -76,6 +76,25 @@ class Connection:
             either.stop()
             either.close()
 
+    def send_through(self, data: bytes) -> None:
+        """Send all of `data`, whatever the peer sends meanwhile; for one greenlet at a time. Raises OSError."""
+        rest = memoryview(self._to_wire(data))
+        writable: Any = None
+        try:
+            while rest:
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    writable = writable or gevent.get_hub().loop.io(self._sock.fileno(), _WRITE)
+                    gevent.get_hub().wait(writable)
+        finally:
+            if writable is not None:
+                writable.stop()
+                writable.close()
+
+    def _to_wire(self, data: bytes) -> bytes:
+        return data
+
     def _is_readable(self) -> bool:
         try:
             self._sock.recv(1, socket.MSG_PEEK)

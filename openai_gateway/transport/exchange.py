@@ -62,6 +62,25 @@ class Exchange:
         except ConnectionBroke as broke:
             raise _to_unanswered(broke) from None
 
+    def upgrade(self, url: str, headers: RequestHeaders) -> RawAnswer:
+        """Ask for another protocol over a connection of its own; return the answer, 101 if the peer agrees.
+
+        Then the connection is the caller's, and `received` what came over it after the head. Raises PeerError;
+        Cancelled by the watch.
+        """
+        self._request.watch.arm(CONNECT)
+        connection = self._pool.connect()
+        self._request.watch.arm(FIRST_BYTE)
+        try:
+            _send(connection, _to_head("GET", url, headers, None), None)
+            head, received = await_head(connection, may_upgrade=True)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, ConnectionBroke):
+                raise _to_unanswered(error) from None
+            raise
+        return RawAnswer(head, received, connection, self._pool, to_decoder(head, is_head_request=False))
+
     def _exchange(self, connection: Connection, head: bytes, body: bytes | None, *, is_head_request: bool) -> RawAnswer:
         self._request.watch.arm(FIRST_BYTE)
         self._request.sends += 1

@@ -20,7 +20,7 @@ class ConnectionBroke(Exception):
     """The connection is at its end; the text says how."""
 
 
-def await_head(connection: Connection) -> tuple[Head, bytes]:
+def await_head(connection: Connection, *, may_upgrade: bool = False) -> tuple[Head, bytes]:
     """Return the answer's head, and what came after it. Raises ConnectionBroke, BadAnswer.
 
     Informational heads (1xx) are signs of life: they are passed over, as long as the call's time and a bound of bytes
@@ -37,7 +37,7 @@ def await_head(connection: Connection) -> tuple[Head, bytes]:
         except MalformedAnswer as problem:
             raise NotHttp(f"gave a malformed answer: {problem}") from None
         buffer = buffer[end + 4 :]
-        if head.status >= 200:
+        if head.status >= 200 or (may_upgrade and head.status == 101):
             return head, buffer
         passed_over += end + 4
         if head.status == 101 or passed_over > _MAX_INFORMATIONAL_BYTES:

@@ -84,6 +84,7 @@ class PeerSession(requests.Session):
         origin = f"{url.scheme}://{url.netloc}"
         port = url.port or _DEFAULT_PORTS[url.scheme]
         pool = ConnectionPool(url.hostname or "", port, tls if url.scheme == "https" else None, terms)
+        self._pool = pool
         self._adapter = PeerAdapter(pool, len(origin))
         self.adapters.clear()
         self.mount(origin, self._adapter)
@@ -95,6 +96,11 @@ class PeerSession(requests.Session):
             return answer if type(answer) is RawAnswer else _to_raw_answer(answer.raw)
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise _to_peer_error(error) from None
+
+    def upgrade(self, request: PeerRequest) -> RawAnswer:
+        """Ask for another protocol; see Exchange.upgrade. Not by requests, which knows of none."""
+        exchange = Exchange(self._pool, request)
+        return exchange.upgrade(self._adapter.request_url(request, None), request.headers)  # type: ignore[arg-type]
 
 
 def _to_raw_answer(mocked: urllib3.BaseHTTPResponse) -> RawAnswer:

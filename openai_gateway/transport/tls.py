@@ -131,14 +131,26 @@ class TlsConnection(Connection):
         if self._callback is not None:
             self._callback()
 
-    def send(self, data: bytes) -> bool:
-        """Encrypt and send all of `data`; see Connection."""
+    def _to_wire(self, data: bytes) -> bytes:
         rest = memoryview(data)
         while rest:
             rest = rest[self._tls.write(rest) :]
+        return self._outgoing.read()
+
+    def send(self, data: bytes) -> bool:
+        """Encrypt and send all of `data`; see Connection."""
+        wire = self._to_wire(data)
         self._sending = True
         try:
-            return super().send(self._outgoing.read())
+            return super().send(wire)
+        finally:
+            self._sending = False
+
+    def send_through(self, data: bytes) -> None:
+        """See Connection; what the reading side has to send waits until this is out."""
+        self._sending = True
+        try:
+            super().send_through(data)
         finally:
             self._sending = False
 

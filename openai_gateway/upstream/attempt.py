@@ -88,12 +88,15 @@ class Sender:
         is_of_client = any(name in call.headers and name not in self._configured for name in _CLIENTS_IDENTITY)
         return not is_of_client and request.headers is call.headers.with_own(self.own_headers())
 
-    def send(self, call: Call, request: PeerRequest) -> RawAnswer:
-        """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left."""
+    def send(self, call: Call, request: PeerRequest, *, is_upgrade: bool = False) -> RawAnswer:
+        """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left.
+
+        `is_upgrade`: the call asks for another protocol; if the upstream agrees (101), the connection is the caller's.
+        """
         watch = request.watch
         raw: RawAnswer | None = None
         try:
-            raw = self._session.exchange(request)
+            raw = self._session.upgrade(request) if is_upgrade else self._session.exchange(request)
             status = raw.head.status
             if not raw.is_whole and (status >= 400 or (not call.is_streamed and _is_read_ahead(raw.head.known))):
                 raw.read_ahead(READ_AT_ONCE_BYTES, watch)

@@ -5,11 +5,15 @@ See also: recordings, which keep answers and hand them to others.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Head, Header
+
+_log = logging.getLogger("openai_gateway")
 
 
 class Follower(Protocol):
@@ -27,3 +31,17 @@ class Follower(Protocol):
 
     def end(self, progress: Progress) -> None:
         """Take what became of the call; called once, when it is over."""
+
+
+def to_followed_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return what ends a call that is followed: the follower first, then `end`."""
+
+    def end_followed(progress: Progress) -> None:
+        try:
+            # First: what it costs is not known before, and its client may ask for it again at once.
+            follower.end(progress)
+        except Exception:
+            _log.exception("a call's answer could not be handed on")
+        end(progress)
+
+    return end_followed

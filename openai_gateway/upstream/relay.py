@@ -12,7 +12,6 @@ What each step does is in its own module; whether an outcome may be tried again 
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 from time import monotonic, time
 
@@ -28,7 +27,7 @@ from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.capturing import Captures
-from openai_gateway.upstream.follower import Follower
+from openai_gateway.upstream.follower import Follower, to_followed_end
 from openai_gateway.upstream.load import Load
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Observer, Recorder
@@ -40,8 +39,6 @@ from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
 from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, is_retryable
-
-_log = logging.getLogger("openai_gateway")
 
 
 class Relay:
@@ -76,7 +73,7 @@ class Relay:
         it is by the answer's `close()` otherwise.
         """
         progress = Progress(call, len(call.body or b""))
-        on_over = self._end if follower is None else _to_followed_end(follower, self._end)
+        on_over = self.end if follower is None else to_followed_end(follower, self.end)
         try:
             self._admission.admit(progress)
             progress.queue_wait_s = monotonic() - progress.started
@@ -153,21 +150,37 @@ class Relay:
             if raw is not None:
                 raw.close()
 
+    def upgrade(self, call: Call, watch: CallWatch) -> RawAnswer:
+        """Ask the upstream for a WebSocket; a 101 gives the caller the connection. Raises UpstreamError, Cancelled."""
+        return self._sender.send(call, self._sender.to_request(call, watch), is_upgrade=True)
+
+    def begin_turn(self, call: Call) -> Progress:
+        """Return the state of a WebSocket's call that may be sent now, having waited for its turn.
+
+        It must end in `end`. Raises GatewayError, ClientGone.
+        """
+        progress = Progress(call, len(call.body or b""))
+        try:
+            self._admission.admit(progress)
+            progress.queue_wait_s = monotonic() - progress.started
+            progress.attempts = 1
+        except BaseException as error:
+            progress.queue_wait_s = monotonic() - progress.started
+            reason = _to_reason(error)
+            self._end_early(progress, reason, self.end)
+            raise reason from None
+        return progress
+
     def refuse(self, call: Call, error: GatewayError | ClientGone, started: float) -> None:
         """Record a request that was never sent: it was malformed, or its client left while sending it.
 
         `started` is when it came, on the monotonic clock.
         """
-        self._end_early(Progress(call, started=started), error, self._end)
+        self._end_early(Progress(call, started=started), error, self.end)
 
     def to_headers(self, progress: Progress) -> list[Header]:
         """Return the gateway's own headers of an answer."""
         return progress.to_headers() if self._server.gateway_headers else []
-
-    def end_replayed(self, progress: Progress) -> None:
-        """Record a call that an answer was there for."""
-        progress.is_replayed = True
-        self._end(progress)
 
     def to_record(self, progress: Progress) -> CallRecord:
         """Return the record of a call that is over."""
@@ -257,23 +270,12 @@ class Relay:
         progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
         on_over(progress)
 
-    def _end(self, progress: Progress) -> None:
+    def end(self, progress: Progress) -> None:
+        """Give back what a call holds, and have it recorded."""
         if progress.turn is not None:
             progress.turn.release()
         progress.ended = monotonic()
         self._recorder.add(progress)
-
-
-def _to_followed_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    def end_followed(progress: Progress) -> None:
-        try:
-            # First: what it costs is not known before, and its client may ask for it again at once.
-            follower.end(progress)
-        except Exception:
-            _log.exception("a call's answer could not be handed on")
-        end(progress)
-
-    return end_followed
 
 
 def _to_reason(error: BaseException) -> BaseException:

@@ -1,0 +1,359 @@
+"""The Responses API's WebSocket mode through real gunicorn: the official SDK, slots, records, and every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
+
+from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
+from tests.support.upstreams import answer_always, run_upstream
+
+# The official client, too, uses what the package would rather have as a context manager.
+pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning", "ignore:serve:DeprecationWarning")
+CASES = [({"websocket": False}, {}), ({}, {"websocket": False})]
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, Gunicorn, Path]]:
+    folder = tmp_path_factory.mktemp("websocket")
+    settings = {
+        "usage_log": str(folder / "usage.jsonl"),
+        "max_concurrent_requests": 2,
+        "max_queue": 1,
+        "extra_body": {"temperature": 0.5},
+    }
+    with run_simulator(folder) as simulator, run_gateway(folder, simulator.url, settings) as gateway:
+        yield gateway, simulator, folder
+
+
+def _open(gateway: Gunicorn, path: str = "/v1/responses", name: str = "") -> ClientConnection:
+    url = gateway.url.replace("http", "ws") + path
+    return connect(url, additional_headers={"x-client-request-id": name}, open_timeout=20, close_timeout=5)
+
+
+def _create(**more: Any) -> str:
+    return json.dumps({"type": "response.create", "model": "x", "input": "hello", **more})
+
+
+def _receive(client: ClientConnection, last: str = "response.completed") -> list[dict[str, Any]]:
+    events = []
+    while not events or events[-1]["type"] not in (last, "error"):
+        events.append(json.loads(client.recv(timeout=20)))
+    return events
+
+
+def _read_usage(folder: Path, name: str = "") -> list[dict[str, Any]]:
+    path = folder / "usage.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line["client_request_id"] == name]
+
+
+def test_official_client_goes_on_in_one_connection(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
+    gateway, _, _ = through
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="k")
+    ids = []
+    with client.responses.connect() as connection:
+        previous = None
+        for _ in range(3):
+            more: Any = {"previous_response_id": previous} if previous else {}
+            connection.response.create(model="x", input="hello", store=False, **more)
+            for event in connection:
+                if event.type == "response.completed":
+                    assert event.response.model == "the-model"
+                    previous = event.response.id
+                    break
+            ids.append(previous)
+    assert len(set(ids)) == 3
+
+
+def test_official_async_client(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
+    gateway, _, _ = through
+
+    async def ask() -> list[str]:
+        client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="k")
+        async with client.responses.connect() as connection:
+            await connection.response.create(model="x", input="hello")
+            names = []
+            async for event in connection:
+                names.append(event.type)
+                if event.type == "response.completed":
+                    break
+            return names
+
+    assert asyncio.run(ask())[0] == "response.created"
+
+
+@pytest.mark.parametrize("prefix", ["", "/policy_model", "/ng-rollout/ws1", "/ng-rollout/ws1/policy_model"])
+def test_each_create_is_a_recorded_call_with_model_and_defaults(
+    prefix: str, through: tuple[Gunicorn, Gunicorn, Path]
+) -> None:
+    gateway, _, folder = through
+    with _open(gateway, f"{prefix}/v1/responses", f"each{prefix}") as client:
+        for _ in range(2):
+            client.send(_create())
+            events = _receive(client)
+            assert (events[-1]["response"]["model"], events[-1]["response"]["temperature"]) == ("the-model", 0.5)
+    eventually(lambda: len(_read_usage(folder, f"each{prefix}")) == 2)
+    for line in _read_usage(folder, f"each{prefix}"):
+        assert (line["outcome"], line["status"], line["method"], line["path"]) == (
+            "completed",
+            200,
+            "WEBSOCKET",
+            "/responses",
+        )
+        assert line["usage"]["output_tokens"] > 0
+        assert line["rollout_id"] == ("ws1" if "ws1" in prefix else None)
+
+
+def test_lanes_run_at_once_and_each_waits_for_a_slot(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
+    gateway, simulator, _ = through
+    requests.post(f"{simulator.url}/sim/reset", timeout=5)
+    slow = {"sim_latency_ms": "300"}
+    with _open(gateway) as client:
+        for lane in ("a", "b", "c"):
+            client.send(_create(stream_id=lane, metadata=slow))
+        done: set[str] = set()
+        while len(done) < 3:
+            event = json.loads(client.recv(timeout=20))
+            assert event["type"] != "error", event
+            if event["type"] == "response.completed":
+                done.add(event["stream_id"])
+    assert done == {"a", "b", "c"}
+    # The connection itself is one, too.
+    assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["peak_in_flight"] == 2 + 1
+    eventually(lambda: gateway.inspect()["in_flight"] == 0)
+
+
+def test_idle_connection_holds_no_slot_and_a_refused_create_keeps_it_open(
+    through: tuple[Gunicorn, Gunicorn, Path],
+) -> None:
+    gateway, _, _ = through
+    with _open(gateway) as client:
+        client.send(_create())
+        _receive(client)
+        assert gateway.inspect()["in_flight"] == 0
+        client.send(_create(metadata=5))
+        refused = json.loads(client.recv(timeout=10))
+        assert (refused["type"], refused["status"], refused["error"]["code"]) == ("error", 400, "invalid_type")
+        # Two run, one waits, the next is one too many.
+        for lane in ("a", "b", "c", "d"):
+            client.send(_create(stream_id=lane, metadata={"sim_latency_ms": "400"}))
+            time.sleep(0.05)
+        error = json.loads(client.recv(timeout=10))
+        assert (error["status"], error["stream_id"], error["error"]["code"]) == (429, "d", "gateway_queue_full")
+        done = 0
+        while done < 3:
+            done += json.loads(client.recv(timeout=20))["type"] == "response.completed"
+
+
+def test_error_of_the_upstream_is_recorded_as_one(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
+    gateway, _, folder = through
+    with _open(gateway, name="error") as client:
+        client.send(_create(metadata={"sim_status": "429", "sim_error_code": "rate_limit_exceeded"}))
+        assert _receive(client)[-1]["status"] == 429
+        client.send(_create())
+        assert _receive(client)[-1]["type"] == "response.completed"
+    eventually(lambda: len(_read_usage(folder, "error")) == 2)
+    lines = _read_usage(folder, "error")
+    assert [(line["status"], line["error_code"]) for line in lines] == [(429, "rate_limit_exceeded"), (200, None)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "simulated"),
+    [({"websocket": False}, {}), ({}, {"websocket": False})],
+    ids=["off", "upstream has none"],
+)
+def test_without_websockets_the_client_is_told_426(settings: Any, simulated: Any, tmp_path: Path) -> None:
+    with run_simulator(tmp_path, simulated) as simulator, run_gateway(tmp_path, simulator.url, settings) as gateway:
+        for _ in range(2):
+            with pytest.raises(InvalidStatus) as refused:
+                _open(gateway)
+            assert refused.value.response.status_code == 426
+        # Asked once, then known.
+        assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["requests"] <= 1
+
+
+def test_refused_handshake_is_answered_as_the_upstream_answers_it(tmp_path: Path) -> None:
+    with run_simulator(tmp_path, {"api_key": "another"}) as simulator, run_gateway(tmp_path, simulator.url) as gateway:
+        with pytest.raises(InvalidStatus) as refused:
+            _open(gateway)
+        assert refused.value.response.status_code == 401
+        assert b"invalid_api_key" in (refused.value.response.body or b"")
+        assert b"sk-upstream-key" not in (refused.value.response.body or b"")
+
+
+def _run_upstream(script: Callable[[ServerConnection], None]) -> Any:
+    server = serve(script, "127.0.0.1", 0, max_size=None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def _begin(upstream: ServerConnection) -> None:
+    upstream.recv(timeout=20)
+    upstream.send(json.dumps({"type": "response.created", "response": {"id": "r"}}))
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013])
+def test_upstreams_close_code_is_the_clients(code: int, tmp_path: Path) -> None:
+    def script(upstream: ServerConnection) -> None:
+        _begin(upstream)
+        upstream.close(code, "so be it")
+
+    settings = {"usage_log": str(tmp_path / "usage.jsonl")}
+    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+        with _open(gateway) as client:
+            client.send(_create())
+            assert json.loads(client.recv(timeout=10))["type"] == "response.created"
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == code
+        eventually(lambda: gateway.inspect()["in_flight"] == 0 and len(_read_usage(tmp_path)) == 1)
+        server.shutdown()
+
+
+def _to_url(server: Any) -> str:
+    host, port = server.socket.getsockname()
+    return f"http://{host}:{port}"
+
+
+def test_upstream_that_breaks_off_is_1011_and_a_failed_call(tmp_path: Path) -> None:
+    def script(upstream: ServerConnection) -> None:
+        _begin(upstream)
+        upstream.socket.shutdown(socket.SHUT_RDWR)
+
+    settings = {"usage_log": str(tmp_path / "usage.jsonl")}
+    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+        with _open(gateway) as client:
+            client.send(_create())
+            client.recv(timeout=10)
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == 1011
+        eventually(lambda: [line["outcome"] for line in _read_usage(tmp_path)] == ["failed"])
+        server.shutdown()
+
+
+@pytest.mark.parametrize("phase", ["queued", "running"])
+def test_client_that_leaves_ends_the_upstreams_connection_and_its_calls(phase: str, tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def script(upstream: ServerConnection) -> None:
+        try:
+            _begin(upstream)
+            upstream.recv(timeout=20)
+        except ConnectionClosed:
+            ended.set()
+
+    settings = {"max_concurrent_requests": 1, "usage_log": str(tmp_path / "usage.jsonl")}
+    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+        client = _open(gateway)
+        client.send(_create(stream_id="a"))
+        client.recv(timeout=10)
+        count = 1
+        if phase == "queued":
+            client.send(_create(stream_id="b"))
+            eventually(lambda: gateway.inspect()["queued"] == 1)
+            count = 2
+        client.socket.shutdown(socket.SHUT_RDWR)
+        assert ended.wait(5)
+        eventually(lambda: gateway.inspect()["in_flight"] == 0 and gateway.inspect()["queued"] == 0)
+        eventually(lambda: [line["outcome"] for line in _read_usage(tmp_path)] == ["client_gone"] * count)
+        server.shutdown()
+
+
+def test_response_for_which_nothing_comes_ends_in_an_error(tmp_path: Path) -> None:
+    def script(upstream: ServerConnection) -> None:
+        upstream.recv(timeout=20)
+        upstream.recv(timeout=20)
+
+    settings = {"first_byte_timeout_s": 0.3}
+    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+        with _open(gateway) as client:
+            time.sleep(0.6)  # idle is no reason
+            client.send(_create())
+            event = json.loads(client.recv(timeout=10))
+            assert (event["type"], event["status"], event["error"]["code"]) == ("error", 504, "upstream_timeout")
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == 1011
+        eventually(lambda: gateway.inspect()["in_flight"] == 0)
+        server.shutdown()
+
+
+def test_stop_lets_the_running_response_finish_then_closes_with_1012(tmp_path: Path) -> None:
+    with run_simulator(tmp_path) as simulator, run_gateway(tmp_path, simulator.url) as gateway:
+        with _open(gateway) as client:
+            client.send(_create(metadata={"sim_latency_ms": "1500"}))
+            eventually(lambda: gateway.inspect()["in_flight"] == 1)
+            gateway.send_signal(signal.SIGTERM)
+            time.sleep(0.4)
+            client.send(_create(stream_id="late"))
+            late = json.loads(client.recv(timeout=10))
+            assert (late["type"], late["status"], late["error"]["code"]) == ("error", 503, "gateway_draining")
+            assert _receive(client)[-1]["type"] == "response.completed"
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == 1012
+        gateway.process.wait(15)
+
+
+def test_frames_of_any_size_and_shape_pass_as_they_are(tmp_path: Path) -> None:
+    def echo(upstream: ServerConnection) -> None:
+        for message in upstream:
+            upstream.send(message)
+
+    with _run_upstream(echo) as server, run_gateway(tmp_path, _to_url(server)) as gateway:
+        with connect(gateway.url.replace("http", "ws") + "/v1/responses", max_size=None, compression=None) as client:
+            for message in ("{}", "no json", '{"type":"response.steer"}', "é" * 40_000, b"\x00\xff", "x" * 15_000_000):
+                client.send(message)
+                assert client.recv(timeout=30) == message
+            client.send(iter(["frag", "men", "ted"]))
+            assert client.recv(timeout=10) == "fragmented"
+            client.ping().wait(5)
+            client.send(iter(['{"type":"response.create",', '"model":"a","input":[]}']))
+            assert json.loads(client.recv(timeout=10)) == {"type": "response.create", "model": "the-model", "input": []}
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "frame", [b"\x81\x01x", b"\xc1\x80\0\0\0\0", b"\x89\xfe\x00\x80\0\0\0\0"], ids=["unmasked", "reserved", "long ping"]
+)
+def test_broken_frame_closes_with_1002_and_leaks_nothing(
+    frame: bytes, through: tuple[Gunicorn, Gunicorn, Path]
+) -> None:
+    gateway, _, _ = through
+    client = _open(gateway)
+    client.socket.sendall(frame)
+    with pytest.raises(ConnectionClosed):
+        client.recv(timeout=10)
+    assert client.close_code == 1002
+    eventually(lambda: gateway.inspect()["in_flight"] == 0)
+
+
+def test_handshake_that_is_malformed_never_reaches_the_upstream(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        good = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        url = f"{gateway.url}/v1/responses"
+        no_key = requests.get(url, headers=good, timeout=5)
+        assert (no_key.status_code, no_key.json()["error"]["code"]) == (400, "invalid_handshake")
+        old = requests.get(url, headers={**good, "sec-websocket-version": "8"}, timeout=5)
+        assert (old.status_code, old.headers["sec-websocket-version"]) == (426, "13")
+        foreign = requests.get(url, headers={**good, "origin": "https://evil.example"}, timeout=5)
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "cross_site_request")
+        elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=5)
+        assert elsewhere.status_code == 426
+        assert not upstream.requests

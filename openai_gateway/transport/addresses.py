@@ -91,10 +91,11 @@ class Addresses:
         try:
             if self._threads is None:
                 self._threads = ThreadPool(1)
-            arguments = (self._host, self._port, 0, socket.SOCK_STREAM)
-            found = self._threads.apply(_socket.getaddrinfo, arguments)
+            found = self._threads.apply(_find_addresses, (self._host, self._port))
+            if isinstance(found, OSError):
+                raise found
             gone = {str(address[4]) for address in self._before} - {str(address[4]) for address in self._found}
-            self._before, self._found = self._found, list(found)
+            self._before, self._found = self._found, found
             self.generation += bool(gone)
             self._found_at = monotonic()
             known = {address[4] for address in found}
@@ -104,6 +105,14 @@ class Addresses:
             self._error = error
         finally:
             self._is_done.set()
+
+
+def _find_addresses(host: str, port: int) -> list[Address] | OSError:
+    """Return a name's addresses; an error is returned, too, for gevent prints those that its threads raise."""
+    try:
+        return list(_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+    except OSError as error:
+        return error
 
 
 def _to_literal(host: str, port: int) -> list[Address]:

@@ -30,7 +30,7 @@ _SPACE: Final = "  "
 _REASONS: Final = {
     "429": "rate limit",
     "paused": "rate limit",
-    QUEUED: "their turn at the gateway",
+    QUEUED: "queue",
     "upstream_timeout": "time-outs",
     "504": "time-outs",
     "upstream_unreachable": "no connection",
@@ -118,8 +118,9 @@ def to_wait(progress: Progress) -> str | None:
     for reason, count in progress.waits.items():
         name = _REASONS.get(reason, f"status {reason}" if reason.isdigit() else reason)
         reasons[name] = reasons.get(name, 0) + count
-    if reasons:
-        waiting = sum(reasons.values())
+    if reasons and progress.in_flight:
+        # What was read a moment ago may hold calls that are over, and one that queues after a refusal twice.
+        waiting = min(sum(reasons.values()), progress.in_flight)
         return f"{waiting:,} waiting: {', '.join(sorted(reasons))}"
     if progress.holds_back:
         return "few at a time until a call's cost is known"

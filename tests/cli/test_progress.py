@@ -89,9 +89,11 @@ def test_slow_rates_are_told_a_minute() -> None:
     [
         ({}, None),
         ({"waits": {"429": 3}}, "3 waiting: rate limit"),
-        ({"waits": {"paused": 2, "429": 1, "queued": 3}}, "6 waiting: rate limit, their turn at the gateway"),
+        ({"waits": {"paused": 2, "429": 1, "queued": 3}}, "6 waiting: queue, rate limit"),
         ({"waits": {"429": 1}}, "1 waiting: rate limit"),
         ({"waits": {"500": 1, "upstream_timeout": 2, "504": 1}}, "4 waiting: status 500, time-outs"),
+        ({"waits": {"429": 60, "queued": 60}}, "64 waiting: queue, rate limit"),
+        ({"waits": {"429": 3}, "in_flight": 0}, None),
         ({"holds_back": True}, "few at a time until a call's cost is known"),
     ],
 )

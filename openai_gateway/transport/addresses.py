@@ -16,6 +16,7 @@ See also: dial (connects to one of the addresses).
 from __future__ import annotations
 
 import _socket
+import itertools
 import socket
 from collections.abc import Sequence
 from time import monotonic
@@ -64,7 +65,7 @@ class Addresses:
             if not self._found or monotonic() - self._found_at > _LAST_GOOD_S:
                 raise self._error or OSError("the host has no address")
         now = monotonic()
-        return sorted(self._found, key=lambda address: self._dead_until.get(address[4], 0.0) > now)
+        return sorted(_alternate(self._found), key=lambda address: self._dead_until.get(address[4], 0.0) > now)
 
     def look_up(self) -> None:
         """Begin a lookup, unless one is under way."""
@@ -113,6 +114,15 @@ def _find_addresses(host: str, port: int) -> list[Address] | OSError:
         return list(_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
     except OSError as error:
         return error
+
+
+def _alternate(addresses: Sequence[Address]) -> list[Address]:
+    """Return addresses so that families take turns, the first one's first: mostly all of a family are dead, or none."""
+    families: dict[Any, list[Address]] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    turns = itertools.zip_longest(*families.values())
+    return [address for turn in turns for address in turn if address is not None]
 
 
 def _to_literal(host: str, port: int) -> list[Address]:

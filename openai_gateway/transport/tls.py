@@ -18,7 +18,7 @@ from __future__ import annotations
 import _socket
 import errno
 import ssl
-from typing import Any
+from typing import Any, Final
 
 import gevent
 from certifi import where as default_ca_file
@@ -43,6 +43,10 @@ def make_context(
         # A key with a password is an error; without one given, OpenSSL would ask for it on the terminal.
         context.load_cert_chain(cert_file, key_file, password="")
     return context
+
+
+# The most that one read can give.
+_RECORD_BYTES: Final = 16384
 
 
 class TlsConnection(Connection):
@@ -81,31 +85,42 @@ class TlsConnection(Connection):
         if self._early is not None:
             early, self._early = self._early, None
             return early
-        while True:
+        plain = b""
+        # What is there already came with the end of the handshake: everything else was read when it came.
+        if self._incoming.pending:
             plain = self._read_all()
-            if plain:
-                self._announce()
-                return plain
+        while not plain:
             if self._ended:
                 return b""
-            raw = super().receive()
-            if raw is None:
+            try:
+                raw = self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
                 return None
             self._take(raw)
+            plain = self._read_all()
+        if self._ended:
+            self._announce()
+        return plain
 
     def _read_all(self) -> bytes:
-        # All of it: decrypted bytes left behind would not make the socket readable again.
+        """Return all that can be decrypted: what is left behind would not make the socket readable again."""
+        tls, incoming = self._tls, self._incoming
         pieces = []
         try:
-            while piece := self._tls.read(RECEIVE_BYTES):
+            while piece := tls.read(_RECORD_BYTES):
                 pieces.append(piece)
-            self._ended = True
+                # Asking once more to be told that there is nothing costs as much as the bytes.
+                if not incoming.pending and not self._ended:
+                    break
+            else:
+                self._ended = True
         except ssl.SSLWantReadError:
-            if not self._sending:
-                self._flush()
+            pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             self._ended = True
-        return b"".join(pieces)
+        if self._outgoing.pending and not self._sending:
+            self._flush()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def wait_readable(self) -> None:
         """See Connection; returns at once if there is something to `receive` already."""

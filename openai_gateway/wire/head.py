@@ -21,7 +21,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
-# What a header is to us, by its name as it is spelled: one that passes, one that doesn't, or one that is asked for.
+# The role of each header name that was seen, as it was spelled: _PASSES (to the client), _DROPPED (it doesn't), or the
+# name in lower case, of one that the gateway itself looks at. So each header costs one look, not several tests.
 _PASSES, _DROPPED = "", "-"
 _roles: dict[str, str] = {}
 _ASKED_FOR: Final = frozenset({"content-type", "content-encoding", "x-request-id"})

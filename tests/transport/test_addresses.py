@@ -248,3 +248,13 @@ def test_connection_of_the_greatest_age_is_not_used_again(upstream: ScriptedUpst
         time.sleep(0.02)
         assert (pool.take() is not None) is is_kept
         pool.close()
+
+
+def test_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET6, 1, 6, "", (f"::{number}", 1, 0, 0)) for number in (1, 2, 3)]
+    found += [(socket.AF_INET, 1, 6, "", ("10.0.0.1", 1))]
+    monkeypatch.setattr(_socket, "getaddrinfo", lambda *_: found)
+    addresses = Addresses("both.test", 1)
+    assert [address[4][0] for address in addresses.find()] == ["::1", "10.0.0.1", "::2", "::3"]
+    addresses.note_dead(found[0])
+    assert [address[4][0] for address in addresses.find()] == ["10.0.0.1", "::2", "::3", "::1"]

@@ -169,7 +169,7 @@ class _Keeping:
         try:
             answer = self._to_kept(progress)
             if answer is None:
-                self._flight.fail(progress.error if progress.outcome != "client_gone" else None)
+                self._flight.fail(progress.error)
             elif answer.status < 300 and self._is_complete(progress, answer):
                 self._flight.land(answer, is_had=progress.outcome == "completed")
             else:
@@ -182,7 +182,7 @@ class _Keeping:
         """Return the answer, None if it isn't whole, or too long, or encoded in a way that not every client takes."""
         head, tail = progress.head, self._tail
         pieces = tail.pieces() if tail is not None else None
-        if head is None or tail is None or pieces is None or progress.outcome != "completed":
+        if head is None or tail is None or pieces is None or not progress.is_read or progress.error is not None:
             return None
         plain = to_plain(pieces, head.known.get(_ENCODING, "identity"))
         if plain is None:

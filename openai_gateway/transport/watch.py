@@ -87,6 +87,7 @@ class CallWatch:
         "_phase",
         "_total_deadline",
         "has_moved",
+        "is_awaited",
         "timeouts",
     )
 
@@ -103,6 +104,8 @@ class CallWatch:
         self._client_fd: int | None = None
         self._is_probing = False
         self._io: Any = None
+        # Asked when the client has left: the call goes on if somebody else wants its answer.
+        self.is_awaited: Callable[[], bool] | None = None
         _watches.add(self)
 
     def begin(self, client_fd: int | None) -> None:
@@ -178,6 +181,11 @@ class CallWatch:
             self._is_probing = True
 
     def _leave(self) -> None:
+        if self.is_awaited is not None and self.is_awaited():
+            self._client_fd = None
+            if self._io is not None:
+                self._io.stop()
+            return
         self.stop()
         self._greenlet.throw(Cancelled(ClientGone()))
 

@@ -85,6 +85,7 @@ class Answer:
         """Write the body into `sink`, as it comes; ends and breaks as iterating does."""
         try:
             if self.body is not None:
+                self._progress.is_read = True
                 self._tail.add(self.body)
                 if self._before_end is not None:
                     self._before_end(self._progress)
@@ -122,11 +123,13 @@ class Answer:
         return pump
 
     def _read_on(self) -> None:
-        """Read to the end what nobody is there to get any more, if the call outlives its client: it is paid for."""
-        if not self._progress.call.outlives_client:
+        """Read to the end what its client doesn't get any more, if the call outlives it or others wait for it."""
+        is_awaited = self._watch.is_awaited
+        if not self._progress.call.outlives_client and (is_awaited is None or not is_awaited()):
             return
         try:
             self._make_pump(Nowhere()).run()
+            self._progress.is_read = True
         except (Cancelled, PeerError, gevent.GreenletExit) as error:
             with contextlib.suppress(ConnectionResetError):
                 self._end_early(error)
@@ -140,6 +143,7 @@ class Answer:
 
     def mark_delivered(self) -> None:
         """Note that the last byte is out."""
+        self._progress.is_read = True
         if self._progress.error is None:
             self._progress.outcome = "completed"
 

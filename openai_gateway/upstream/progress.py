@@ -33,7 +33,8 @@ class Progress(msgspec.Struct):
     or pause.
     `outcome` and `error` say how it went, as in CallRecord: its client is taken to have left until something else is
     known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed. `is_replayed`:
-    the answer is a kept one, or another call's, so that nothing was paid for it.
+    the answer is a kept one, or another call's, so that nothing was paid for it. `is_read`: the upstream's
+    answer was read to its end, whether or not its client got it.
     """
 
     call: Call
@@ -55,6 +56,7 @@ class Progress(msgspec.Struct):
     tail: Tail | None = None
     ended: float = 0.0
     is_replayed: bool = False
+    is_read: bool = False
     is_captured: bool = False
 
     def drop_body(self) -> None:

@@ -73,7 +73,10 @@ class Relay:
         it is by the answer's `close()` otherwise.
         """
         progress = Progress(call, len(call.body or b""))
-        on_over = self.end if follower is None else to_followed_end(follower, self.end)
+        on_over: Callable[[Progress], None] = self.end
+        if follower is not None:
+            on_over = to_followed_end(follower, self.end)
+            watch.is_awaited = follower.is_awaited
         try:
             self._admission.admit(progress)
             progress.queue_wait_s = monotonic() - progress.started

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from tests.support.upstreams import (
     STREAM_HEAD,
     Conversation,
     run_upstream,
+    to_answer,
     to_chunk,
     to_event,
     to_request_body,
@@ -211,3 +214,40 @@ def test_stream_comes_as_far_apart_as_it_was_recorded(tmp_path: Path) -> None:
         assert len(upstream.requests) == 1
         assert b"".join(piece for piece, _ in arrivals[0]) == b"".join(piece for piece, _ in arrivals[1])
         assert arrivals[1][-1][1] >= 0.6
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_call_goes_on_for_those_who_wait_when_its_first_client_leaves(
+    stream: bool, workers: str, tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+
+    def slow(talk: Conversation) -> None:
+        talk.read_request()
+        if stream:
+            talk.send(STREAM_HEAD + to_chunk(to_event("chat", "x")))
+        go_on.wait(30)
+        if stream:
+            talk.send(to_chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+        else:
+            talk.send(to_answer(b'{"choices":[]}'))
+
+    settings = _settings(tmp_path, "reuse")
+    body = to_request_body("chat", stream=stream)
+    with run_upstream(slow) as upstream, run_gateway(tmp_path, upstream.url, settings, "-w", workers) as gateway:
+        url = f"{gateway.url}/ng-rollout/r1{PATHS['chat']}"
+        first = http.client.HTTPConnection(gateway.url.removeprefix("http://"), timeout=20)
+        first.request("POST", "/ng-rollout/r1" + PATHS["chat"], json.dumps(body), {"content-type": "application/json"})
+        eventually(lambda: len(upstream.requests) == 1)
+        with ThreadPoolExecutor(4) as pool:
+            others = [pool.submit(requests.post, url, json=body, timeout=30) for _ in range(4)]
+            # Joined, or still on their way, in which case they join a call that is over.
+            time.sleep(1)
+            first.close()
+            time.sleep(0.5)
+            go_on.set()
+            answers = [other.result(30) for other in others]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.content for answer in answers}) == 1
+        assert len(upstream.requests) == 1

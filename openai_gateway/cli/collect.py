@@ -14,12 +14,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from openai_gateway.cli.collection import INTERRUPTED_CODE, Order, collect, estimate
+from openai_gateway.cli.collection import Order, collect, estimate
+from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options, to_param
-from openai_gateway.cli.servers import NotReady
-from openai_gateway.cli.target import Refused, Target, to_own_gateway, to_own_target, to_running_target
-from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.files import BadFiles, check_files, to_shard_path
+from openai_gateway.cli.target import Target, to_own_gateway, to_own_target, to_running_target
+from openai_gateway.collect.files import check_files, to_shard_path
 from openai_gateway.collect.params import to_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
 from openai_gateway.collect.shards import BadShard, Shard, to_shard
@@ -85,7 +84,7 @@ def _rows_options(command: _Command) -> _Command:
 @click.option("--server", help="Which of the gateway's servers to call (default: the one at plain /v1).")
 @click.option("--config", "configs", multiple=True, metavar="PATH", help="Config file of the gateway that is started.")
 @click.argument("arguments", nargs=-1, metavar="[+KEY=VALUE]...")
-def collect_command(arguments: tuple[str, ...], **given: Any) -> None:
+def collect_command(arguments: tuple[str, ...], **given: Any) -> int:
     """Collect the answers to a file of prompts, with repeats; goes on after any interruption.
 
     A row's responses_create_params go to the Responses API as they are; chat_create_params, or else messages (with
@@ -114,27 +113,14 @@ def collect_command(arguments: tuple[str, ...], **given: Any) -> None:
             raise click.UsageError(f"{option} is missing")
     if given["source"].is_file() and given["source"].stat().st_size > _LARGE_BYTES:
         click.echo(f"Checking {given['source']} ...", err=True)
+    _raise_open_files()
+    order = _to_order(given)
+    check_files(order.source, order.output)
+    target = _to_target(given, overrides)
     try:
-        _raise_open_files()
-        order = _to_order(given)
-        check_files(order.source, order.output)
-        target = _to_target(given, overrides)
-        code = estimate(order, target) if given["dry_run"] else collect(order, target)
-    except (BadFiles, JournalError) as error:
-        raise Refused(str(error)) from None
+        return estimate(order, target) if given["dry_run"] else collect(order, target)
     except BadInput as error:
-        raise Refused(f"{given['source']}: {error}") from None
-    except NotReady as error:
-        raise click.ClickException(str(error)) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{where}{error.strerror or error}") from None
-    except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
-        code = INTERRUPTED_CODE
-    raise SystemExit(code)
+        raise CalledWrongly(f"{order.source}: {error}") from None
 
 
 def _take_arguments(arguments: tuple[str, ...], given: dict[str, Any]) -> list[str]:

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import click
 
-from openai_gateway.cli.progress import ProgressView
+from openai_gateway.cli import exits
+from openai_gateway.cli.exits import CalledWrongly
+from openai_gateway.cli.progress_line import ProgressView
 from openai_gateway.cli.summary import to_estimate, to_metrics, to_plural, to_reason, to_summary, to_too_dear
-from openai_gateway.cli.target import Refused, Target
+from openai_gateway.cli.target import Target
 from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_metrics_path, to_replaced_path
@@ -25,15 +27,14 @@ from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.params import Additions
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import Plan, Survey
-from openai_gateway.collect.progress import COST, INTERRUPTED, Progress
 from openai_gateway.collect.report import write_report
 from openai_gateway.collect.run import Run
+from openai_gateway.collect.run_progress import COST, INTERRUPTED, RunProgress
 from openai_gateway.collect.settings import Settings, add_run, find_differences, read_settings, write_settings
 from openai_gateway.collect.shards import Shard
 from openai_gateway.collect.sums import CUT_OFF
 from openai_gateway.wire.usage import read_answer
 
-INTERRUPTED_CODE: Final = 130
 _DEFAULT_CONCURRENCY: Final = 64
 
 
@@ -64,13 +65,13 @@ def estimate(order: Order, target: Target) -> int:
     if not order.may_resume and order.output.is_file() and order.output.stat().st_size:
         click.echo(f"note: {order.output} holds an earlier run; go on with it by --resume, or give another --output")
     _may_begin(target, survey, Budget(order.max_cost, target.estimator, past.spent_usd), past)
-    return 0
+    return exits.OK
 
 
 def collect(order: Order, target: Target) -> int:
     """Make the calls that are to be made; return the exit code."""
     if order.max_cost is not None and not target.estimator.has_price:
-        raise Refused(
+        raise CalledWrongly(
             f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
             f"name a table that has it with --price-file, in the form that `openai-gateway docs operations` shows"
         )
@@ -87,7 +88,7 @@ def collect(order: Order, target: Target) -> int:
             err=True,
         )
         budget = Budget(order.max_cost, target.estimator, past.spent_usd)
-        run = Run(journal, target.estimator, budget, Progress(past.sums, survey.to_do))
+        run = Run(journal, target.estimator, budget, RunProgress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
         write_settings(order.output, add_run(read_settings(order.output), _to_settings(order, target, survey)))
         if survey.has_agents:
@@ -137,13 +138,13 @@ def _read_past(order: Order, target: Target, may_resume: bool) -> Past:
     if differences and past.answers:
         what = ", ".join(differences)
         if not order.may_mix and not order.is_redo:
-            raise Refused(
+            raise CalledWrongly(
                 f"{order.output} was collected with other settings ({what}); set them as before, give another "
                 "--output, or take both into one with --mix"
             )
         click.echo(f"note: {order.output} mixes answers of different settings: {what}", err=True)
     if any(each.shard != (str(order.shard) if order.shard else None) for each in before):
-        raise Refused(f"{order.output} is of shard {before[-1].shard or 'none'}; give another --output")
+        raise CalledWrongly(f"{order.output} is of shard {before[-1].shard or 'none'}; give another --output")
     return past
 
 
@@ -171,11 +172,13 @@ def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bo
     estimator = target.estimator
     if survey.cost_usd is None:
         tier = estimator.to_tier(survey.first)
-        raise Refused(f"--max-cost needs a price for the service tier {tier!r}; add it to the table of --price-file")
+        raise CalledWrongly(
+            f"--max-cost needs a price for the service tier {tier!r}; add it to the table of --price-file"
+        )
     if budget.may_take(estimator.to_claim(survey.first)):
         return True
     if not past.spent_usd:
-        raise Refused(to_too_dear(survey.first, estimator))
+        raise CalledWrongly(to_too_dear(survey.first, estimator))
     return False
 
 
@@ -206,5 +209,5 @@ def _finish(order: Order, target: Target, survey: Survey, run: Run) -> int:
     if reason:
         click.echo(reason, err=True)
     if run.progress.stopping == INTERRUPTED:
-        return INTERRUPTED_CODE
-    return 0 if survey.done + run.progress.answered == survey.calls else 1
+        return exits.INTERRUPTED
+    return exits.OK if survey.done + run.progress.answered == survey.calls else exits.FAILED

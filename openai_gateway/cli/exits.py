@@ -30,6 +30,8 @@ CODES: Final = {
     "openai_gateway.config.complaints.ConfigError": WRONG,
     "openai_gateway.config.price_files.BadPrices": WRONG,
     "openai_gateway.simulator.settings.SettingsError": WRONG,
+    "openai_gateway.collect.entries.JournalError": WRONG,
+    "openai_gateway.collect.files.BadFiles": WRONG,
     "builtins.OSError": FAILED,
     "builtins.KeyboardInterrupt": INTERRUPTED,
 }

@@ -1,19 +1,20 @@
 """`openai-gateway merge`: the outputs of many machines put into one, with a check that nothing is missing or doubled.
 
-What a part is, is `collect.shards`'; putting together is `collect.merging`'s.
+See also: collect.shards (what a part is), collect.merging (how parts are put together).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from openai_gateway.cli.collection import say, write_metrics
+from openai_gateway.cli.exits import FAILED, OK
 from openai_gateway.cli.summary import to_merged, to_plural
-from openai_gateway.cli.target import Refused, read_price_table
-from openai_gateway.collect.entries import JournalError
+from openai_gateway.cli.target import read_price_table
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.merging import merge
 from openai_gateway.collect.past import Past
@@ -30,7 +31,7 @@ _MOST_SHOWN: Final = 5
 @click.option("--report", type=_path, help="Write a report on it, an HTML page.")
 @click.option("--group-by", metavar="KEY", help="Sums for each value of this key of the rows, in the report.")
 @click.option("--price-file", type=_path, help="Table of prices (default: the usual one).")
-def merge_command(parts: tuple[Path, ...], output: Path, **given: Any) -> None:
+def merge_command(parts: tuple[Path, ...], output: Path, **given: Any) -> int:
     """Put the outputs of `collect --shard` on many machines into one, and sum it up.
 
     Beside each part its _failures.jsonl and _settings.json are read. Answers that stand in two parts are taken once;
@@ -42,22 +43,29 @@ def merge_command(parts: tuple[Path, ...], output: Path, **given: Any) -> None:
 
     Exit codes: 0 whole, 1 something is missing, 2 called wrongly.
     """
-    try:
-        merged = merge(parts, output, may_mix=given["mix"])
-        estimator = Estimator(read_price_table(given["price_file"]), merged.settings.model, {})
-        past = Past().read(output, estimator, merged.settings.unheeded)
-        write_metrics(output, to_merged(merged, past))
-        if given["report"] is not None:
-            write_report(given["report"], output, estimator, given["group_by"])
-    except JournalError as error:
-        raise Refused(str(error)) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{where}{error.strerror or error}") from None
+    return merge_parts(parts, output, **given)
+
+
+def merge_parts(
+    parts: Sequence[Path],
+    output: Path,
+    *,
+    mix: bool,
+    report: Path | None,
+    group_by: str | None,
+    price_file: Path | None,
+) -> int:
+    """Make one output of parts, its metrics and perhaps a report; return the exit code."""
+    merged = merge(parts, output, may_mix=mix)
+    estimator = Estimator(read_price_table(price_file), merged.settings.model, {})
+    past = Past().read(output, estimator, merged.settings.unheeded)
+    write_metrics(output, to_merged(merged, past))
+    if report is not None:
+        write_report(report, output, estimator, group_by)
     say(
         f"{to_plural(merged.answers, 'answer')} of {to_plural(len(parts), 'part')} in {output}; "
         f"missing {merged.missing:,}, doubled {merged.doubled:,}"
     )
     for note in merged.notes:
         say(note)
-    raise SystemExit(1 if merged.missing or merged.is_incomplete else 0)
+    return FAILED if merged.missing or merged.is_incomplete else OK

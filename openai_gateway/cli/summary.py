@@ -14,9 +14,9 @@ from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Estimator
 from openai_gateway.collect.merging import Merged
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
-from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
 from openai_gateway.collect.rows import Row
 from openai_gateway.collect.run import Run
+from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
 from openai_gateway.wire.input_tokens import BYTES_PER_TOKEN
 
 _MOST_DIGITS: Final = 12
@@ -67,7 +67,7 @@ def to_too_dear(row: Row, estimator: Estimator) -> str:
     )
 
 
-def to_metrics(survey: Survey, progress: Progress) -> dict[str, Any]:
+def to_metrics(survey: Survey, progress: RunProgress) -> dict[str, Any]:
     """Return the sums over the whole output and those of this run, as they go into the metrics file."""
     return {
         "calls": {

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from openai_gateway.cli.exits import CalledWrongly, CommandFailed
 from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Estimator
@@ -25,12 +26,6 @@ from openai_gateway.config.price_files import BadPrices, read_prices, to_usual_f
 from openai_gateway.config.prices import PriceTable
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
-
-
-class Refused(click.ClickException):
-    """Called wrongly: nothing was done."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class Target:
 
 
 def to_running_target(base_url: str, server: str | None, price_file: Path | None) -> Target:
-    """Return a gateway that runs already. Raises Refused, ClickException."""
+    """Return a gateway that runs already. Raises CalledWrongly, CommandFailed."""
     url = to_server_url(base_url, server)
     if not _is_base_url(url):
         raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
@@ -73,7 +68,7 @@ def to_running_target(base_url: str, server: str | None, price_file: Path | None
 
 
 def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
-    """Return the gateway that is to be started. Raises Refused."""
+    """Return the gateway that is to be started. Raises CalledWrongly."""
     server = own.server
     extra_body = {
         RESPONSES: {**server.extra_body, **server.extra_body_responses},
@@ -100,10 +95,10 @@ def _greet(gateway: Gateway, server: str | None = None) -> str | None:
     """Return the gateway's model, None if it has not exactly one; `server` has to be there if it is given."""
     found = gateway.greet()
     if isinstance(found, Failure):
-        raise click.ClickException(f"{found.message}; {found.what_to_do}")
+        raise CommandFailed(f"{found.message}; {found.what_to_do}")
     if not gateway.knows_rollouts:
         if server is not None:
-            raise click.ClickException(f"no gateway with a server {server!r} is there: see --base-url, --server")
+            raise CommandFailed(f"no gateway with a server {server!r} is there: see --base-url, --server")
         click.echo("note: no openai_gateway answers there; calls go out without rollout ids", err=True)
     return found[0] if len(found) == 1 else None
 
@@ -117,9 +112,9 @@ def _is_base_url(url: str) -> bool:
 
 
 def read_price_table(path: Path | None) -> PriceTable:
-    """Return the prices of a file, else of the usual one. Raises Refused."""
+    """Return the prices of a file, else of the usual one. Raises CalledWrongly."""
     path = path or to_usual_file(Path())
     try:
         return read_prices(path)
     except BadPrices as error:
-        raise Refused(f"{path} {error}") from None
+        raise CalledWrongly(f"{path} {error}") from None

@@ -41,7 +41,7 @@ _LONGEST_POLL_S: Final = 15.0
 _CANCEL_S: Final = 10.0
 
 
-class Answer(msgspec.Struct, frozen=True):
+class GatewayAnswer(msgspec.Struct, frozen=True):
     """An answer as it came; `headers` have lower-case names."""
 
     status: int
@@ -122,11 +122,11 @@ class Gateway:
                 self.knows_rollouts = True
                 return models
         found = self._send("GET", f"{self._base_url}/models", None)
-        if isinstance(found, Answer) and found.status in (401, 403):
+        if isinstance(found, GatewayAnswer) and found.status in (401, 403):
             return to_failure(found.status, found.body)
         return found if isinstance(found, Failure) else _to_models(found) or []
 
-    def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> Answer | Failure | None:
+    def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> GatewayAnswer | Failure | None:
         """Return what came of a call; None if the gateway did not take it before `give_up` was set."""
         url = self._to_call_url(PATHS[api], rollout_id)
         tries = 0
@@ -139,13 +139,13 @@ class Gateway:
             if give_up.wait(wait_s):
                 return None
 
-    def wait_for_response(self, started: Answer | Failure, rollout_id: str) -> Answer | Failure:
+    def wait_for_response(self, started: GatewayAnswer | Failure, rollout_id: str) -> GatewayAnswer | Failure:
         """Return the answer of a call that was started with `background: true`: polled for until it is over.
 
         Ending the greenlet that waits cancels the response at the upstream, which would go on and charge for it.
         """
         found, polls, misses = started, 0, 0
-        while isinstance(found, Answer) and (response := _to_started(found)) is not None:
+        while isinstance(found, GatewayAnswer) and (response := _to_started(found)) is not None:
             path = f"{PATHS[RESPONSES]}/{quote(response.id, safe='')}"
             try:
                 gevent.sleep(min(_FIRST_POLL_S * _POLL_GROWTH**polls, _LONGEST_POLL_S))
@@ -154,9 +154,9 @@ class Gateway:
                 gevent.with_timeout(_CANCEL_S, self._cancel, f"{path}/cancel", rollout_id, timeout_value=None)
                 raise
             polls += 1
-            is_answered = isinstance(polled, Answer) and polled.status == 200
+            is_answered = isinstance(polled, GatewayAnswer) and polled.status == 200
             misses = 0 if is_answered else misses + 1
-            if is_answered or misses >= _MOST_TRIES or (isinstance(polled, Answer) and polled.status == 404):
+            if is_answered or misses >= _MOST_TRIES or (isinstance(polled, GatewayAnswer) and polled.status == 404):
                 found = polled
         return found
 
@@ -167,7 +167,9 @@ class Gateway:
         """Return how many calls wait for an attempt now, by why the last one failed, or QUEUED; nothing if unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
         try:
-            servers = msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, Answer) else {}
+            servers = (
+                msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, GatewayAnswer) else {}
+            )
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return {}
         waits: dict[str, int] = {}
@@ -187,7 +189,7 @@ class Gateway:
     def _to_url(self, rollout_id: str, path: str) -> str:
         return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
 
-    def _send(self, method: str, url: str, body: bytes | None) -> Answer | Failure:
+    def _send(self, method: str, url: str, body: bytes | None) -> GatewayAnswer | Failure:
         watch = CallWatch(_TIMEOUTS)
         raw = None
         try:
@@ -196,7 +198,7 @@ class Gateway:
             while piece := raw.read():
                 pieces.append(piece)
             headers = {name.lower(): value for name, value in raw.head.headers}
-            return Answer(raw.head.status, headers, b"".join(pieces))
+            return GatewayAnswer(raw.head.status, headers, b"".join(pieces))
         except Unreachable as error:
             return to_unreachable(f"no answer from {self._origin}: it {error}")
         except PeerError:
@@ -218,7 +220,7 @@ def _to_cuts(path: str) -> list[tuple[str, str]]:
     ]
 
 
-def _to_started(answer: Answer) -> _Started | None:
+def _to_started(answer: GatewayAnswer) -> _Started | None:
     """Return what an answer says of a response that is not over yet, None if it is, or if this is none."""
     try:
         started = msgspec.json.decode(answer.body, type=_Started)
@@ -231,7 +233,7 @@ def _to_int(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _to_models(answer: Answer) -> list[str] | None:
+def _to_models(answer: GatewayAnswer) -> list[str] | None:
     if answer.status != 200:
         return None
     try:
@@ -240,7 +242,7 @@ def _to_models(answer: Answer) -> list[str] | None:
         return None
 
 
-def _to_wait_s(found: Answer | Failure, tries: int) -> float | None:
+def _to_wait_s(found: GatewayAnswer | Failure, tries: int) -> float | None:
     """Return how long to wait before a call is asked for again that the gateway did not take; None: don't."""
     if tries + 1 >= _MOST_TRIES:
         return None

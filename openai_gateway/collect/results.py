@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openai_gateway.collect.client import Answer
+from openai_gateway.collect.client import GatewayAnswer
 from openai_gateway.collect.failures import Failure, to_broken, to_failed_response, to_failure
 from openai_gateway.collect.plan import PlannedCall
 from openai_gateway.collect.questions import RESPONSES
@@ -44,7 +44,7 @@ class _Verdict(msgspec.Struct):
     message: Any = None
 
 
-def to_result(api: str, found: Answer | Failure) -> tuple[bytes, Failure | None]:
+def to_result(api: str, found: GatewayAnswer | Failure) -> tuple[bytes, Failure | None]:
     """Return the response as one line of JSON, or why there is none to keep."""
     if isinstance(found, Failure):
         return b"", found

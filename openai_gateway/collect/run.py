@@ -16,14 +16,14 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from openai_gateway.collect.budget import Budget
-from openai_gateway.collect.client import Answer, Gateway
+from openai_gateway.collect.client import Gateway, GatewayAnswer
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.estimate import Claim, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
-from openai_gateway.collect.progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, Progress
 from openai_gateway.collect.results import to_answer_line, to_failure_line, to_result
+from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
 from openai_gateway.wire.usage import read_answer
 
 _LEAST_IN_A_ROW: Final = 100
@@ -38,7 +38,7 @@ _WORKED_ON: Final = ("upstream_timeout", "504")
 class Run:
     """One run; `on_tick` is called every `tick_s`. Stops in order at the first signal, at once at the second."""
 
-    def __init__(self, journal: Journal, estimator: Estimator, budget: Budget, progress: Progress) -> None:
+    def __init__(self, journal: Journal, estimator: Estimator, budget: Budget, progress: RunProgress) -> None:
         self.progress = progress
         self._journal = journal
         self._estimator = estimator
@@ -126,20 +126,20 @@ class Run:
             self._budget.settle(claim, cost_usd)
             self._wake.set()
 
-    def _take(self, call: PlannedCall, found: Answer | Failure, duration_s: float) -> float:
+    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, duration_s: float) -> float:
         """Write what came of a call and return what it cost, or may have."""
         progress, row = self.progress, call.row
         response, failure = to_result(row.api, found)
-        retries = found.retries if isinstance(found, Answer) else []
+        retries = found.retries if isinstance(found, GatewayAnswer) else []
         lost_usd = sum(reason in _WORKED_ON for reason in retries) * (self._estimator.cost_usd(row) or 0.0)
-        if isinstance(found, Answer):
+        if isinstance(found, GatewayAnswer):
             for sums in (progress.sums, progress.run_sums):
                 sums.add_attempts(found.attempts or 1, retries)
         if failure is not None:
             lost_usd += self._to_lost_usd(call, found, failure)
             self._write_failure(call, failure, lost_usd)
             return lost_usd
-        assert isinstance(found, Answer)
+        assert isinstance(found, GatewayAnswer)
         report = read_answer(response)
         cost_usd = self._estimator.to_cost_usd(report)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
@@ -153,11 +153,11 @@ class Run:
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(self, call: PlannedCall, found: Answer | Failure, failure: Failure) -> float:
+    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
         if failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout"):
             return 0.0
-        if isinstance(found, Answer) and found.status < 300:
+        if isinstance(found, GatewayAnswer) and found.status < 300:
             cost_usd = self._estimator.to_cost_usd(read_answer(found.body))
             if cost_usd is not None:
                 return cost_usd

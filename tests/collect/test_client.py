@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from gevent.event import Event
 
-from openai_gateway.collect.client import Answer, Gateway
+from openai_gateway.collect.client import Gateway, GatewayAnswer
 from openai_gateway.collect.failures import Failure
 from tests.support.upstreams import Conversation, Script, run_upstream, to_answer
 
@@ -30,7 +30,7 @@ def _refuse_then_answer(status: str, code: str, times: int, retry_after: str = "
     return script
 
 
-def _post(gateway: Gateway, give_up: Event | None = None) -> Answer | Failure | None:
+def _post(gateway: Gateway, give_up: Event | None = None) -> GatewayAnswer | Failure | None:
     return gateway.post("responses", b"{}", "3-1", give_up or Event())
 
 
@@ -56,7 +56,7 @@ def test_rollout_id_goes_where_the_gateway_looks_for_it(path: str, known: str, p
         gateway = Gateway(upstream.url + path, "the-key")
         assert gateway.greet() == ["the-model"]
         assert gateway.knows_rollouts == (known != "nowhere")
-        assert isinstance(_post(gateway), Answer)
+        assert isinstance(_post(gateway), GatewayAnswer)
         gateway.close()
     request = upstream.requests[-1]
     assert (request.method, request.target) == ("POST", posted)
@@ -75,14 +75,14 @@ def test_rollout_id_goes_where_the_gateway_looks_for_it(path: str, known: str, p
 def test_call_that_was_not_taken_is_asked_for_again(status: str, code: str) -> None:
     with run_upstream(_refuse_then_answer(status, code, times=5)) as upstream:
         found = _post(Gateway(upstream.url))
-    assert isinstance(found, Answer)
+    assert isinstance(found, GatewayAnswer)
     assert (found.status, found.body, len(upstream.requests)) == (200, b'{"id": 1}', 6)
 
 
 def test_call_is_asked_for_again_a_bounded_number_of_times() -> None:
     with run_upstream(_refuse_then_answer("429 Too Many Requests", "gateway_queue_full", times=50)) as upstream:
         found = _post(Gateway(upstream.url))
-    assert isinstance(found, Answer)
+    assert isinstance(found, GatewayAnswer)
     assert (found.status, len(upstream.requests)) == (429, 10)
 
 
@@ -98,7 +98,7 @@ def test_call_is_asked_for_again_a_bounded_number_of_times() -> None:
 def test_whatever_the_gateway_has_retried_is_not_retried_again(status: str, code: str) -> None:
     with run_upstream(_refuse_then_answer(status, code, times=1)) as upstream:
         found = _post(Gateway(upstream.url))
-    assert isinstance(found, Answer)
+    assert isinstance(found, GatewayAnswer)
     assert (found.status, len(upstream.requests)) == (int(status[:3]), 1)
 
 
@@ -110,7 +110,7 @@ def test_connection_that_closes_before_the_answer_is_made_anew() -> None:
             conversation.send(to_answer(b"{}"))
 
     with run_upstream(script) as upstream:
-        assert isinstance(_post(Gateway(upstream.url)), Answer)
+        assert isinstance(_post(Gateway(upstream.url)), GatewayAnswer)
         assert len(upstream.requests) == 3
 
 

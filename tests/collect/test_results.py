@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.collect.client import Answer
+from openai_gateway.collect.client import GatewayAnswer
 from openai_gateway.collect.failures import NOT_HELD_AGAINST, to_failure, to_unreachable
 from openai_gateway.collect.results import to_result
 from openai_gateway.collect.sums import Latencies, Sums
@@ -86,7 +86,7 @@ def test_message_is_found_in_whatever_form(body: bytes, message: str) -> None:
 
 def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     pretty = b'{\n  "status": "completed", "output": [],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
-    response, failure = to_result(Api.RESPONSES, Answer(200, {}, pretty))
+    response, failure = to_result(Api.RESPONSES, GatewayAnswer(200, {}, pretty))
     assert failure is None
     assert response == b'{"status":"completed","output":[],"big":12345678901234567890123,"t":"a\\nb  c"}'
 
@@ -116,13 +116,13 @@ def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     ],
 )
 def test_200_that_holds_no_answer_is_a_failure(api: Api, answer: Any, expected: str | None) -> None:
-    _, failure = to_result(api, Answer(200, {}, json.dumps(answer).encode()))
+    _, failure = to_result(api, GatewayAnswer(200, {}, json.dumps(answer).encode()))
     assert (failure.failure_class if failure else None) == expected
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"status": "comp', b'{"t": "\xff"}'])
 def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
-    _, failure = to_result(Api.RESPONSES, Answer(200, {}, body))
+    _, failure = to_result(Api.RESPONSES, GatewayAnswer(200, {}, body))
     assert failure is not None
     assert failure.failure_class == "broken_answer"
 
@@ -137,14 +137,14 @@ def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
     ],
 )
 def test_what_came_in_the_place_of_an_answer_is_told(answer: Any, code: str | None, said: str) -> None:
-    _, failure = to_result("chat", Answer(200, {}, json.dumps(answer).encode()))
+    _, failure = to_result("chat", GatewayAnswer(200, {}, json.dumps(answer).encode()))
     assert failure is not None
     assert (failure.code, said in failure.message) == (code, True)
 
 
 def test_failure_tells_attempts_and_request_id() -> None:
     headers = {"x-gateway-attempts": "3", "x-gateway-request-id": "gwreq_1", "x-request-id": "req_2"}
-    _, failure = to_result("chat", Answer(500, headers, b""))
+    _, failure = to_result("chat", GatewayAnswer(500, headers, b""))
     assert failure is not None
     assert (failure.attempts, failure.request_id) == (3, "gwreq_1")
     assert to_result("chat", to_unreachable("x"))[1] == to_unreachable("x")

@@ -1,6 +1,6 @@
 """How a collection is shown while it runs: a status line, redrawn in a terminal and plain elsewhere.
 
-What is shown is `collect.progress`'; what it all came to is `summary`'s.
+What is shown is `collect.run_progress`'; what it all came to is `summary`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from openai_gateway.cli.summary import to_cost, to_duration, to_short
 from openai_gateway.collect.client import QUEUED
 from openai_gateway.collect.plan import Survey
-from openai_gateway.collect.progress import INTERRUPTED, Progress
+from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
 
 TERMINAL_TICK_S: Final = 0.25
 PLAIN_TICK_S: Final = 10.0
@@ -41,7 +41,7 @@ _REASONS: Final = {
 class ProgressView:
     """Shows a run's progress on stderr."""
 
-    def __init__(self, progress: Progress, survey: Survey) -> None:
+    def __init__(self, progress: RunProgress, survey: Survey) -> None:
         self._progress = progress
         self._survey = survey
         self._told_of_stop = False
@@ -77,7 +77,7 @@ class ProgressView:
             click.echo(f"\r\x1b[K{told}" if self.is_terminal else told, err=True)
 
 
-def to_line(progress: Progress, survey: Survey, width: int) -> str:
+def to_line(progress: RunProgress, survey: Survey, width: int) -> str:
     """Return the line for a terminal: a bar, and of the status as much as fits, what matters least left out."""
     bar_width = _BAR_WIDTH if width >= _WIDE else _NARROW_BAR_WIDTH
     filled = bar_width * (survey.done + progress.answered) // max(survey.calls, 1)
@@ -89,7 +89,7 @@ def to_line(progress: Progress, survey: Survey, width: int) -> str:
     return _SPACE.join(text for _, text in parts)[:width]
 
 
-def to_status(progress: Progress, survey: Survey) -> list[tuple[int, str]]:
+def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
     """Return what tells how a run stands, in order, each part with its rank: the higher, the sooner left out.
 
     The cost is that of the whole output.
@@ -112,7 +112,7 @@ def to_status(progress: Progress, survey: Survey) -> list[tuple[int, str]]:
     return parts
 
 
-def to_wait(progress: Progress) -> str | None:
+def to_wait(progress: RunProgress) -> str | None:
     """Return why calls wait or take long; None if nothing is worth telling."""
     reasons: dict[str, int] = {}
     for reason, count in progress.waits.items():
@@ -128,7 +128,7 @@ def to_wait(progress: Progress) -> str | None:
     return f"longest {to_duration(oldest_s)}" if oldest_s >= _LONG_S else None
 
 
-def _to_cost(progress: Progress) -> str:
+def _to_cost(progress: RunProgress) -> str:
     if progress.sums.known_cost_usd is None:
         return "cost unknown"
     spent_usd = progress.sums.spent_usd

@@ -1,6 +1,6 @@
 """How a run stands: counts, rates, why calls wait, and why it stops.
 
-Who counts is `run`; who shows it, `cli.progress`.
+Who counts is `run`; who shows it, `cli.progress_line`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BROKEN: Final = "broken"
 _WINDOW_S: Final = 60.0
 
 
-class Progress(msgspec.Struct):
+class RunProgress(msgspec.Struct):
     """How a run stands. `sums` are of the whole output, earlier runs included; all else is of this run.
 
     `begun` holds when each call in flight began, the oldest first; `waits` counts calls that wait for another attempt

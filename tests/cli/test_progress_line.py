@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.cli.progress import to_line, to_status, to_wait
+from openai_gateway.cli.progress_line import to_line, to_status, to_wait
 from openai_gateway.cli.summary import to_metrics, to_reason, to_summary
 from openai_gateway.collect.plan import Survey
-from openai_gateway.collect.progress import ALL_FAIL, Progress
+from openai_gateway.collect.run_progress import ALL_FAIL, RunProgress
 from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.usage import Report, Usage
 
 
-def _progress(over: int = 600, to_do: int = 10_000, in_flight: int = 64, **more: Any) -> Progress:
+def _progress(over: int = 600, to_do: int = 10_000, in_flight: int = 64, **more: Any) -> RunProgress:
     """Return how a run of some minutes stands that made ten calls a second over the last one."""
     now = monotonic()
-    progress = Progress(Sums(), to_do, **more)
+    progress = RunProgress(Sums(), to_do, **more)
     for sums in (progress.sums, progress.run_sums):
         for _ in range(over):
             sums.add(Report(Usage(100, 500), "stop"), 0.002, 3.0)
@@ -31,7 +31,7 @@ def _progress(over: int = 600, to_do: int = 10_000, in_flight: int = 64, **more:
     return progress
 
 
-def _survey(progress: Progress) -> Survey:
+def _survey(progress: RunProgress) -> Survey:
     return Survey(rows=progress.to_do, calls=progress.to_do, to_do=progress.to_do)
 
 

@@ -17,13 +17,12 @@ from typing import Any, Final, TypeVar
 import click
 
 from openai_gateway.cli.exits import CalledWrongly
-from openai_gateway.config import ConfigError, GatewayConfig, load_config
-from openai_gateway.config.files import BUILT_IN, CONFIG_PATHS_VARIABLE
+from openai_gateway.config import GatewayConfig, load_config
+from openai_gateway.config.files import CONFIG_PATHS_VARIABLE
 from openai_gateway.config.overrides import OVERRIDES_VARIABLE
 from openai_gateway.config.redact import mask
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_ASKED_FOR: Final = {"openai_base_url", "openai_api_key", "openai_model"}
 _OVERRIDE: Final = re.compile(r"\+{0,2}[^+=\s][^=]*=")
 
 
@@ -60,22 +59,8 @@ def to_environ(
 
 
 def load(environ: Mapping[str, str]) -> GatewayConfig:
-    """Return the config that a gateway started in this environment has. Raises ConfigError, CalledWrongly."""
-    try:
-        return load_config(environ)
-    except ConfigError as error:
-        if _is_beginning(error):
-            raise CalledWrongly(
-                "endpoint, key and model are not set yet: openai-gateway init asks for them and writes env.yaml "
-                "(openai-gateway serve --simulate does without)"
-            ) from None
-        raise
-
-
-def _is_beginning(error: ConfigError) -> bool:
-    """Tell whether nobody has configured anything here: all that the built-in config asks for is missing."""
-    missing = {problem.key.rpartition(".")[2] for problem in error.problems if problem.place == BUILT_IN}
-    return missing == _ASKED_FOR and len(error.problems) == len(_ASKED_FOR)
+    """Return the config that a gateway started in this environment has. Raises ConfigError."""
+    return load_config(environ)
 
 
 def _check(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:

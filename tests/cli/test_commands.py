@@ -194,5 +194,5 @@ def test_in_an_empty_folder_a_newcomer_is_told_how_to_begin(
     monkeypatch.chdir(tmp_path)
     unset = ("CONFIG_PATHS", "ENV_YAML", "OVERRIDES", "SERVER")
     result = CliRunner(env={f"OPENAI_GATEWAY_{name}": None for name in unset}).invoke(main, [command])
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert "openai-gateway init" in result.stderr
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 2)
+    assert "'openai-gateway init' asks for them" in result.stderr

@@ -129,7 +129,7 @@ def _to_category(record: CallRecord, response: msgspec.Raw | None) -> str | None
 def _read_status(response: msgspec.Raw) -> str | None:
     try:
         return bytes(_status_decoder.decode(bytes(response)).status).strip(b'"').decode()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

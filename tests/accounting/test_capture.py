@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from openai_gateway.accounting.capture import Captures, to_exchange
@@ -233,6 +234,7 @@ def test_exchange_nested_as_deeply_as_can_be_read_is_kept(tmp_path: Path) -> Non
     last = bisect.bisect_left(range(1_000_000), True, key=lambda depth: not _is_read(depth)) - 1
     for depth in range(last - 5, last + 25):
         _capture(tmp_path, to_record(rollout_id="r"), _nest(depth), _nest(depth), is_stream=False)
-        line = json.loads((tmp_path / "r.capture.jsonl").read_bytes().splitlines()[-1])
-        assert line["request_raw" if line["request"] is None else "request"]
-        assert line["response_raw" if line["response"] is None else "response"]
+        text = (tmp_path / "r.capture.jsonl").read_bytes().splitlines()[-1]
+        line = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        for name in ("request", "response"):
+            assert bytes(line[f"{name}_raw" if bytes(line[name]) == b"null" else name]) != b"null"

@@ -20,7 +20,7 @@ from werkzeug.routing import BaseConverter
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.budgets import Budgets, to_budgets_path
 from openai_gateway.accounting.capture import Captures
-from openai_gateway.accounting.log import CallLog
+from openai_gateway.accounting.log import CallLog, lost_lines
 from openai_gateway.accounting.shared_files import to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
 from openai_gateway.accounting.standings import Standings
@@ -89,6 +89,7 @@ class GatewayApp(flask.Flask):
             return {
                 "usage_log": sum(log.lost for log in usage_logs.values()),
                 "captures": sum(folder.lost for folder in captures.values()),
+                "log": lost_lines.count,
             }
 
         aggregate = Aggregate(models, self._get_states, count_lost)

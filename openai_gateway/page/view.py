@@ -15,7 +15,11 @@ from openai_gateway.page.figures import to_clock, to_count, to_day_and_clock, to
 # A text from outside may be thousands of signs long.
 _MOST_SIGNS: Final = 100
 _BAD_SHARE: Final = 0.05
-_LOST: Final = {"usage_log": "The usage logs", "captures": "The captures of rollouts"}
+_LOST: Final = {
+    "usage_log": "The usage logs lack {:,} calls that could not be written; the log says why.",
+    "captures": "The captures of rollouts lack {:,} calls that could not be written; the log says why.",
+    "log": "The log lacks {:,} lines: whoever reads it was too slow.",
+}
 
 # A cell is a text, or [text, class], or [text, "meter", share of 1].
 Cell = str | list[Any]
@@ -86,7 +90,7 @@ def _to_alerts(snapshot: Mapping[str, Any]) -> list[str]:
     ]
     for where, count in snapshot["lost"].items():
         if count:
-            alerts.append(f"{_LOST[where]} lack {count:,} calls that could not be written; the log says why.")
+            alerts.append(_LOST[where].format(count))
     # Servers mostly have the same.
     return [*alerts, *dict.fromkeys(note for server in snapshot["servers"] for note in server["notes"])]
 

@@ -121,6 +121,11 @@ class GatewayApp(flask.Flask):
         """Tell whether a client needs no key for one of the servers."""
         return not all(server.keys.are_required for server in self._servers.values())
 
+    def share_limits(self, workers: int) -> None:
+        """Share the upstreams' limits with the other workers of this host; once, after the fork."""
+        for server in self._servers.values():
+            server.share_limits(workers)
+
     def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         path = environ["PATH_INFO"]

@@ -74,6 +74,7 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
         # What is set here holds for the connections that it accepts.
         if isinstance(listener.getsockname(), tuple):
             keep_alive(listener, keepalive_s)
+    made.share_limits(worker.cfg.workers)
     if made.is_open_to_all and not all(_is_local(sock.getsockname()) for sock in worker.sockets):
         _log.warning("anybody who reaches this address can use the upstream key; gateway_api_keys would keep them out")
     graceful_s = float(worker.cfg.graceful_timeout)

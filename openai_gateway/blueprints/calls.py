@@ -123,6 +123,10 @@ class CallServer:
         """Ask the upstream for its models, at most once in 10 s; return the status, or the code of what went wrong."""
         return self._probe.ask(seconds)
 
+    def share_limits(self, workers: int) -> None:
+        """Share limits with the other workers of this host; once, after the fork."""
+        self._relay.share_limits(workers)
+
     def settle_records(self) -> None:
         """Have every call that is over recorded now."""
         self._relay.settle_records()

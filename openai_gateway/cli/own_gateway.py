@@ -16,7 +16,7 @@ from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.load import SERVER_VARIABLE
 
 _KEYS_FILE: Final = "gateway_api_keys_file"
-# A file of prompts waits for a rate limit, or for an upstream that is away, as long as it takes.
+# A file of prompts waits for an upstream that is away (limits are waited for anyway) as long as it takes.
 _PATIENCE: Final = {"max_retries": "100", "retry_budget_s": "3600", "retry_ratio": "null"}
 
 

@@ -24,6 +24,12 @@ class CallKeys(ConnectionKeys):
     max_concurrent_requests: int | None = key(
         Integer(1), None, "cap on concurrent upstream calls, per worker process; null is no cap", LIMITS
     )
+    max_concurrent_requests_total: int | None = key(
+        Integer(1),
+        None,
+        "the same for all workers of this host together",
+        LIMITS,
+    )
     max_queue: int | None = key(
         Integer(0), None, "calls that may wait for their turn; one more gets 429 `gateway_queue_full`", LIMITS
     )

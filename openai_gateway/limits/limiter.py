@@ -19,13 +19,12 @@ Pure: the clock (monotonic seconds) is an argument, and so is the number of call
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-import msgspec
-
+from openai_gateway.limits.attempts import Sent, Told, Tries
 from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH, HeldPace
 from openai_gateway.limits.ledger import Bucket
 from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -40,43 +39,29 @@ _OWN_WAIT_S: Final = 0.5
 _SHORT_WAIT_S: Final = 2.0
 _GUESS_SHARE: Final = 0.5
 _MARKED_EVERY: Final = 16
+_MARKS: Final = 8
 _ROOM: Final = 0.05
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
 _FEWER_TIMES: Final = 4
-_HELD_SHARE: Final = 0.995
-_HELD_LEFT_OUT_S: Final = 0.1
-# A call that starts late by less is made up for.
-_LATE_S: Final = 0.02
-_HELD_GROWTH_S: Final = 900.0
-_SLOW_DOWN_GROWTH: Final = 1.5
-_EVEN_GROWTH: Final = 1.05
 
 
-class Sent(msgspec.Struct):
-    """One attempt as it was sent: beside how many others, and the sums of all charges up to its own."""
-
-    at: float
-    number: int
-    tokens: float
-    running: int
-    spent_requests: float
-    spent_tokens: float
-
-
-class Tries(msgspec.Struct):
-    """How often a call was refused: in all, and alone while others passed that were sent later."""
-
-    refusals: int = 0
-    alone: int = 0
-
-
-class Told(msgspec.Struct, frozen=True):
-    """What the configuration tells: upper bounds, None being none, and whether limits are learned beside them."""
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    learns: bool = True
+# The limiter's own part of what is learnt.
+_LEARNT: Final = (
+    "pause_until",
+    "token_factor",
+    "_is_bound",
+    "_number",
+    "_last_refused",
+    "_last_refused_number",
+    "_passed_since",
+    "_started_at",
+    "_probe_s",
+    "_unexplained",
+    "_held_back",
+    "_is_rate",
+    "_marks",
+)
 
 
 class Limiter:
@@ -87,6 +72,7 @@ class Limiter:
         self.tokens = Bucket(_TOKENS_OF_A_CALL)
         self.blind = BlindRate()
         self.window = Window()
+        self.held = HeldPace()
         self.pause_until = 0.0
         self.token_factor = 1.0
         self._learns = told.learns
@@ -102,20 +88,17 @@ class Limiter:
         self._is_bound = bool(self._told)
         self._number = 0
         # Of the last refusal: whose, what had been sent by then, how many of those sent since have passed.
-        self._last_refused: Tries | None = None
+        self._last_refused = 0
         self._last_refused_number = 0
         self._passed_since = 0
         self._started_at = 0.0
         self._probe_s = _PROBE_S
         # The last refusal that no ledger explains: whose, and when that was sent.
-        self._unexplained: tuple[Tries, float] | None = None
+        self._unexplained = (0, -math.inf)
         # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
         self._held_back = (-math.inf, 0, 0)
         self._is_rate = False
-        self._marks: deque[tuple[float, int]] = deque(maxlen=8)
-        # The rate held to, its growth, and since when.
-        self._held: tuple[float, float, float] | None = None
-        self._held_free_at = 0.0
+        self._marks: list[tuple[float, int]] = []
 
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
@@ -130,7 +113,7 @@ class Limiter:
             held_s = bucket.wait_s(charge, now)
             if held_s > wait_s:
                 wait_s, reason = held_s, name
-        held_s = max(self.blind.wait_s(now), self._held_free_at - now)
+        held_s = max(self.blind.wait_s(now), self.held.free_at - now)
         if held_s > wait_s:
             wait_s, reason = held_s, "rate"
         if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
@@ -145,16 +128,33 @@ class Limiter:
         self._number = number = self._number + 1
         self._started_at = now
         if number % _MARKED_EVERY == 1:
-            self._marks.append((now, number))
+            self._marks = [*self._marks[-_MARKS + 1 :], (now, number)]
         self.requests.take(1.0, now)
         self.tokens.take(tokens, now)
         if self._is_bound:
             for bucket, kind in self._told:
                 bucket.take(1.0 if kind == "rate" else tokens, now)
             self.blind.take(number, now)
-        if self._held is not None:
-            self._held_free_at = max(self._held_free_at, now - _LATE_S) + 1 / self._held_rate(now)
+            self.held.take(now)
         return Sent(now, number, tokens, running, self.requests.spent, self.tokens.spent)
+
+    def to_state(self) -> list[list[Any]]:
+        """Return all that was learnt, as plain values; another process's `take_state` takes it."""
+        return [list(vars(part).values()) for part in self._parts()] + [[getattr(self, name) for name in _LEARNT]]
+
+    def take_state(self, state: list[list[Any]]) -> None:
+        """Take what another process has learnt in place of what was known here."""
+        for part, values in zip(self._parts(), state, strict=False):
+            vars(part).update(zip(vars(part), values, strict=True))
+        vars(self).update(zip(_LEARNT, state[-1], strict=True))
+
+    def _parts(self) -> list[Any]:
+        return [self.requests, self.tokens, self.blind, self.window, self.held, *[bucket for bucket, _ in self._told]]
+
+    @property
+    def is_bound(self) -> bool:
+        """Tell whether a limit is known."""
+        return self._is_bound or self.window.is_held
 
     @property
     def newest_reference_at(self) -> float:
@@ -179,9 +179,10 @@ class Limiter:
         self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> float | None:
         """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
-        is_alone = self._last_refused is tries and self._passed_since >= _PASSES_BETWEEN
+        tries.number = tries.number or sent.number
+        is_alone = self._last_refused == tries.number and self._passed_since >= _PASSES_BETWEEN
         tries.refusals += 1
-        self._last_refused, self._last_refused_number, self._passed_since = tries, self._number, 0
+        self._last_refused, self._last_refused_number, self._passed_since = tries.number, self._number, 0
         self._is_bound, self.blind.number = True, self._number
         own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
         if refusal.is_too_large:
@@ -200,18 +201,8 @@ class Limiter:
 
     def slow_down(self, now: float) -> None:
         """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""
-        self._hold(self._seen_rate(now), _SLOW_DOWN_GROWTH, now)
-
-    def _hold(self, rate: float, growth: float, now: float) -> None:
-        """Send evenly, no more than `rate` a second, and `growth` times as much in 15 minutes."""
-        self._held = (max(_HELD_SHARE * rate, 0.02), growth, now)
-        self._held_free_at = max(self._held_free_at, now + _HELD_LEFT_OUT_S)
-
-    def _held_rate(self, now: float) -> float:
-        if self._held is None:
-            return math.inf
-        rate, growth, since = self._held
-        return float(rate * growth ** ((now - since) / _HELD_GROWTH_S))
+        self._is_bound = True
+        self.held.hold(self._seen_rate(now), SLOW_DOWN_GROWTH, now)
 
     def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)
@@ -228,9 +219,9 @@ class Limiter:
         if refusal.kind == "in_flight":
             self.window.refuse(sent.at, sent.running, now)
             return True
-        other, self._unexplained = self._unexplained, (tries, sent.at)
-        is_common = other is not None and (other[0] is not tries or tries.alone == 1) and sent.at - other[1] < _SOON_S
-        if not is_common and not self.blind.is_known and self._held is None:
+        (other, other_at), self._unexplained = self._unexplained, (tries.number, sent.at)
+        is_common = (other != tries.number or tries.alone == 1) and sent.at - other_at < _SOON_S
+        if not is_common and not self.blind.is_known and self.held.since is None:
             return False
         if tries.alone > 1:
             return False
@@ -238,9 +229,9 @@ class Limiter:
             self.pause_until = max(self.pause_until, now + refusal.wait_s)
         if self.requests.is_known:
             # There is room, but not now: limits may count in shorter windows than a minute.
-            if self._held is None or sent.at > self._held[2]:
-                rate = min(self.requests.inflow, max(self._held_rate(now), 0.9 * self.requests.inflow))
-                self._hold(rate, _EVEN_GROWTH, now)
+            if self.held.since is None or sent.at > self.held.since:
+                rate = min(self.requests.inflow, max(self.held.rate(now), 0.9 * self.requests.inflow))
+                self.held.hold(rate, EVEN_GROWTH, now)
         elif refusal.kind is not None or self._is_rate or self._is_rate_after_all(sent, now):
             self._is_rate = True
             self.window.open()

@@ -10,19 +10,26 @@ What is known of the limits is `limiter`'s, who goes first is `order`'s.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final
 
 import gevent
+import msgspec
 from gevent.event import Event
 
 from openai_gateway.errors import Saturated
-from openai_gateway.limits.limiter import Limiter, Sent
+from openai_gateway.limits.attempts import Sent, Tries
+from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place
+from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Slots
+from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
+_LOOK_AGAIN_S: Final = 0.01
 
 
 class Turn:
@@ -53,22 +60,41 @@ class _Waiting:
         self.turn: Turn | None = None
 
 
-class Queue:
-    """The queue of one server; at most `max_queue` calls wait in it, each at most `timeout_s` seconds."""
+class Bounds(msgspec.Struct, frozen=True):
+    """How many calls may run in this process (`cap`) and on this host, how many may wait, and how long."""
 
-    def __init__(
-        self, cap: int | None, limiter: Limiter, order: Order, max_queue: int | None, timeout_s: float | None
-    ) -> None:
-        self.slots = Slots(cap, self.learn)
+    cap: int | None = None
+    most_of_host: int | None = None
+    max_queue: int | None = None
+    timeout_s: float | None = None
+
+
+class Queue:
+    """The queue of one server."""
+
+    def __init__(self, limiter: Limiter, order: Order, bounds: Bounds) -> None:
+        self.slots = Slots(bounds.cap, self.learn)
         self.limiter = limiter
         # What the first call waits for.
         self.reason = ""
         self._order = order
-        self._max_queue = max_queue
-        self._timeout_s = timeout_s
+        self._max_queue = bounds.max_queue
+        self._timeout_s = bounds.timeout_s
+        self._shared: SharedLimits | None = None
+        self._most_of_host = bounds.most_of_host
+        self._joined_at = 0.0
         self._waiting: dict[Place, _Waiting] = {}
         self._timer: Any = None
         self._due = 0.0
+
+    def share(self, shared: SharedLimits) -> None:
+        """Share the limiter, and the cap, with the other workers of this host.
+
+        As long as no limit is known and there is no cap, each worker goes by itself: there is nothing to share.
+        """
+        self._shared = shared
+        if self._most_of_host is not None:
+            self._start_sharing()
 
     @property
     def queued(self) -> int:
@@ -101,6 +127,27 @@ class Queue:
         place.is_refused = True
         return self._wait(place, None if until is None else max(0.0, until - monotonic()))
 
+    def answer(self, sent: Sent, limits: Mapping[str, RateLimit]) -> None:
+        """Learn from an answer that is no refusal, and let calls go that may then."""
+        running = self._begin()
+        try:
+            # What was sent before was not charged where others see it.
+            self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
+        finally:
+            self._end(has_learnt=True)
+        self.learn()
+
+    def refuse(
+        self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
+    ) -> float | None:
+        """Learn from a 429; return how long its call must wait at least, None if it can't pass at all."""
+        self._begin()
+        try:
+            limits = limits if sent.at >= self._joined_at else {}
+            return self.limiter.refuse(sent, limits, refusal, tries, now)
+        finally:
+            self._end(has_learnt=True)
+
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
         if self._waiting:
@@ -116,14 +163,19 @@ class Queue:
             return waiting.turn
         except BaseException:
             if waiting.turn is not None:
-                if waiting.turn.sent is not None:
-                    self.limiter.cancel(waiting.turn.sent)
-                waiting.turn.release()
+                self._take_back(waiting.turn)
             raise
         finally:
             if self._waiting.pop(place, None) is not None:
                 self._order.remove(place)
                 self.learn()
+
+    def _take_back(self, turn: Turn) -> None:
+        if turn.sent is not None:
+            self._begin()
+            self.limiter.cancel(turn.sent)
+            self._end(has_learnt=True)
+        turn.release()
 
     def _pump(self) -> None:
         now = monotonic()
@@ -138,18 +190,57 @@ class Queue:
 
     def _let_go(self, tokens: float, is_limited: bool, now: float, reason: str) -> Turn | None:
         """Return a call's turn if it may go now; else the timer is set for when it may."""
-        slots, limiter = self.slots, self.limiter
-        running = slots.in_flight
-        if is_limited:
-            wait_s, waits_for = limiter.wait_s(tokens, running, now)
-            if wait_s > 0:
-                self.reason = waits_for
-                self._set_timer(now, wait_s + _LATER_S)
-                return None
-        if not slots.take():
-            self.reason = "slot"
+        wait_s, waits_for, sent = 0.0, "", None
+        running = self._begin()
+        try:
+            if self._most_of_host is not None and running >= self._most_of_host:
+                wait_s, waits_for = _LOOK_AGAIN_S, "slot"
+            elif is_limited:
+                wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
+            if wait_s <= 0:
+                if not self.slots.take():
+                    self.reason = "slot"
+                    return None
+                if is_limited:
+                    sent = self.limiter.start(tokens, running, now)
+        finally:
+            self._end(has_learnt=sent is not None)
+        if wait_s > 0:
+            self.reason = waits_for
+            # What another worker gives back, it tells nobody.
+            self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if self.slots.on_host is not None else wait_s + _LATER_S)
             return None
-        return Turn(slots, limiter.start(tokens, running, now) if is_limited else None, reason)
+        return Turn(self.slots, sent, reason)
+
+    def _begin(self) -> int:
+        """Return how many calls are in flight, with the limiter as it is on this host; `_end` has to follow."""
+        shared = self.slots.on_host
+        if shared is None:
+            if self._shared is None or not self.limiter.is_bound:
+                return self.slots.in_flight
+            shared = self._start_sharing()
+        state = shared.begin()
+        if state is not None:
+            if self._joined_at < 0:
+                self._joined_at = monotonic()
+            self.limiter.take_state(state)
+        elif self._joined_at < 0:
+            self._joined_at = 0.0
+        return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
+
+    def _start_sharing(self) -> SharedLimits:
+        shared = self.slots.on_host = self._shared
+        assert shared is not None
+        shared.begin_counting()
+        shared.count(self.slots.in_flight)
+        shared.end(None)
+        # Known with the first look at what others have learnt.
+        self._joined_at = -1.0
+        return shared
+
+    def _end(self, *, has_learnt: bool) -> None:
+        if self.slots.on_host is not None:
+            self.slots.on_host.end(self.limiter.to_state() if has_learnt else None)
 
     def _set_timer(self, now: float, wait_s: float) -> None:
         if now < self._due <= now + wait_s:

@@ -9,6 +9,7 @@ What is known of limits and order is `limits`'; here is only what of it concerns
 
 from __future__ import annotations
 
+import logging
 import re
 from time import monotonic, time
 from typing import Final
@@ -16,15 +17,18 @@ from typing import Final
 import gevent
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.limiter import Limiter, Told
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
-from openai_gateway.limits.queue import Queue
+from openai_gateway.limits.queue import Bounds, Queue
+from openai_gateway.limits.sharing import open_shared_limits
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.rate_limits import RateLimit, read_dialect, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
+_log = logging.getLogger("openai_gateway")
 # What the output of a call that gives no bound is taken to be; the drain learns what it really is.
 _OUTPUT_TOKENS: Final = 1024
 _SLOW_DOWN: Final = "slow_down"
@@ -39,14 +43,28 @@ class Admission:
         told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
         self._learns = server.learn_limits
         self.limiter = Limiter(told, monotonic())
-        self.queue = Queue(
+        bounds = Bounds(
             server.max_concurrent_requests,
-            self.limiter,
-            Order(is_fifo=server.schedule == "fifo"),
+            server.max_concurrent_requests_total,
             server.max_queue,
             server.queue_timeout_s,
         )
+        self.queue = Queue(self.limiter, Order(is_fifo=server.schedule == "fifo"), bounds)
+        self._server = server
         self._rollouts = Rollouts()
+
+    def share(self, key: str | None, workers: int) -> None:
+        """Share limits and total cap with the other workers of this host, if there may be any."""
+        total = self._server.max_concurrent_requests_total
+        if total is None and (workers == 1 or not self._learns):
+            return
+        try:
+            shared = open_shared_limits(self._server.openai_base_url, key or "", self._server.openai_model)
+        except OSError as error:
+            what = "limits and max_concurrent_requests_total are" if total is not None else "limits are"
+            _log.warning("%s each worker's own: no file to share them (%s)", what, error)
+        else:
+            self.queue.share(shared)
 
     def admit(self, progress: Progress) -> None:
         """Give a call its turn, waiting for it if need be. Raises Saturated."""
@@ -77,11 +95,9 @@ class Admission:
         limits: dict[str, RateLimit] = {}
         if sent.at > self.limiter.newest_reference_at and "imit-" in raw.head.text:
             limits = _read_limits(raw)
-        self.limiter.answer(sent, limits, self.queue.slots.in_flight)
-        if self.queue.queued:
-            self.queue.learn()
-            if raw.is_whole and progress.call.rollout_key is None:
-                self._follow(raw, progress)
+        self.queue.answer(sent, limits)
+        if self.queue.queued and raw.is_whole and progress.call.rollout_key is None:
+            self._follow(raw, progress)
 
     def readmit(self, progress: Progress, raw: RawAnswer, outcome: Outcome, deadline: float | None) -> bool:
         """Give a call that got this 429 another turn; False if there is to be none, and the 429 goes out.
@@ -95,7 +111,7 @@ class Admission:
         refusal = read_refusal(outcome.headers, raw.body, time())
         if outcome.error_code == _SLOW_DOWN:
             self.limiter.slow_down(now)
-        wait_s = self.limiter.refuse(turn.sent, _read_limits(raw), refusal, progress.tries, now)
+        wait_s = self.queue.refuse(turn.sent, _read_limits(raw), refusal, progress.tries, now)
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False

@@ -69,6 +69,10 @@ class Sender:
             self._own = {"host": self._host, "authorization": f"Bearer {key}", **self._configured}
         return self._own
 
+    def reveal_key(self) -> str | None:
+        """Return the key as it is now."""
+        return self._key.reveal()
+
     def has_new_key(self) -> bool:
         """Tell whether the key is another one than that of the last attempt."""
         return self._key.reveal() != self._key_in_own

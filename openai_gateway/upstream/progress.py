@@ -13,7 +13,7 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
-from openai_gateway.limits.limiter import Tries
+from openai_gateway.limits.attempts import Tries
 from openai_gateway.limits.order import Place
 from openai_gateway.limits.queue import Turn
 from openai_gateway.upstream.tail import Tail

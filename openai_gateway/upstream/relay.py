@@ -104,6 +104,10 @@ class Relay:
                 raise
             raise reason from None
 
+    def share_limits(self, workers: int) -> None:
+        """Share limits with the other workers of this host; once, after the fork."""
+        self._admission.share(self._sender.reveal_key(), workers)
+
     def load(self) -> Load:
         """Return how much is under way."""
         queue = self._admission.queue

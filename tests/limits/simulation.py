@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai_gateway.limits.limiter import Limiter, Told, Tries
+from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import read_dialect, read_refusal
 
 WARM_UP_S = 5.0

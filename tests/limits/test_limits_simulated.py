@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_gateway.limits.limiter import Told
+from openai_gateway.limits.attempts import Told
 from tests.limits.simulation import Report, Simulation, Upstream, simulate
 
 RPM = Upstream(rpm=3000)

@@ -8,13 +8,15 @@ import gevent
 import pytest
 
 from openai_gateway.errors import Saturated
-from openai_gateway.limits.limiter import Limiter, Told
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
-from openai_gateway.limits.queue import Queue, Turn
+from openai_gateway.limits.queue import Bounds, Queue, Turn
 
 
 def _queue(cap: int | None = 1, max_queue: int | None = None, timeout_s: float | None = None) -> Queue:
-    return Queue(cap, Limiter(Told(learns=False), 0.0), Order(), max_queue, timeout_s)
+    bounds = Bounds(cap, None, max_queue, timeout_s)
+    return Queue(Limiter(Told(learns=False), 0.0), Order(), bounds)
 
 
 def _place(rollout: float = 0.0, **more: object) -> Place:
@@ -83,7 +85,7 @@ def test_greenlet_killed_after_its_turn_came_gives_it_to_the_next() -> None:
 
 def test_call_that_gives_up_at_the_front_does_not_hold_up_the_others() -> None:
     """What the first waits for may not be what the next would wait for."""
-    queue = Queue(None, Limiter(Told(None, 60.0, learns=False), 0.0), Order(), None, None)
+    queue = Queue(Limiter(Told(None, 60.0, learns=False), 0.0), Order(), Bounds())
     queue.take(_place(tokens=1.0))
     large = gevent.spawn(queue.take, _place(0.0, tokens=1e9))
     gevent.sleep(0.01)
@@ -95,7 +97,7 @@ def test_call_that_gives_up_at_the_front_does_not_hold_up_the_others() -> None:
 
 
 def test_rate_told_is_waited_for_by_the_clock() -> None:
-    queue = Queue(None, Limiter(Told(1200.0, learns=False), 0.0), Order(), None, None)
+    queue = Queue(Limiter(Told(1200.0, learns=False), 0.0), Order(), Bounds())
     turns: list[Turn] = []
     calls = [gevent.spawn(lambda: turns.append(queue.take(_place()))) for _ in range(40)]
     gevent.joinall(calls, timeout=10, raise_error=True)

@@ -1,0 +1,38 @@
+"""What the limiter knows of a call and of each of its attempts, and what the configuration tells it.
+
+Values only; what is made of them is `limiter`'s.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Sent(msgspec.Struct):
+    """One attempt as it was sent: beside how many others, and the sums of all charges up to its own."""
+
+    at: float
+    number: int
+    tokens: float
+    running: int
+    spent_requests: float
+    spent_tokens: float
+
+
+class Tries(msgspec.Struct):
+    """How often a call was refused: in all, and alone while others passed that were sent later.
+
+    `number` is that of its first refused attempt, and tells it from other calls.
+    """
+
+    refusals: int = 0
+    alone: int = 0
+    number: int = 0
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the configuration tells: upper bounds, None being none, and whether limits are learned beside them."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    learns: bool = True

@@ -1,0 +1,46 @@
+"""A pace that calls are held to for a while: after `slow_down`, and where limits count in shorter windows than told.
+
+Calls go evenly, no more than the rate held; it grows again by itself, in 15 minutes by a factor.
+
+Pure: the clock (monotonic seconds) is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+SLOW_DOWN_GROWTH: Final = 1.5
+EVEN_GROWTH: Final = 1.05
+_GROWTH_S: Final = 900.0
+_SHARE: Final = 0.995
+_SLOWEST: Final = 0.02
+_LEFT_OUT_S: Final = 0.1
+# A call that starts late by less is made up for.
+_LATE_S: Final = 0.02
+
+
+class HeldPace:
+    """The pace; none until `hold`."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.free_at = 0.0
+        self._rate = math.inf
+        self._growth = 1.0
+
+    def hold(self, rate: float, growth: float, now: float) -> None:
+        """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes."""
+        self._rate, self._growth, self.since = max(_SHARE * rate, _SLOWEST), growth, now
+        self.free_at = max(self.free_at, now + _LEFT_OUT_S)
+
+    def rate(self, now: float) -> float:
+        """Return how many calls a second may go."""
+        if self.since is None:
+            return math.inf
+        return float(self._rate * self._growth ** ((now - self.since) / _GROWTH_S))
+
+    def take(self, now: float) -> None:
+        """Count a call that is sent now."""
+        if self.since is not None:
+            self.free_at = max(self.free_at, now - _LATE_S) + 1 / self.rate(now)

@@ -1,0 +1,152 @@
+"""The file that workers share: never above the cap, never stuck, and right again when workers are killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import pytest
+
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.limiter import Limiter
+from openai_gateway.limits.order import Order
+from openai_gateway.limits.queue import Bounds, Queue
+from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.wire.rate_limits import RateLimit
+from tests.support.processes import eventually
+
+CAP = 8
+_fork = multiprocessing.get_context("fork")
+
+
+def _share(path: Path, cap: int | None = None, told: Told | None = None) -> Queue:
+    queue = Queue(Limiter(told or Told(), time.monotonic()), Order(), Bounds(None, cap))
+    queue.share(SharedLimits(path))
+    return queue
+
+
+def _hammer(path: Path, decisions: Synchronized[int], most: Synchronized[int]) -> None:
+    queue = _share(path, CAP, Told(1e9, None, learns=False))
+    turns = []
+    while True:
+        turn = queue.take_at_once(1.0, is_limited=True)
+        if turn is not None:
+            turns.append(turn)
+        # The cap is one of this host: what the file says must never be above it.
+        assert queue._shared is not None
+        running = queue._shared.running(float("inf"))
+        with most.get_lock():
+            most.value = max(most.value, running)
+        if turns and (turn is None or random.random() < 0.3):
+            turns.pop().release()
+        with decisions.get_lock():
+            decisions.value += 2
+
+
+def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    decisions, most = _fork.Value("q", 0), _fork.Value("q", 0)
+    workers = []
+    try:
+        for _ in range(4):
+            workers.append(_fork.Process(target=_hammer, args=(path, decisions, most), daemon=True))
+            workers[-1].start()
+        for _ in range(8):
+            before = decisions.value
+            eventually(lambda before=before: decisions.value > before + 2000, 30)
+            victim = workers.pop(random.randrange(len(workers)))
+            # Never while it holds the test's own lock.
+            with decisions.get_lock(), most.get_lock():
+                os.kill(victim.pid or 0, signal.SIGKILL)
+                victim.join()
+            workers.append(_fork.Process(target=_hammer, args=(path, decisions, most), daemon=True))
+            workers[-1].start()
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    assert most.value == CAP
+    queue = _share(path, CAP)
+    turns = [queue.take_at_once(1.0, is_limited=False) for _ in range(CAP + 1)]
+    assert [turn is not None for turn in turns] == [True] * CAP + [False]
+
+
+def _hold(path: Path, count: int) -> None:
+    queue = _share(path, CAP)
+    held = [queue.take_at_once(1.0, is_limited=False) for _ in range(count)]
+    assert all(held)
+    signal.pause()
+
+
+def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    queue = _share(path, CAP)
+    holder = _fork.Process(target=_hold, args=(path, CAP), daemon=True)
+    holder.start()
+    eventually(lambda: queue._shared is not None and queue._shared.running(float("inf")) == CAP)
+    assert queue.take_at_once(1.0, is_limited=False) is None
+    holder.kill()
+    holder.join()
+    killed = time.monotonic()
+    while queue.take_at_once(1.0, is_limited=False) is None:
+        assert time.monotonic() - killed < 10
+        time.sleep(0.01)
+
+
+def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
+    """And what one sends, the others take off what is left."""
+    one, other = (_share(tmp_path / "limits") for _ in range(2))
+    turn = one.take_at_once(100.0, is_limited=True)
+    assert turn is not None
+    assert turn.sent is not None
+    one.answer(turn.sent, {"requests": RateLimit(600.0, 10.0, None)})
+    other.limiter._is_bound = True  # it has seen a limit itself
+    left = []
+    for queue in (one, other, one, other):
+        assert queue.take_at_once(100.0, is_limited=True) is not None or queue.reason == "rate"
+        left.append(queue.limiter.requests.level(time.monotonic()))
+        queue.limiter.requests.free_at = 0.0
+    assert other.limiter.requests.limit == 600.0
+    assert other.limiter.requests.spent == pytest.approx(one.limiter.requests.spent, abs=2)
+
+
+def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    holder = _fork.Process(target=_learn, args=(path,))
+    holder.start()
+    holder.join()
+    assert holder.exitcode == 0
+    assert not _knows(SharedLimits(path))
+    with path.open("r+b") as file:
+        file.write(b"gwlim-1\0some other boot")
+    fresh = SharedLimits(path)
+    assert fresh.running(float("inf")) == 0
+
+
+def _learn(path: Path) -> None:
+    queue = _share(path, None, Told(60.0, None))
+    assert queue.take_at_once(1.0, is_limited=True) is not None
+    assert _knows(SharedLimits(path))
+
+
+def _knows(shared: SharedLimits) -> bool:
+    state = shared.begin()
+    shared.end(None)
+    return state is not None
+
+
+def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
+    """A bound that only a mistake breaks: 10 us are measured, the rest is for a busy machine."""
+    one, other = (_share(tmp_path / "limits", None, Told(1e9, None)) for _ in range(2))
+    began = time.process_time()
+    for _ in range(500):
+        for queue in (one, other):
+            turn = queue.take_at_once(1.0, is_limited=True)
+            if turn is not None:
+                turn.release()
+    assert (time.process_time() - began) / 1000 < 500e-6

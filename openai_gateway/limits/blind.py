@@ -92,7 +92,7 @@ class BlindRate:
         admitted = number - self._began_with - self._refused
         if self.rate is None:
             self.rate, self._guessed_at = max(guess, _LEAST_GUESS), now
-            self._begin(now)
+            self.begin(now)
         elif sent_at < self._began_at:
             self._refused -= 1
             return  # It was under way when the last event came.
@@ -103,7 +103,14 @@ class BlindRate:
         left_out_s = max(_LEFT_OUT_S, _LEFT_OUT_CALLS / self.pace(now)) * 2.0 ** min(self._empty, 10)
         self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
 
-    def _begin(self, now: float) -> None:
+    def join(self, guess: float, now: float) -> None:
+        """Take in calls that somebody else sends, too, and that weren't counted: a guess holds for both together."""
+        if self.rate is not None and not self._intervals:
+            self.rate += guess
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """Begin an interval anew."""
         self._began_at, self._began_with, self._refused = now, self.number, 0
         self._admitted_before, self._grown, self._idle_s = 0, 0, 0.0
 
@@ -112,7 +119,7 @@ class BlindRate:
         is_whole = passed_s >= _SHORTEST_S and calls >= _FEWEST_CALLS
         rate = self.rate or 0.0
         if self._idle_s > 0.1 * passed_s and calls / passed_s < rate:
-            self._begin(now)
+            self.begin(now)
             return
         has_fallen = is_whole and calls / passed_s < _FELL * rate
         kept = [] if has_fallen else self._intervals[-(_INTERVALS - 1) :]
@@ -126,7 +133,7 @@ class BlindRate:
         self._below = min(max(_BELOW, 1 / all_calls), _MOST_BELOW)
         if is_whole:
             self._intervals = intervals
-            self._begin(now)
+            self.begin(now)
         else:
             # Nothing was left at its beginning either: it goes on, and is exacter when it is longer.
             self._guessed_at, self._grown = now, 0

@@ -123,6 +123,11 @@ class Limiter:
             return self.window.wait_s(now), "window"
         return wait_s, reason
 
+    def due_at(self) -> float:
+        """Return from when on the pace lets the next call go; long ago if there is no pace."""
+        known = [bucket.free_at for bucket, _, _ in self._buckets(0.0)]
+        return max([*known, self.blind.free_at, self.held.free_at], default=-math.inf)
+
     def start(self, tokens: float, running: int, now: float) -> Sent:
         """Charge a call that is sent now, beside `running` others."""
         self._number = number = self._number + 1
@@ -137,6 +142,13 @@ class Limiter:
             self.blind.take(number, now)
             self.held.take(now)
         return Sent(now, number, tokens, running, self.requests.spent, self.tokens.spent)
+
+    def join(self, running: int, rate: float, now: float) -> None:
+        """Take in a worker that joins with `running` calls in flight and `rate` a second, unknown here until now."""
+        if self.window.is_held:
+            self.window.most += running
+        self.blind.number = self._number
+        self.blind.join(_GUESS_SHARE * rate, now)
 
     def to_state(self) -> list[list[Any]]:
         """Return all that was learnt, as plain values; another process's `take_state` takes it."""
@@ -202,7 +214,7 @@ class Limiter:
     def slow_down(self, now: float) -> None:
         """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""
         self._is_bound = True
-        self.held.hold(self._seen_rate(now), SLOW_DOWN_GROWTH, now)
+        self.held.hold(self.seen_rate(now), SLOW_DOWN_GROWTH, now)
 
     def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)
@@ -235,7 +247,7 @@ class Limiter:
         elif refusal.kind is not None or self._is_rate or self._is_rate_after_all(sent, now):
             self._is_rate = True
             self.window.open()
-            self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self._seen_rate(now), now)
+            self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self.seen_rate(now), now)
         else:
             self.window.refuse(sent.at, sent.running, now)
         return True
@@ -276,6 +288,9 @@ class Limiter:
             found.append((self.tokens, tokens, "tokens"))
         return found
 
-    def _seen_rate(self, now: float) -> float:
+    def seen_rate(self, now: float) -> float:
+        """Return how many calls a second were sent of late."""
+        if not self._marks:
+            return 0.0
         at, number = self._marks[0]
         return (self._number - number + 1) / max(now - at, 0.1)

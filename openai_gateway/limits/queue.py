@@ -30,6 +30,7 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
 _LOOK_AGAIN_S: Final = 0.01
+_ELDERS_S: Final = 0.02
 
 
 class Turn:
@@ -83,6 +84,7 @@ class Queue:
         self._shared: SharedLimits | None = None
         self._most_of_host = bounds.most_of_host
         self._joined_at = 0.0
+        self._has_joined = False
         self._waiting: dict[Place, _Waiting] = {}
         self._timer: Any = None
         self._due = 0.0
@@ -101,9 +103,9 @@ class Queue:
         """Return how many calls wait."""
         return len(self._waiting)
 
-    def take_at_once(self, tokens: float, *, is_limited: bool) -> Turn | None:
-        """Return the turn of a call that needn't wait, None if it must."""
-        return None if self._waiting else self._let_go(tokens, is_limited, monotonic(), "")
+    def take_at_once(self, rollout: float, tokens: float, *, is_limited: bool) -> Turn | None:
+        """Return the turn of a call that needn't wait, None if it must; as for `take`'s place."""
+        return None if self._waiting else self._let_go(rollout, tokens, is_limited, monotonic())
 
     def take(self, place: Place) -> Turn:
         """Return a call's turn, waiting for it if need be. Raises Saturated."""
@@ -143,7 +145,9 @@ class Queue:
         """Learn from a 429; return how long its call must wait at least, None if it can't pass at all."""
         self._begin()
         try:
-            limits = limits if sent.at >= self._joined_at else {}
+            if sent.at < self._joined_at:
+                # It was not charged where others see it, and says nothing of what was.
+                return 0.0
             return self.limiter.refuse(sent, limits, refusal, tries, now)
         finally:
             self._end(has_learnt=True)
@@ -180,15 +184,18 @@ class Queue:
     def _pump(self) -> None:
         now = monotonic()
         while (place := self._order.first(now)) is not None:
-            turn = self._let_go(place.tokens, place.is_limited, now, self.reason)
+            reason = self.reason
+            rollout = -math.inf if place.is_refused else place.rollout
+            turn = self._let_go(rollout, place.tokens, place.is_limited, now)
             if turn is None:
                 return
+            turn.reason = reason
             self._order.admit(place, now)
             waiting = self._waiting.pop(place)
             waiting.turn = turn
             waiting.event.set()
 
-    def _let_go(self, tokens: float, is_limited: bool, now: float, reason: str) -> Turn | None:
+    def _let_go(self, rollout: float, tokens: float, is_limited: bool, now: float) -> Turn | None:
         """Return a call's turn if it may go now; else the timer is set for when it may."""
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
@@ -197,12 +204,16 @@ class Queue:
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
+            if wait_s <= 0 and self._is_elders_turn(rollout, now):
+                wait_s, waits_for = _LOOK_AGAIN_S, "rate"
             if wait_s <= 0:
                 if not self.slots.take():
                     self.reason = "slot"
                     return None
                 if is_limited:
                     sent = self.limiter.start(tokens, running, now)
+            elif self.slots.on_host is not None:
+                self.slots.on_host.say_head(rollout, now)
         finally:
             self._end(has_learnt=sent is not None)
         if wait_s > 0:
@@ -210,36 +221,53 @@ class Queue:
             # What another worker gives back, it tells nobody.
             self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if self.slots.on_host is not None else wait_s + _LATER_S)
             return None
-        return Turn(self.slots, sent, reason)
+        return Turn(self.slots, sent, "")
+
+    def _is_elders_turn(self, rollout: float, now: float) -> bool:
+        """Tell whether another worker has an older call waiting, which has a moment to take its turn.
+
+        Only a moment: whoever doesn't take it must not cost any of the limit.
+        """
+        shared = self.slots.on_host
+        if shared is None or now - self.limiter.due_at() > _ELDERS_S:
+            return False
+        return shared.has_elder(rollout, now)
 
     def _begin(self) -> int:
         """Return how many calls are in flight, with the limiter as it is on this host; `_end` has to follow."""
         shared = self.slots.on_host
         if shared is None:
-            if self._shared is None or not self.limiter.is_bound:
+            if self._shared is None or not (self.limiter.is_bound or self._shared.is_in_use):
                 return self.slots.in_flight
             shared = self._start_sharing()
         state = shared.begin()
-        if state is not None:
-            if self._joined_at < 0:
-                self._joined_at = monotonic()
+        if self._joined_at < 0:
+            self._join(state)
+        elif state is not None:
             self.limiter.take_state(state)
-        elif self._joined_at < 0:
-            self._joined_at = 0.0
         return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
+
+    def _join(self, state: list[list[Any]] | None) -> None:
+        """Add what this worker does to what others have learnt; the first one's own is what is known."""
+        self._joined_at, self._has_joined = 0.0, True
+        if state is not None:
+            now = self._joined_at = monotonic()
+            rate = self.limiter.seen_rate(now)
+            self.limiter.take_state(state)
+            self.limiter.join(self.slots.in_flight, rate, now)
 
     def _start_sharing(self) -> SharedLimits:
         shared = self.slots.on_host = self._shared
         assert shared is not None
-        shared.begin_counting()
-        shared.count(self.slots.in_flight)
-        shared.end(None)
+        shared.join(self.slots.in_flight)
         # Known with the first look at what others have learnt.
         self._joined_at = -1.0
         return shared
 
     def _end(self, *, has_learnt: bool) -> None:
         if self.slots.on_host is not None:
+            has_learnt = has_learnt or self._has_joined
+            self._has_joined = False
             self.slots.on_host.end(self.limiter.to_state() if has_learnt else None)
 
     def _set_timer(self, now: float, wait_s: float) -> None:

@@ -32,15 +32,23 @@ _MAGIC: Final = b"gwlim-1\0"
 _BOOT_AT: Final = 8
 _RUNNING_AT: Final = 52
 _HALF_AT: Final = 60
+_IN_USE_AT: Final = 61
 _TABLE_AT: Final = 64
 _WORKERS: Final = 128
-_WORKER = struct.Struct("<QII")
+# Start, pid, calls in flight; when the rollout of the first call that waits began, and when that was said.
+_WORKER = struct.Struct("<QIIdd")
+_COUNT_AT: Final = 12
+_HEAD_AT: Final = 16
+_COUNT = struct.Struct("<I")
+_HEAD = struct.Struct("<dd")
 _RUNNING = struct.Struct("<I")
 _STATE_AT: Final = _TABLE_AT + _WORKERS * _WORKER.size
 _STATE_BYTES: Final = 16 * 1024
 _SIZE: Final = _STATE_AT + 2 * _STATE_BYTES
 _SEQUENCE_AND_LENGTH = struct.Struct("<QI")
 _LOOKED_EVERY_S: Final = 0.2
+# A worker that said so long ago that one of its calls waits may be busy, or not wait any more.
+_HEAD_HOLDS_S: Final = 0.05
 _KEPT_S: Final = 7 * 86400.0
 
 _encoder = msgspec.msgpack.Encoder()
@@ -71,12 +79,25 @@ class SharedLimits:
             if not any(self._worker(row)[0] for row in range(_WORKERS)):
                 # What nobody has kept up to date may be true no more.
                 self._map[_STATE_AT:] = bytes(_SIZE - _STATE_AT)
+                self._map[_IN_USE_AT] = 0
             self._row = next((row for row in range(_WORKERS) if self._worker(row)[0] == 0), -1)
             if self._row < 0:
                 raise OSError(f"more than {_WORKERS} workers share {path}")
-            self._set_worker(self._row, os.getpid(), _start_of(os.getpid()), 0)
+            _WORKER.pack_into(self._map, self._to_at(self._row), _start_of(os.getpid()), os.getpid(), 0, 0.0, 0.0)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Tell, without a lock, whether any worker has met a limit."""
+        return self._map[_IN_USE_AT] != 0
+
+    def join(self, running: int) -> None:
+        """Take part from now on; `running` are in flight in this worker."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._map[_IN_USE_AT] = 1
+        self.count(running)
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def begin(self) -> list[list[Any]] | None:
         """Lock the file; return what was learnt by others since the last look, None if nothing was."""
@@ -122,18 +143,32 @@ class SharedLimits:
 
     def count(self, calls: int) -> None:
         """Count calls that begin, or end if below 0, in this worker."""
-        start, pid, count = self._worker(self._row)
-        self._set_worker(self._row, pid, start, count + calls)
+        at = self._to_at(self._row) + _COUNT_AT
+        _COUNT.pack_into(self._map, at, _COUNT.unpack_from(self._map, at)[0] + calls)
         # A worker killed between the two lines is found dead, and the sum made anew.
         running = _RUNNING.unpack_from(self._map, _RUNNING_AT)[0]
         _RUNNING.pack_into(self._map, _RUNNING_AT, max(0, running + calls))
 
-    def _worker(self, row: int) -> tuple[int, int, int]:
-        start, pid, count = _WORKER.unpack_from(self._map, _TABLE_AT + row * _WORKER.size)
-        return start, pid, count
+    def has_elder(self, rollout: float, now: float) -> bool:
+        """Tell whether a call of an older rollout waits in another worker."""
+        for row in range(_WORKERS):
+            _, pid, _, head, said_at = _WORKER.unpack_from(self._map, self._to_at(row))
+            if not pid:
+                return False
+            if row != self._row and head < rollout and now - said_at < _HEAD_HOLDS_S:
+                return True
+        return False
 
-    def _set_worker(self, row: int, pid: int, start: int, count: int) -> None:
-        _WORKER.pack_into(self._map, _TABLE_AT + row * _WORKER.size, start, pid, count)
+    def say_head(self, rollout: float, now: float) -> None:
+        """Say of which rollout the first call is that waits here."""
+        _HEAD.pack_into(self._map, self._to_at(self._row) + _HEAD_AT, rollout, now)
+
+    def _to_at(self, row: int) -> int:
+        return _TABLE_AT + row * _WORKER.size
+
+    def _worker(self, row: int) -> tuple[int, int, int]:
+        start, pid, count, _, _ = _WORKER.unpack_from(self._map, self._to_at(row))
+        return start, pid, count
 
     def _drop_dead(self) -> int:
         """Take workers out that have ended; return how many calls those that live have in flight."""
@@ -141,7 +176,7 @@ class SharedLimits:
         for row in range(_WORKERS):
             start, pid, count = self._worker(row)
             if pid and _start_of(pid) != start:
-                self._set_worker(row, 0, 0, 0)
+                _WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0, 0.0, 0.0)
             else:
                 running += count
         _RUNNING.pack_into(self._map, _RUNNING_AT, running)

@@ -72,7 +72,7 @@ class Admission:
         is_limited = call.is_metered
         tokens = self._estimate_tokens(call) if is_limited else 0.0
         progress.rollout_began = self._rollouts.began(call.rollout_key, progress.started)
-        turn = self.queue.take_at_once(tokens, is_limited=is_limited)
+        turn = self.queue.take_at_once(progress.rollout_began, tokens, is_limited=is_limited)
         if turn is None:
             progress.place = Place(progress.rollout_began, tokens, is_limited, call.client or "")
             try:

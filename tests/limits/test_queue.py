@@ -42,12 +42,12 @@ def test_slot_may_be_released_any_number_of_times() -> None:
 
 def test_full_queue_takes_nobody_in() -> None:
     queue = _queue(max_queue=0)
-    turn = queue.take_at_once(0.0, is_limited=True)
+    turn = queue.take_at_once(0.0, 0.0, is_limited=True)
     assert turn is not None
     with pytest.raises(Saturated, match="full"):
         queue.take(_place())
     turn.release()
-    assert queue.take_at_once(0.0, is_limited=True) is not None
+    assert queue.take_at_once(0.0, 0.0, is_limited=True) is not None
 
 
 def test_greenlet_killed_while_queued_takes_no_slot() -> None:

@@ -34,7 +34,7 @@ def _hammer(path: Path, decisions: Synchronized[int], most: Synchronized[int]) -
     queue = _share(path, CAP, Told(1e9, None, learns=False))
     turns = []
     while True:
-        turn = queue.take_at_once(1.0, is_limited=True)
+        turn = queue.take_at_once(0.0, 1.0, is_limited=True)
         if turn is not None:
             turns.append(turn)
         # The cap is one of this host: what the file says must never be above it.
@@ -72,13 +72,13 @@ def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_pat
             worker.join()
     assert most.value == CAP
     queue = _share(path, CAP)
-    turns = [queue.take_at_once(1.0, is_limited=False) for _ in range(CAP + 1)]
+    turns = [queue.take_at_once(0.0, 1.0, is_limited=False) for _ in range(CAP + 1)]
     assert [turn is not None for turn in turns] == [True] * CAP + [False]
 
 
 def _hold(path: Path, count: int) -> None:
     queue = _share(path, CAP)
-    held = [queue.take_at_once(1.0, is_limited=False) for _ in range(count)]
+    held = [queue.take_at_once(0.0, 1.0, is_limited=False) for _ in range(count)]
     assert all(held)
     signal.pause()
 
@@ -89,11 +89,11 @@ def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
     holder = _fork.Process(target=_hold, args=(path, CAP), daemon=True)
     holder.start()
     eventually(lambda: queue._shared is not None and queue._shared.running(float("inf")) == CAP)
-    assert queue.take_at_once(1.0, is_limited=False) is None
+    assert queue.take_at_once(0.0, 1.0, is_limited=False) is None
     holder.kill()
     holder.join()
     killed = time.monotonic()
-    while queue.take_at_once(1.0, is_limited=False) is None:
+    while queue.take_at_once(0.0, 1.0, is_limited=False) is None:
         assert time.monotonic() - killed < 10
         time.sleep(0.01)
 
@@ -101,14 +101,14 @@ def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
 def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
     """And what one sends, the others take off what is left."""
     one, other = (_share(tmp_path / "limits") for _ in range(2))
-    turn = one.take_at_once(100.0, is_limited=True)
+    turn = one.take_at_once(0.0, 100.0, is_limited=True)
     assert turn is not None
     assert turn.sent is not None
     one.answer(turn.sent, {"requests": RateLimit(600.0, 10.0, None)})
     other.limiter._is_bound = True  # it has seen a limit itself
     left = []
     for queue in (one, other, one, other):
-        assert queue.take_at_once(100.0, is_limited=True) is not None or queue.reason == "rate"
+        assert queue.take_at_once(0.0, 100.0, is_limited=True) is not None or queue.reason == "rate"
         left.append(queue.limiter.requests.level(time.monotonic()))
         queue.limiter.requests.free_at = 0.0
     assert other.limiter.requests.limit == 600.0
@@ -130,7 +130,7 @@ def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Pa
 
 def _learn(path: Path) -> None:
     queue = _share(path, None, Told(60.0, None))
-    assert queue.take_at_once(1.0, is_limited=True) is not None
+    assert queue.take_at_once(0.0, 1.0, is_limited=True) is not None
     assert _knows(SharedLimits(path))
 
 
@@ -146,7 +146,7 @@ def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
     began = time.process_time()
     for _ in range(500):
         for queue in (one, other):
-            turn = queue.take_at_once(1.0, is_limited=True)
+            turn = queue.take_at_once(0.0, 1.0, is_limited=True)
             if turn is not None:
                 turn.release()
     assert (time.process_time() - began) / 1000 < 500e-6

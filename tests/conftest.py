@@ -5,10 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.processes import Gunicorn, run_gateway, run_simulator
 from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstream
+
+# A busy machine makes single examples slow.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
+
 
 PROGRAMS = {
     "chromium": "the status page",

@@ -81,6 +81,7 @@ class CallServer:
         )
         self._websocket = WebSocketServer(relay, is_on=server.websocket)
         self._timeouts = relay.timeouts
+        self.share_limits = relay.share_limits
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
         self._is_captured = server.model_call_capture_dir is not None
@@ -122,10 +123,6 @@ class CallServer:
     def probe(self, seconds: float) -> int | str:
         """Ask the upstream for its models, at most once in 10 s; return the status, or the code of what went wrong."""
         return self._probe.ask(seconds)
-
-    def share_limits(self, workers: int) -> None:
-        """Share limits with the other workers of this host; once, after the fork."""
-        self._relay.share_limits(workers)
 
     def settle_records(self) -> None:
         """Have every call that is over recorded now."""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.queueing import to_output_tokens, to_rollout_key
+from openai_gateway.wire.asks import to_output_tokens, to_rollout_key
 
 
 @pytest.mark.parametrize(

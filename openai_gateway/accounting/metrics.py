@@ -23,6 +23,7 @@ _PREFIX: Final = "openai_gateway_"
 _KINDS: Final = ("input", "cached", "output", "reasoning")
 _BOUNDS: Final = (*(repr(float(bound)) for bound in BOUNDS_S), "+Inf")
 _CALL: Final = ("server", "api")
+_WHY: Final = ("server", "reason")
 # Name, help, the value in an Account.
 _SUMS: Final = (
     ("upstream_attempts", "Attempts at the upstream, first ones and retries.", "attempts"),
@@ -147,7 +148,19 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     reset = _gauge(
         "ratelimit_reset_seconds", "Seconds until all of it is back, by its last answer.", ["server", "kind"]
     )
+    pause = _gauge("pause_seconds", "Seconds that the upstream's refusal still holds all calls up.", ["server"])
+    retrying = _gauge("calls_retrying", "Calls that wait for another attempt now, by why the last one failed.", _WHY)
+    learned = _gauge("learned_limit_per_minute", "The limit that the gateway has found out.", ["server", "kind"])
+    free = _gauge("learned_limit_free", "What is free of it now.", ["server", "kind"])
+    others = _gauge("learned_limit_others_per_minute", "What other users of the key take of it.", ["server", "kind"])
     for name, state in to_states(workers).items():
+        pause.add_metric([name], state.paused_s)
+        for reason, count in state.retrying.items():
+            retrying.add_metric([name, reason], count)
+        for kind, found_out in state.learned_limits.items():
+            learned.add_metric([name, kind], found_out.per_minute)
+            free.add_metric([name, kind], found_out.free)
+            others.add_metric([name, kind], found_out.taken_by_others_per_minute)
         in_flight.add_metric([name], state.in_flight)
         queued.add_metric([name], state.queued)
         breaker.add_metric([name], state.is_breaker_open)
@@ -157,7 +170,7 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
             for family, value in ((limit, found.limit), (remaining, found.remaining), (reset, found.reset_s)):
                 if value is not None:
                     family.add_metric([name, kind], value)
-    yield from (in_flight, queued, cap, breaker, limit, remaining, reset)
+    yield from (in_flight, queued, cap, breaker, limit, remaining, reset, pause, retrying, learned, free, others)
     yield GaugeMetricFamily(_PREFIX + "workers", "Worker processes that serve.", value=len(workers))
     yield GaugeMetricFamily(
         _PREFIX + "resident_memory_bytes",

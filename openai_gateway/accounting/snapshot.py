@@ -18,9 +18,9 @@ import msgspec
 from openai_gateway import __version__
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.shared_files import SharedFiles
-from openai_gateway.accounting.spans import to_series, to_span, to_spans
+from openai_gateway.accounting.spans import to_hour, to_series, to_span, to_spans
 from openai_gateway.accounting.standings import Standing, Standings
-from openai_gateway.accounting.totals import KEPT_SECONDS, Consumption, ServerState, Totals
+from openai_gateway.accounting.totals import KEPT_SECONDS, Account, Consumption, ServerState, Totals, add_counts
 from openai_gateway.remedies import advise
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
@@ -110,6 +110,7 @@ class Snapshots:
             "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
             "minutes": to_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
             "series": to_series(total.seconds, int(now)),
+            "hour": to_hour([*total.minutes, *total.seconds], int(now)),
             "lost": total.lost,
             "recent": [_show_call(record) for record in reversed(total.recent)],
             "errors": [_show_error(record) for record in reversed(total.errors)],
@@ -127,6 +128,10 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
             state.cap = None if theirs.cap is None else (state.cap or 0) + theirs.cap
             state.is_breaker_open = state.is_breaker_open or theirs.is_breaker_open
             state.notes = theirs.notes
+            state.queue_reason = state.queue_reason or theirs.queue_reason
+            state.paused_s = max(state.paused_s, theirs.paused_s)
+            add_counts(state.retrying, theirs.retrying)
+            state.learned_limits = {**state.learned_limits, **theirs.learned_limits}
             if theirs.limits_at >= state.limits_at:
                 state.rate_limits, state.limits_at = theirs.rate_limits, theirs.limits_at
     return states
@@ -159,10 +164,15 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "breaker_open": state.is_breaker_open,
         "notes": list(state.notes),
         "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},
+        "learned_limits": {kind: msgspec.structs.asdict(limit) for kind, limit in state.learned_limits.items()},
+        "queue_reason": state.queue_reason,
+        "paused_s": state.paused_s,
+        "retrying": state.retrying,
         "calls": sum(count for _, count in outcomes),
         "failed": sum(count for outcome, count in outcomes if outcome == "failed"),
         "client_gone": sum(account.client_gone for account in accounts),
         "retries": sum(sum(account.retries.values()) for account in accounts),
+        "retry_reasons": _sum_retries(accounts),
         "input_tokens": used.input_tokens,
         "cached_tokens": used.cached_tokens,
         "output_tokens": used.output_tokens,
@@ -174,6 +184,13 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
 
 def _show_client(standing: Standing) -> dict[str, Any]:
     return {**msgspec.structs.asdict(standing), "sums": msgspec.structs.asdict(standing.sums)}
+
+
+def _sum_retries(accounts: Iterable[Account]) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for account in accounts:
+        add_counts(reasons, account.retries)
+    return reasons
 
 
 def _show_limit(limit: RateLimit) -> dict[str, float | None]:
@@ -194,6 +211,7 @@ def _show_call(record: CallRecord) -> dict[str, Any]:
         "outcome": record.outcome,
         "error_code": record.error_code,
         "attempts": record.attempts,
+        "retries": list(record.retries),
         "queue_ms": round(record.queue_wait_s * 1000, 1),
         "first_byte_ms": None if record.first_byte_s is None else round(record.first_byte_s * 1000, 1),
         "duration_ms": round(record.duration_s * 1000, 1),

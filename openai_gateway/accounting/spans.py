@@ -58,6 +58,12 @@ def to_spans(seconds: Iterable[Second], now: int, *, length_s: int, step_s: int)
     return [{"t": begin + index * step_s, **to_span(span)} for index, span in enumerate(spans)]
 
 
+def to_hour(seconds: Sequence[Second], now: int) -> dict[str, list[Any]]:
+    """Return the last hour in spans of a minute, the present one with them, as one list for each figure."""
+    spans = to_spans(seconds, now, length_s=3600, step_s=60)
+    return {name: [span[name] for span in spans] for name in spans[0]}
+
+
 def to_series(seconds: Sequence[Second], now: int) -> dict[str, list[Any]]:
     """Return the last five minutes in spans of STEP_S that are over, as one list for each figure."""
     spans = to_spans(seconds, now - STEP_S, length_s=KEPT_SECONDS, step_s=STEP_S)

@@ -14,7 +14,7 @@ import msgspec
 
 from openai_gateway.accounting.tally import TokenSums
 from openai_gateway.wire.call import CallRecord
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
 
 # Calls last from 10 ms to half an hour.
 BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
@@ -146,7 +146,8 @@ class Second(msgspec.Struct):
 class ServerState(msgspec.Struct):
     """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`.
 
-    `notes` are what its operator should know.
+    `queue_reason` is why calls wait in the queue, `retrying` how many wait for another attempt, by why the last one
+    failed. `notes` are what its operator should know.
     """
 
     model: str
@@ -157,6 +158,10 @@ class ServerState(msgspec.Struct):
     is_breaker_open: bool = False
     rate_limits: dict[str, RateLimit] = {}
     limits_at: float = 0.0
+    learned_limits: dict[str, LearnedLimit] = {}
+    queue_reason: str = ""
+    paused_s: float = 0.0
+    retrying: dict[str, int] = {}
     notes: tuple[str, ...] = ()
 
 

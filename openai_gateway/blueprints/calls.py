@@ -104,6 +104,10 @@ class CallServer:
             is_breaker_open=load.is_breaker_open,
             rate_limits=limits,
             limits_at=limits_at,
+            learned_limits=self._relay.learned_limits(),
+            queue_reason=load.queue_reason,
+            paused_s=load.paused_s,
+            retrying=load.retrying,
             notes=() if warning is None else (warning,),
         )
 

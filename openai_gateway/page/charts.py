@@ -22,23 +22,33 @@ def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
     Calls and errors are per second; tokens and cost are those of the minute up to then, so the first one is left out.
     """
     series: Mapping[str, list[Any]] = snapshot["series"]
+    sums = {name: _to_minute_sums(series[name]) for name in _SUMS}
+    shown = _to_lines(snapshot, {**series, **sums}, STEP_S)
+    return {name: values[_MINUTE_STEPS:] for name, values in shown.items()}
+
+
+def to_hour_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the same lines over the last hour, by the minute; the present minute is left out, as it isn't over."""
+    series: Mapping[str, list[Any]] = snapshot["hour"]
+    return _to_lines(snapshot, {name: values[:-1] for name, values in series.items()}, 60)
+
+
+def _to_lines(snapshot: Mapping[str, Any], series: Mapping[str, list[Any]], step_s: int) -> dict[str, list[Any]]:
     times = series["t"]
     caps = [server["cap"] for server in snapshot["servers"]]
     lines: dict[str, list[Any]] = {
         **series,
-        **{name: [value / STEP_S for value in series[name]] for name in _RATES},
-        **{name: _to_minute_sums(series[name]) for name in _SUMS},
+        **{name: [value / step_s for value in series[name]] for name in _RATES},
         "cap": [None if None in caps else sum(caps)] * len(times),
     }
     if all(server["cost_usd"] is None for server in snapshot["servers"]):
         lines["cost_usd"] = [None] * len(times)
-    clocks = [to_clock(t) for t in times[_MINUTE_STEPS:]]
-    begun = [t + STEP_S > snapshot["started"] for t in times]
+    begun = [t + step_s > snapshot["started"] for t in times]
     shown = {
         name: [_round(value) if is_begun else None for value, is_begun in zip(values, begun, strict=True)]
         for name, values in lines.items()
     }
-    return {**{name: values[_MINUTE_STEPS:] for name, values in shown.items()}, "t": clocks}
+    return {**shown, "t": [to_clock(t) for t in times]}
 
 
 def _to_minute_sums(values: Sequence[float]) -> list[float]:

@@ -21,7 +21,9 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: in `header` columns are parted by `|`; `#` marks a numeric one, `+` one left out on narrow screens.
+    """A table: in `header` columns are parted by `|`; `#` marks a numeric one.
+
+    `+` marks a column that is left out on narrow screens, `-` one that takes part only on wide ones.
 
     `note` says what to know of it; the rows of one that `moves` stand still while they are pointed at.
     """
@@ -36,9 +38,9 @@ class Table:
     @property
     def columns(self) -> list[tuple[str, str]]:
         """Return the heading and the CSS classes of each column."""
-        marks = (("#", "n"), ("+", "w"))
+        marks = (("#", "n"), ("+", "w"), ("-", "x"))
         names = [name.strip() for name in self.header.split("|")]
-        return [(name.lstrip("#+"), " ".join(word for mark, word in marks if mark in name)) for name in names]
+        return [(name.lstrip("#+-"), " ".join(word for mark, word in marks if mark in name)) for name in names]
 
 
 CHARTS: Final = (
@@ -55,25 +57,25 @@ TABLES: Final = (
     Table(
         "limits",
         "Rate limits",
-        "+Server | Per minute | Left | #Left | #Of | #All back in",
+        "Server | Limit on | Left | #Left | #Of | #+All back in | #+Learned/min | #+Free now | #+Others/min",
         "The upstream has told of no rate limits yet.",
-        "As the upstream's last answer told them.",
+        "As the upstream's last answer told them, and as the gateway has found them out.",
     ),
     Table("workers", "Workers", "Process | Since | #In flight | #Queued", "No workers."),
     Table(
         "errors",
         "Last 50 errors",
-        "Time | Status | +Code | What to do | #+Attempts | #+Duration | +Server | +API | +Rollout | +Request id"
-        " | +Client's id | +Upstream's id",
+        "Time | #Times | Status | Server | +Code | What to do | +Attempts | #+Duration | -API | -Rollout | -Request id"
+        " | -Client's id | -Upstream's id",
         "No errors yet.",
-        "The latest first; times are the calls' arrivals.",
+        "Equal ones in one row, with the latest of them; times are the calls' arrivals.",
         moves=True,
     ),
     Table(
         "recent",
         "Last 50 calls",
-        "Time | Status | +Model | #+Attempts | #+Queued | #First token | #Duration | #+Tokens in | #Tokens out | #+Cost"
-        " | +Server | +API | +Rollout | +Request id | +Client's id",
+        "Time | Status | Server | +Model | +Attempts | #+Queued | #First token | #Duration | #+Tokens in | #+Tokens out"
+        " | #+Cost | -API | -Rollout | -Request id | -Client's id",
         "No calls yet.",
         "The latest first; calls in flight are not among them.",
         moves=True,
@@ -96,7 +98,7 @@ TABLES: Final = (
         "servers",
         "Servers",
         "Server | +Model | +Endpoint | #In flight | #Slots | #Queued | #Calls | #+Failed | #+Client left | #+Retries"
-        " | #Cost | #+Tokens in | #+Cached | #+Tokens out | #+Reasoning | #+No usage",
+        " | #Cost | #+Tokens in | #-Cached | #+Tokens out | #-Reasoning | #-No usage",
         "No servers.",
         "Sums are over all workers there were since the start.",
     ),

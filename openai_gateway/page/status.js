@@ -4,7 +4,8 @@
   const LOST_MS = 5000, RETRY_MS = 5000;
   const $ = (id) => document.getElementById(id);
   const state = $("state"), svgs = [...document.querySelectorAll("figure svg")];
-  let source = null, view = null, heardAt = Date.now(), pointed = null;
+  const SPANS = { charts: ["four minutes", "4 min ago"], hour: ["hour", "1 h ago"] };
+  let source = null, view = null, heardAt = Date.now(), pointed = null, span = "charts";
 
   const toThree = (value) => String(Number(value.toPrecision(3)));
   const toCount = (value) => {
@@ -78,7 +79,7 @@
 
   function showChart(svg) {
     const figure = svg.closest("figure"), format = FORMATS[figure.dataset.unit];
-    const lines = [...svg.querySelectorAll(".line")].map((path) => [path, view.charts[path.dataset.line]]);
+    const lines = [...svg.querySelectorAll(".line")].map((path) => [path, view[span][path.dataset.line]]);
     const known = lines.flatMap(([, values]) => values).filter((value) => value !== null);
     const most = Math.max(0, ...known), length = lines[0][1].length;
     const ceiling = most > 0 ? toCeiling(most) : 1;
@@ -101,11 +102,13 @@
       const label = figure.querySelector(`[data-latest="${path.dataset.line}"]`).parentElement.firstChild.data.trim();
       return `${label} ${values[length - 1] === null ? "unknown" : format(values[length - 1])}`;
     });
-    svg.setAttribute("aria-label", `${title} over the last four minutes; now ${told.join(", ")}`);
+    svg.setAttribute("aria-label", `${title} over the last ${SPANS[span][0]}; now ${told.join(", ")}`);
   }
 
   function showCharts() {
-    setText($("pointed"), pointed === null ? "" : `figures of ${view.charts.t[Math.min(pointed, view.charts.t.length - 1)]}`);
+    const times = view[span].t;
+    setText($("pointed"), pointed === null ? "" : `figures of ${times[Math.min(pointed, times.length - 1)]}`);
+    for (const from of document.querySelectorAll(".from")) setText(from, SPANS[span][1]);
     svgs.forEach(showChart);
   }
 
@@ -147,12 +150,19 @@
     const svg = event.target.closest(".plot") && event.target.closest(".plot").querySelector("svg");
     let index = null;
     if (svg && view) {
-      const box = svg.getBoundingClientRect(), length = view.charts.t.length;
+      const box = svg.getBoundingClientRect(), length = view[span].t.length;
       index = Math.round(Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) * (length - 1));
     }
     if (index !== pointed) { pointed = index; showCharts(); }
   }
 
+  for (const button of document.querySelectorAll("[data-span]")) {
+    button.addEventListener("click", () => {
+      span = button.dataset.span;
+      for (const other of document.querySelectorAll("[data-span]")) other.setAttribute("aria-pressed", other === button);
+      if (view) showCharts();
+    });
+  }
   $("charts").addEventListener("pointermove", point);
   $("charts").addEventListener("pointerleave", point);
   document.addEventListener("visibilitychange", () => {

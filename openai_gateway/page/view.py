@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_gateway.page.charts import to_charts
-from openai_gateway.page.figures import to_clock, to_count, to_day_and_clock, to_duration, to_rate, to_usd
+from openai_gateway.page.charts import to_charts, to_hour_charts
+from openai_gateway.page.figures import UNKNOWN, to_clock, to_count, to_day_and_clock, to_duration, to_rate, to_usd
 
 # A text from outside may be thousands of signs long.
 _MOST_SIGNS: Final = 100
 _BAD_SHARE: Final = 0.05
+_MOST_REASONS: Final = 3
+_UNTOLD: Final = {"limit": None, "remaining": None, "reset_s": None}
+_LEARNED: Final = ("per_minute", "free", "taken_by_others_per_minute")
+# What calls wait for, as `Limiter.wait_s` says it.
+_REASONS: Final = {
+    "slot": "a slot",
+    "rate": "the rate limit",
+    "tokens": "the limit on tokens",
+    "window": "the limit on calls in flight",
+    "pause": "the upstream",
+}
 _LOST: Final = {
     "usage_log": "The usage logs lack {:,} calls that could not be written; the log says why.",
     "captures": "The captures of rollouts lack {:,} calls that could not be written; the log says why.",
@@ -38,9 +49,10 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "alerts": [*_to_alerts(snapshot), *snapshot["file_problems"]],
         "tiles": to_tiles(snapshot),
         "charts": to_charts(snapshot),
+        "hour": to_hour_charts(snapshot),
         "tables": {
             "limits": [row for server in servers for row in _to_limits(server)],
-            "errors": [_to_error(call) for call in snapshot["errors"]],
+            "errors": _to_errors(snapshot["errors"]),
             "recent": [_to_call(call) for call in snapshot["recent"]],
             "minutes": _to_minutes(snapshot),
             "servers": [_to_server(server) for server in servers],
@@ -54,8 +66,6 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the big figures; `level` is empty, warn or bad."""
     servers, now, minute = snapshot["servers"], snapshot["last_10_s"], snapshot["last_minute"]
     in_flight, queued, calls = (sum(server[name] for server in servers) for name in ("in_flight", "queued", "calls"))
-    caps = [server["cap"] for server in servers]
-    slots = "no cap" if None in caps else f"of {to_count(sum(caps))} slots"
     costs = [server["cost_usd"] for server in servers if server["cost_usd"] is not None]
     share = minute["errors"] / minute["calls"] if minute["calls"] else 0.0
     level = "" if not minute["errors"] else "bad" if share >= _BAD_SHARE else "warn"
@@ -66,8 +76,8 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
     spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
     return [
-        _to_tile("In flight", to_count(in_flight), slots),
-        _to_tile("Queued", to_count(queued), "waiting for a slot", "warn" if queued else ""),
+        _to_tile("In flight", to_count(in_flight), _to_slots(servers)),
+        _to_tile("Queued", to_count(queued), _to_waits(servers), "warn" if queued else ""),
         _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
         _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
         _to_tile("Latency p50", to_duration(p50), idle if p95 is None else f"p95 {to_duration(p95)}"),
@@ -75,6 +85,23 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
         _to_tile("Tokens/min", to_count(tokens), split),
         _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
     ]
+
+
+def _to_slots(servers: Sequence[Mapping[str, Any]]) -> str:
+    caps = [server["cap"] for server in servers if server["cap"] is not None]
+    if not caps:
+        return "no cap"
+    slots = f"of {to_count(sum(caps))} slots"
+    return slots if len(caps) == len(servers) else f"{slots}; {len(servers) - len(caps)} without a cap"
+
+
+def _to_waits(servers: Sequence[Mapping[str, Any]]) -> str:
+    """Return what calls wait for, and how many wait for another attempt."""
+    paused_s = max((server["paused_s"] for server in servers), default=0.0)
+    reason = next((server["queue_reason"] for server in servers if server["queue_reason"]), "slot")
+    waits = f"paused for {paused_s:.0f} s" if paused_s >= 0.5 else f"waiting for {_REASONS.get(reason, reason)}"
+    retrying = sum(sum(server["retrying"].values()) for server in servers)
+    return f"{waits}; {to_count(retrying)} to be retried" if retrying else waits
 
 
 def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
@@ -112,32 +139,53 @@ def _to_status(call: Mapping[str, Any]) -> Cell:
     return [str(status), "good" if status < 400 else "warn" if status < 500 else "bad"]
 
 
-def _to_error(call: Mapping[str, Any]) -> Row:
+def _to_errors(calls: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each kind of error, with what tells of its latest call; the latest first, as the calls are."""
+    kinds: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for call in calls:
+        key = tuple(call[name] for name in ("server", "api", "status", "outcome", "error_code", "advice"))
+        kinds.setdefault(key, []).append(call)
+    return [_to_error(found[0], len(found)) for found in kinds.values()]
+
+
+def _to_error(call: Mapping[str, Any], count: int) -> Row:
     return [
         to_clock(call["time"]),
+        f"{count:,}",
         _to_status(call),
+        _clip(call["server"]),
         _clip(call["error_code"]),
         [call["advice"], "advice"],
-        str(call["attempts"]),
+        _to_attempts(call),
         to_duration(call["duration_ms"]),
-        *(_clip(call[name]) for name in ("server", "api", "rollout_id")),
-        *(_clip(call[name]) for name in ("request_id", "client_request_id", "upstream_request_id")),
+        *(
+            _clip(call[name])
+            for name in ("api", "rollout_id", "request_id", "client_request_id", "upstream_request_id")
+        ),
     ]
+
+
+def _to_attempts(call: Mapping[str, Any]) -> str:
+    """Return how many attempts there were, and why there were more than one."""
+    reasons = ", ".join(call["retries"][:_MOST_REASONS])
+    more = ", \N{HORIZONTAL ELLIPSIS}" if len(call["retries"]) > _MOST_REASONS else ""
+    return f"{call['attempts']} ({reasons}{more})" if reasons else str(call["attempts"])
 
 
 def _to_call(call: Mapping[str, Any]) -> Row:
     return [
         to_clock(call["time"]),
         _to_status(call),
+        _clip(call["server"]),
         _clip(call["model"]),
-        str(call["attempts"]),
+        _to_attempts(call),
         to_duration(call["queue_ms"]),
         to_duration(call["first_byte_ms"]),
         to_duration(call["duration_ms"]),
         to_count(call["input_tokens"]),
         to_count(call["output_tokens"]),
         to_usd(call["cost_usd"]),
-        *(_clip(call[name]) for name in ("server", "api", "rollout_id", "request_id", "client_request_id")),
+        *(_clip(call[name]) for name in ("api", "rollout_id", "request_id", "client_request_id")),
     ]
 
 
@@ -161,7 +209,7 @@ def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
 
 
 def _to_server(server: Mapping[str, Any]) -> Row:
-    counts = ("calls", "failed", "client_gone", "retries")
+    counts = ("calls", "failed", "client_gone")
     tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
     return [
         _clip(server["name"]),
@@ -171,6 +219,7 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         "no cap" if server["cap"] is None else f"{server['cap']:,}",
         f"{server['queued']:,}",
         *(f"{server[name]:,}" for name in counts),
+        _to_retries(server["retry_reasons"]),
         to_usd(server["cost_usd"]),
         *(to_count(server[name]) for name in tokens),
         f"{server['calls_without_usage']:,}",
@@ -196,16 +245,27 @@ def _to_client(client: Mapping[str, Any]) -> Row:
     ]
 
 
+def _to_retries(reasons: Mapping[str, int]) -> str:
+    """Return how many retries there were, and for what, the most frequent first."""
+    total = sum(reasons.values())
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:_MOST_REASONS]
+    told = ", ".join(f"{reason} \N{MULTIPLICATION SIGN}{count:,}" for reason, count in most)
+    return f"{total:,} ({told})" if told else "0"
+
+
 def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:
     rows: list[Row] = []
-    for kind, found in server["rate_limits"].items():
+    learned = server["learned_limits"]
+    for kind in dict.fromkeys([*server["rate_limits"], *learned]):
+        found = server["rate_limits"].get(kind, _UNTOLD)
         limit, left, reset_s = found["limit"], found["remaining"], found["reset_s"]
         meter: Cell = ""
         if limit and left is not None:
             share = min(1.0, left / limit)
             meter = [f"{share:.0%}", "meter", round(share, 4)]
         reset = to_duration(None if reset_s is None else reset_s * 1000)
-        rows.append([_clip(server["name"]), kind, meter, to_count(left), to_count(limit), reset])
+        found_out = [to_count(learned[kind][name]) if kind in learned else UNKNOWN for name in _LEARNED]
+        rows.append([_clip(server["name"]), kind, meter, to_count(left), to_count(limit), reset, *found_out])
     return rows
 
 

@@ -25,7 +25,7 @@ from openai_gateway.limits.sharing import open_shared_limits
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.rate_limits import RateLimit, read_dialect, read_refusal
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
 _log = logging.getLogger("openai_gateway")
@@ -129,6 +129,15 @@ class Admission:
             return False
         progress.queue_reason = progress.turn.reason or progress.queue_reason
         return True
+
+    def learned_limits(self) -> dict[str, LearnedLimit]:
+        """Return what has been found out of the limits on requests and tokens."""
+        now = monotonic()
+        return {
+            kind: LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
+            for kind, bucket in (("requests", self.limiter.requests), ("tokens", self.limiter.tokens))
+            if bucket.is_known
+        }
 
     def _estimate_tokens(self, call: Call) -> float:
         most = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS

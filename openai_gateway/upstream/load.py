@@ -11,7 +11,8 @@ import msgspec
 class Load(msgspec.Struct, frozen=True):
     """How much is under way in this process; `cap` None is no cap.
 
-    `retrying` counts the calls that wait for another attempt, by why the last one failed.
+    `retrying` counts the calls that wait for another attempt, by why the last one failed. `queue_reason` is why calls
+    wait in the queue, `paused_s` how long the upstream's refusal still holds all of them up.
     """
 
     in_flight: int
@@ -19,3 +20,5 @@ class Load(msgspec.Struct, frozen=True):
     cap: int | None
     retrying: dict[str, int]
     is_breaker_open: bool
+    queue_reason: str = ""
+    paused_s: float = 0.0

@@ -37,7 +37,7 @@ from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
-from openai_gateway.wire.rate_limits import RateLimit, read_rate_limits
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_rate_limits
 from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, is_retryable
 
 
@@ -112,7 +112,19 @@ class Relay:
         """Return how much is under way."""
         queue = self._admission.queue
         retrying = {reason: count for reason, count in self._retries.waiting.items() if count}
-        return Load(queue.slots.in_flight, queue.queued, queue.slots.cap, retrying, self._breaker.is_open)
+        return Load(
+            queue.slots.in_flight,
+            queue.queued,
+            queue.slots.cap,
+            retrying,
+            self._breaker.is_open,
+            queue.reason if queue.queued else "",
+            max(0.0, self._admission.limiter.pause_until - monotonic()),
+        )
+
+    def learned_limits(self) -> dict[str, LearnedLimit]:
+        """Return what has been found out of the upstream's limits, by kind."""
+        return self._admission.learned_limits()
 
     @property
     def key_files(self) -> list[KeyFile]:

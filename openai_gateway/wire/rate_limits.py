@@ -45,6 +45,14 @@ _KIND_WORDS: Final = {
 }
 
 
+class LearnedLimit(msgspec.Struct, frozen=True):
+    """What the gateway has found out of one limit: its rate, what is free now, and what others take of it."""
+
+    per_minute: float
+    free: float
+    taken_by_others_per_minute: float
+
+
 class RateLimit(msgspec.Struct, frozen=True):
     """One limit: how much there is, how much is left, and seconds until all of it is; None is unknown."""
 

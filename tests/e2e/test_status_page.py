@@ -90,6 +90,8 @@ def test_page_is_right_before_any_call(browser: webdriver.Chrome, gateway: Gunic
     assert "NaN" not in text
     assert not {"undefined", "null", "None", "Infinity"} & set(text.split())
     assert browser.execute_script("return document.querySelectorAll('#workers tbody tr').length") == 2
+    browser.find_element(By.CSS_SELECTOR, "[data-span=hour]").click()
+    assert "1 h ago" in _text(browser, ".axis")
     assert read_console(browser) == []
 
 
@@ -130,6 +132,24 @@ def test_page_follows_the_calls_of_both_workers_without_loading_anew(
         f"{gateway.url}/status",
         f"{gateway.url}/status/events",
     }
+
+
+@pytest.mark.parametrize(("width", "is_phone"), [(390, True), (1280, False), (1700, False)])
+def test_nothing_is_clipped(browser: webdriver.Chrome, gateway: Gunicorn, width: int, is_phone: bool) -> None:
+    for status in ("404", "503"):
+        _call(gateway, status=status)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": is_phone}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.get(f"{gateway.url}/status")
+        _wait(lambda: "503" in _text(browser, "#errors"))
+        clipped = """return [document.documentElement, ...document.querySelectorAll('.scroll:not([hidden])')]
+            .filter((part) => part.scrollWidth > part.clientWidth + 1).map((part) => part.innerText.slice(0, 80))"""
+        assert browser.execute_script(clipped) == []
+        shown = "return [...document.querySelectorAll('#errors th')].filter((head) => head.offsetWidth)"
+        assert "Server" in browser.execute_script(f"{shown}.map((head) => head.textContent)")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("is_live", [True, False], ids=["live", "as loaded"])

@@ -24,7 +24,7 @@ from openai_gateway.page.figures import UNKNOWN, to_count, to_duration, to_rate,
 from openai_gateway.page.layout import CHARTS, TABLES
 from openai_gateway.page.view import to_view
 from openai_gateway.transport.watch import Timeouts
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
 from tests.support.records import to_record
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -125,8 +125,8 @@ def test_many_errors_are_bad_and_each_tells_what_to_do() -> None:
     aggregate.observe(to_record(status=200, outcome="failed", error_code="upstream_protocol_error"))
     view = _view(aggregate)
     assert _tile(view, "Errors/min")["level"] == "bad"
-    assert [row[1] for row in view["tables"]["errors"]] == [["200, broke off", "bad"], ["502", "bad"]]
-    assert "openai_base_url" in view["tables"]["errors"][1][3][0]
+    assert [row[2] for row in view["tables"]["errors"]] == [["200, broke off", "bad"], ["502", "bad"]]
+    assert "openai_base_url" in view["tables"]["errors"][1][5][0]
     assert [row[1][0] for row in view["tables"]["recent"]] == ["200, broke off", "502", "client left"]
 
 
@@ -156,8 +156,83 @@ def test_open_breaker_is_an_alert() -> None:
 )
 def test_rate_limits_tell_what_is_left(limit: RateLimit, row: list[Any]) -> None:
     view = _view(_aggregate(rate_limits={"requests": limit}, limits_at=1.0))
-    assert view["tables"]["limits"] == [["policy_model", "requests", *row]]
+    assert view["tables"]["limits"] == [["policy_model", "requests", *row, *[UNKNOWN] * 3]]
     assert _read_page(view)
+
+
+def test_limits_that_were_found_out_are_shown_beside_those_told() -> None:
+    view = _view(_aggregate(learned_limits={"tokens": LearnedLimit(60_000.0, 1_500.0, 12_000.0)}))
+    row = ["policy_model", "tokens", "", UNKNOWN, UNKNOWN, UNKNOWN, "60.0 k", "1,500", "12.0 k"]
+    assert view["tables"]["limits"] == [row]
+
+
+@pytest.mark.parametrize(
+    ("caps", "note"),
+    [
+        ((None, None), "no cap"),
+        ((8, 4), "of 12 slots"),
+        ((8, None), "of 8 slots; 1 without a cap"),
+    ],
+)
+def test_no_cap_is_said_only_if_no_server_has_one(caps: tuple[int | None, int | None], note: str) -> None:
+    states = {f"s{number}": _state(cap=cap) for number, cap in enumerate(caps)}
+    view = _view(Aggregate(dict.fromkeys(states, "m"), lambda: states))
+    assert _tile(view, "In flight")["note"] == note
+
+
+@pytest.mark.parametrize(
+    ("state", "note"),
+    [
+        ({}, "waiting for a slot"),
+        ({"queue_reason": "rate"}, "waiting for the rate limit"),
+        ({"queue_reason": "pause", "paused_s": 12.0}, "paused for 12 s"),
+        ({"retrying": {"503": 2, "429": 1}}, "waiting for a slot; 3 to be retried"),
+    ],
+)
+def test_what_calls_wait_for_is_told(state: dict[str, Any], note: str) -> None:
+    assert _tile(_view(_aggregate(**state)), "Queued")["note"] == note
+
+
+def test_equal_errors_are_one_row_with_their_number_and_the_latest() -> None:
+    aggregate = _aggregate()
+    for number in range(3):
+        aggregate.observe(to_record(status=404, time=1e9 + number, request_id=str(number)))
+    aggregate.observe(to_record(status=500, time=1e9 + 9))
+    rows = _view(aggregate)["tables"]["errors"]
+    assert [(row[0], row[1], row[2][0]) for row in rows] == [("01:46:49", "1", "500"), ("01:46:42", "3", "404")]
+    assert "2" in rows[1]
+
+
+def test_retries_are_shown_with_their_reasons() -> None:
+    aggregate = _aggregate()
+    aggregate.observe(to_record(attempts=3, retries=("429", "503")))
+    aggregate.observe(to_record(attempts=2, retries=("429",)))
+    view = _view(aggregate)
+    assert "3 (429 \N{MULTIPLICATION SIGN}2, 503 \N{MULTIPLICATION SIGN}1)" in view["tables"]["servers"][0]
+    assert "3 (429, 503)" in view["tables"]["recent"][1]
+
+
+def test_lost_records_and_old_prices_are_alerts() -> None:
+    states = {name: _state(notes=("The prices are old.",)) for name in ("a", "b")}
+    view = _view(Aggregate(dict.fromkeys(states, "m"), lambda: states, lambda: {"usage_log": 1200, "captures": 0}))
+    assert view["alerts"] == [
+        "The usage logs lack 1,200 calls that could not be written; the log says why.",
+        "The prices are old.",
+    ]
+
+
+def test_last_hour_has_a_point_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = 1_000_000_020
+    aggregate = _aggregate()
+    aggregate.totals.started = begin - 1.0
+    for second in range(0, 1800, 10):
+        monkeypatch.setattr("time.time", lambda second=second: begin + second)
+        aggregate.observe(to_record())
+    hour = _view(aggregate)["hour"]
+    assert {len(values) for values in hour.values()} == {59}
+    assert hour["calls"][-29:] == [0.1] * 29
+    assert set(hour["calls"][:-29]) == {None, 0.0}
+    assert hour["input_tokens"][-1] == 600
 
 
 def test_texts_from_outside_are_escaped_and_bounded() -> None:

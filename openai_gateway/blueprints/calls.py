@@ -92,22 +92,15 @@ class CallServer:
 
     def state(self) -> ServerState:
         """Return how this server is now, in this worker."""
-        load = self._relay.load()
         limits, limits_at = self._relay.rate_limits()
         warning = self._server.prices.to_warning()
         return ServerState(
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
-            in_flight=load.in_flight,
-            queued=load.queued,
-            cap=load.cap,
-            is_breaker_open=load.is_breaker_open,
+            **msgspec.structs.asdict(self._relay.load()),
             rate_limits=limits,
             limits_at=limits_at,
             learned_limits=self._relay.learned_limits(),
-            queue_reason=load.queue_reason,
-            paused_s=load.paused_s,
-            retrying=load.retrying,
             notes=() if warning is None else (warning,),
         )
 

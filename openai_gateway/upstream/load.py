@@ -5,7 +5,12 @@ What the upstream says of its own limits is `wire.rate_limits`'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from time import monotonic
+
 import msgspec
+
+from openai_gateway.upstream.admission import Admission
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -22,3 +27,17 @@ class Load(msgspec.Struct, frozen=True):
     is_breaker_open: bool
     queue_reason: str = ""
     paused_s: float = 0.0
+
+
+def to_load(admission: Admission, retrying: Mapping[str, int], *, is_breaker_open: bool) -> Load:
+    """Return how much is under way; `retrying` may have counts of zero."""
+    queue = admission.queue
+    return Load(
+        queue.slots.in_flight,
+        queue.queued,
+        queue.slots.cap,
+        {reason: count for reason, count in retrying.items() if count},
+        is_breaker_open,
+        queue.reason if queue.queued else "",
+        max(0.0, admission.limiter.pause_until - monotonic()),
+    )

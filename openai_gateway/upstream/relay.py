@@ -28,7 +28,7 @@ from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.capturing import Captures
 from openai_gateway.upstream.follower import Follower, to_followed_end
-from openai_gateway.upstream.load import Load
+from openai_gateway.upstream.load import Load, to_load
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Observer, Recorder
 from openai_gateway.upstream.retries import Retries
@@ -110,17 +110,7 @@ class Relay:
 
     def load(self) -> Load:
         """Return how much is under way."""
-        queue = self._admission.queue
-        retrying = {reason: count for reason, count in self._retries.waiting.items() if count}
-        return Load(
-            queue.slots.in_flight,
-            queue.queued,
-            queue.slots.cap,
-            retrying,
-            self._breaker.is_open,
-            queue.reason if queue.queued else "",
-            max(0.0, self._admission.limiter.pause_until - monotonic()),
-        )
+        return to_load(self._admission, self._retries.waiting, is_breaker_open=self._breaker.is_open)
 
     def learned_limits(self) -> dict[str, LearnedLimit]:
         """Return what has been found out of the upstream's limits, by kind."""

@@ -21,6 +21,7 @@ from openai_gateway.accounting.totals import (
     Account,
     ClientSums,
     Consumption,
+    Saved,
     Second,
     ServerState,
     Totals,
@@ -82,7 +83,9 @@ class Aggregate:
             account.first_byte.observe(record.first_byte_s)
             step = to_step(record.first_byte_s)
             second.first_bytes[step] = second.first_bytes.get(step, 0) + 1
-        if record.usage is not None:
+        if record.is_replayed:
+            self.totals.saved.setdefault(record.server, Saved()).observe(record)
+        elif record.usage is not None:
             self._consume(record, second)
         elif record.is_metered:
             account.without_usage += 1

@@ -70,6 +70,7 @@ class _Metrics(Collector):
         total, workers = self._snapshots.total()
         yield from _collect_calls(total)
         yield from _collect_consumption(total)
+        yield from _collect_saved(total)
         yield from _collect_lost(total)
         yield from _collect_states(workers)
         yield from _collect_clients(*self._snapshots.standings(total))
@@ -127,6 +128,20 @@ def _collect_consumption(total: Totals) -> Iterator[Metric]:
             tokens.add_metric([*key, kind], getattr(used, f"{kind}_tokens"))
         if used.priced_calls:
             cost.add_metric(key, used.cost_usd)
+    yield tokens
+    yield cost
+
+
+def _collect_saved(total: Totals) -> Iterator[Metric]:
+    calls = _counter("replayed_calls", "Calls that a kept answer was there for.", ["server"])
+    tokens = _counter("saved_tokens", "Tokens of these calls, which nobody was charged for.", ["server", "kind"])
+    cost = _counter("saved_usd", "What these calls would have cost, in US dollars.", ["server"])
+    for server, saved in total.saved.items():
+        calls.add_metric([server], saved.calls)
+        tokens.add_metric([server, "input"], saved.input_tokens)
+        tokens.add_metric([server, "output"], saved.output_tokens)
+        cost.add_metric([server], saved.usd)
+    yield calls
     yield tokens
     yield cost
 

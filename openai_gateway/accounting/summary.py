@@ -39,7 +39,8 @@ class Sum:
 
     `input_tokens` to `reasoning_tokens` sum the calls that reported them; None means that no call did. `cost_usd` sums
     the calls whose cost is known. `unknown_usage` counts the calls that did not report their tokens, `unknown_cost`
-    the calls whose cost is unknown: those, and the ones that have no price.
+    the calls whose cost is unknown: those, and the ones that have no price. `replayed` counts the calls that a kept
+    answer was there for, which cost nothing and whose tokens aren't in these sums; `saved_usd` is what they would have.
     """
 
     calls: int = 0
@@ -55,6 +56,8 @@ class Sum:
     cost_usd: float | None = None
     unknown_cost: int = 0
     duration_s: float = 0.0
+    replayed: int = 0
+    saved_usd: float | None = None
 
     def add(self, record: CallRecord) -> None:
         """Add a call."""
@@ -64,6 +67,10 @@ class Sum:
         self.failed = self.calls - self.completed - self.client_gone
         self.retries += len(record.retries)
         self.duration_s += record.duration_s
+        if record.is_replayed:
+            self.replayed += 1
+            self.saved_usd = _plus(self.saved_usd, record.saved_usd)
+            return
         usage = record.usage
         if usage is None:
             is_unknown = record.is_metered or _was_left(record)
@@ -98,7 +105,8 @@ def sum_up(lines: Iterable[bytes], by: str, prices: PriceTable | None = None) ->
             record = _decoder.decode(line)
             if prices is not None:
                 cost_usd = prices.cost_usd(record.model, record.usage, record.service_tier)
-                record = msgspec.structs.replace(record, cost_usd=cost_usd)
+                name = "saved_usd" if record.is_replayed else "cost_usd"
+                record = msgspec.structs.replace(record, **{name: cost_usd})
             key = to_key(record)
         except _BROKEN:
             summary.torn_lines += 1

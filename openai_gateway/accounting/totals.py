@@ -84,6 +84,28 @@ class Consumption(TokenSums):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+class Saved(msgspec.Struct):
+    """What kept answers have saved at one server: calls, tokens, and their cost as far as it is known."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+    def observe(self, record: CallRecord) -> None:
+        """Count a call that a kept answer was there for."""
+        self.calls += 1
+        self.usd += record.saved_usd or 0.0
+        if record.usage is not None:
+            self.input_tokens += record.usage.input_tokens
+            self.output_tokens += record.usage.output_tokens
+
+    def add(self, other: Saved) -> None:
+        """Add another one."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
 class ClientSums(msgspec.Struct):
     """The calls of one named client; `refused` are those that its budget, or its other calls, left no room for."""
 
@@ -184,6 +206,7 @@ class Totals(msgspec.Struct):
     clients: dict[str, ClientSums] = {}
     resident_bytes: int = 0
     lost: dict[str, int] = {}
+    saved: dict[str, Saved] = {}
 
     def add(self, other: Totals) -> None:
         """Add another worker's sums and past calls; its present state stays its own."""
@@ -193,6 +216,8 @@ class Totals(msgspec.Struct):
             self.consumption.setdefault(key, Consumption()).add(consumption)
         for name, sums in other.clients.items():
             self.clients.setdefault(name, ClientSums()).add(sums)
+        for name, saved in other.saved.items():
+            self.saved.setdefault(name, Saved()).add(saved)
         self.seconds = _add_seconds(self.seconds, other.seconds, KEPT_SECONDS)
         self.minutes = _add_seconds(self.minutes, other.minutes, KEPT_MINUTES)
         self.recent = _latest([*self.recent, *other.recent])

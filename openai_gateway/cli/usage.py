@@ -108,6 +108,12 @@ def _print_table(summary: Summary, by: str) -> None:
         calls = "1 call has" if count == 1 else f"{count:,} calls have"
         click.echo(f"{calls} no known price: not in the cost.")
 
+    if count := summary.total.replayed:
+        calls = "1 call was" if count == 1 else f"{count:,} calls were"
+        saved = summary.total.saved_usd
+        saving = "" if saved is None else f", which saved {saved:,.4f} USD"
+        click.echo(f"{calls} answered from recordings{saving}.")
+
 
 def _to_row(key: str, found: Sum) -> list[str]:
     counts: tuple[int | None, ...] = (

@@ -322,3 +322,17 @@ def test_resident_bytes_stay_when_they_cant_be_read(aggregate: Aggregate, monkey
     monkeypatch.setattr("openai_gateway.accounting.aggregate._resident_bytes", fail)
     assert aggregate.look() == {"policy_model": STATE}
     assert aggregate.totals.resident_bytes == before
+
+
+def test_replayed_calls_count_as_saved_and_not_as_used(aggregate: Aggregate) -> None:
+    aggregate.observe(to_record(is_replayed=True, cost_usd=0.0, saved_usd=0.25))
+    total, _ = Snapshots(aggregate).total()
+    assert (total.saved["policy_model"].calls, total.saved["policy_model"].usd) == (1, 0.25)
+    assert not total.consumption
+    text = render(Snapshots(aggregate), "text/plain")[0].decode()
+    assert 'openai_gateway_replayed_calls_total{server="policy_model"} 1.0' in text
+    assert 'openai_gateway_saved_usd_total{server="policy_model"} 0.25' in text
+    other = Totals(2, 0.0)
+    other.add(total)
+    other.add(total)
+    assert other.saved["policy_model"].calls == 2

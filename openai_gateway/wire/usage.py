@@ -212,7 +212,9 @@ def _to_usage(found: _Usage | None) -> Usage | None:
 
 def _to_count(tokens: int | float | None) -> int | None:
     """Return a count as a whole number; some upstreams tell of 14417.0 tokens, or of 14417.92."""
-    return round(tokens) if tokens is not None and 0 <= tokens <= _MOST_TOKENS else None
+    if tokens is None or not 0 <= tokens <= _MOST_TOKENS:
+        return None
+    return tokens if type(tokens) is int else round(tokens)
 
 
 def _find_usage(text: bytes) -> Usage | None:

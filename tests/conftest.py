@@ -15,7 +15,6 @@ from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstrea
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
-
 PROGRAMS = {
     "chromium": "the status page",
     "chromedriver": "the status page",

@@ -47,6 +47,12 @@ class Row:
     server: str = "policy_model"
     body: bytes | None = None
 
+    @property
+    def served_by(self) -> str:
+        """The server that a time-out is short for where one is waited for; else a busy machine could meet it."""
+        is_late = "upstream_timeout" in (self.plain[1], self.stream[1])
+        return "hasty" if is_late and self.server == "policy_model" else self.server
+
 
 def _reset_before_headers(talk: Conversation, api: str, stream: bool) -> None:
     talk.read_request()
@@ -233,13 +239,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         "first_byte_timeout_s": 0.5,
         "idle_timeout_s": 0.5,
     }
+    patient = {"connect_timeout_s": 60, "first_byte_timeout_s": 60, "idle_timeout_s": 60}
     config: dict[str, Any] = {}
     for name, url, more in (
-        ("policy_model", upstream.url, {}),
+        ("policy_model", upstream.url, patient),
+        ("hasty", upstream.url, {}),
         ("refused", f"http://127.0.0.1:{refused.getsockname()[1]}", {}),
         ("unknown_host", "http://no-such-host.invalid", {"connect_timeout_s": 5}),
-        ("bad_tls", secure.url, {}),
-        ("good_tls", secure.url, {"ssl_ca_file": str(certificates.ca)}),
+        ("bad_tls", secure.url, patient),
+        ("good_tls", secure.url, {**patient, "ssl_ca_file": str(certificates.ca)}),
         ("black_hole", f"http://127.0.0.1:{hole.getsockname()[1]}", {}),
     ):
         config[name] = yaml.safe_load(to_config(url, {**quick, **more}))["policy_model"]
@@ -283,7 +291,7 @@ def test_fault_gives_its_status_and_leaves_nothing_behind(row: Row, api: str, st
     fault = row.fault
     bench.upstream.script = answer_always if fault is None else lambda talk: fault(talk, api, stream)
     body = row.body or json.dumps(to_request_body(api, stream=stream)).encode()
-    prefix = "" if row.server == "policy_model" else f"/{row.server}"
+    prefix = "" if row.served_by == "policy_model" else f"/{row.served_by}"
     with requests.Session() as session:
         response = session.post(
             bench.gateway.url + prefix + PATHS[api],

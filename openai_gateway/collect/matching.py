@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections import defaultdict, deque
 
 import msgspec
 
@@ -32,16 +31,24 @@ class Matches(msgspec.Struct):
 
 def match_rows(asked: array[int], answered: Checksums) -> Matches:
     """Return the index of each row: `asked` holds their checksums in order, 0 where a row brings its own index."""
-    orphans: dict[int, deque[int]] = defaultdict(deque)
+    away = array("q")
     known, last = 0, len(asked) - 1
     for index, checksum in answered.items():
         known += 1
         last = max(last, index)
         if index >= len(asked) or asked[index] not in (0, checksum):
-            orphans[checksum].append(index)
-    found = known - sum(map(len, orphans.values()))
-    if not orphans:
+            away.append(index)
+    found = known - len(away)
+    if not away:
         return Matches(found=found)
+    # The first answered task of each question that is not in its place, and after a task the next that asked the same.
+    first: dict[int, int] = {}
+    following: dict[int, int] = {}
+    for index in reversed(away):
+        checksum = answered.get(index)
+        if checksum in first:
+            following[index] = first[checksum]
+        first[checksum] = index
     indices = array("q", range(len(asked)))
     matches = Matches(indices, found=found)
     without = array("q")
@@ -49,8 +56,10 @@ def match_rows(asked: array[int], answered: Checksums) -> Matches:
         theirs = answered.get(place)
         if checksum == 0 or theirs == checksum:
             continue
-        if orphans.get(checksum):
-            indices[place] = orphans[checksum].popleft()
+        if checksum in first:
+            indices[place] = index = first.pop(checksum)
+            if index in following:
+                first[checksum] = following[index]
             matches.moved += 1
         elif theirs:
             without.append(place)

@@ -342,3 +342,18 @@ def test_input_of_any_length_is_read_in_constant_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     # The file has 12 MB.
     assert peak < 3_000_000
+
+
+def test_rows_that_ask_the_same_take_its_answers_in_order(tmp_path: Path) -> None:
+    same = {"messages": ["the same"]}
+    output = [{**same, "_ng_task_index": task, "_ng_rollout_index": 0} for task in (1, 2, 3)]
+    _write(tmp_path / "o.jsonl", output)
+    past = Past().read(tmp_path / "o.jsonl", _estimator())
+    plan = Plan(
+        _write(tmp_path / "p.jsonl", [same, {"messages": ["new"]}, same, {"messages": ["newer"]}, same]), 1, None, past
+    )
+    survey = plan.survey(_estimator())
+    assert (survey.done, survey.to_do) == (3, 2)
+    asked = [(bytes(call.row.fields["messages"]), call.row.task_index) for call in plan.all_calls()]
+    assert [index for text, index in asked if text == b'["the same"]'] == [1, 2, 3]
+    assert sorted(index for _, index in asked) == [0, 1, 2, 3, 4]

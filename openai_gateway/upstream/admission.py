@@ -132,12 +132,13 @@ class Admission:
 
     def learned_limits(self) -> dict[str, LearnedLimit]:
         """Return what has been found out of the limits on requests and tokens."""
-        now = monotonic()
-        return {
-            kind: LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
-            for kind, bucket in (("requests", self.limiter.requests), ("tokens", self.limiter.tokens))
-            if bucket.is_known
-        }
+        now, blind = monotonic(), self.limiter.blind
+        # Of what is learnt from refusals alone, nothing is ever left but for the next call.
+        found = {"requests": LearnedLimit(blind.pace(now) * 60, 0.0, 0.0)} if blind.is_known else {}
+        for kind, bucket in (("requests", self.limiter.requests), ("tokens", self.limiter.tokens)):
+            if bucket.is_known:
+                found[kind] = LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
+        return found
 
     def _estimate_tokens(self, call: Call) -> float:
         most = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS

@@ -1,0 +1,45 @@
+"""What an admission tells of the limits that it has found out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openai_gateway.upstream.admission import Admission
+from openai_gateway.wire.rate_limits import RateLimit
+
+
+class _Server:
+    """The settings that an admission reads."""
+
+    requests_per_minute = tokens_per_minute = max_concurrent_requests = max_concurrent_requests_total = None
+    max_queue = queue_timeout_s = None
+    learn_limits = True
+    schedule = "rollouts"
+
+
+def _admission() -> Admission:
+    server: Any = _Server()
+    return Admission(server)
+
+
+def test_nothing_is_told_before_a_limit_is_met() -> None:
+    assert _admission().learned_limits() == {}
+
+
+def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
+    admission = _admission()
+    turn = admission.queue.take_at_once(0.0, 10.0, is_limited=True)
+    assert turn is not None
+    assert turn.sent is not None
+    admission.queue.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, 10.0)})
+    found = admission.learned_limits()["requests"]
+    assert found.per_minute == 600.0
+    assert found.free == pytest.approx(501.0, abs=1.0)
+
+
+def test_rate_learnt_from_refusals_is_told_too() -> None:
+    admission = _admission()
+    admission.limiter.blind.refuse(1, 0.0, 50.0, 0.0)
+    assert admission.learned_limits()["requests"].per_minute > 0

@@ -17,7 +17,7 @@ import click
 from openai_gateway.cli.collection import Order, collect, estimate
 from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options, to_param
-from openai_gateway.cli.target import Target, to_own_gateway, to_own_target, to_running_target
+from openai_gateway.cli.target import Target, to_own_gateway, to_own_target, to_recorded_headers, to_running_target
 from openai_gateway.collect.files import check_files, to_shard_path
 from openai_gateway.collect.params import to_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
@@ -77,6 +77,12 @@ def _rows_options(command: _Command) -> _Command:
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
     help="How long an answer may take (the started gateway's first_byte_timeout_s).",
+)
+@click.option(
+    "--recordings",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep answers in this folder, and take those that it has instead of paying for them again.",
 )
 @click.option("--report", type=_path, help="Write a report on the whole output, an HTML page.")
 @click.option("--group-by", metavar="KEY", help="Sums for each value of this key of the rows, in the report.")
@@ -176,12 +182,16 @@ def _to_shard(text: str | None) -> Shard | None:
 
 def _to_target(given: Mapping[str, Any], overrides: list[str]) -> Target:
     if given["base_url"] is None:
-        own = to_own_gateway(given["configs"], overrides, given["server"], given["timeout"])
-        return to_own_target(own, given["price_file"])
+        own = to_own_gateway(given["configs"], overrides, given["server"], given["timeout"], given["recordings"])
+        headers = {}
+        if given["recordings"] is not None:
+            headers = to_recorded_headers(given["output"], is_redo=given["redo"] is not None)
+        return to_own_target(own, given["price_file"], headers)
     if given["configs"] or overrides:
         raise click.UsageError("--config and overrides are for a gateway that is started, not for that of --base-url")
-    if given["timeout"] is not None:
-        raise click.UsageError("--timeout is for a gateway that is started; that of --base-url has its own")
+    for name in ("timeout", "recordings"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is for a gateway that is started; that of --base-url has its own")
     return to_running_target(given["base_url"], given["server"], given["price_file"])
 
 

@@ -45,7 +45,10 @@ class OwnGateway:
         locks = [
             override
             for name in self._names
-            for override in (f"{_to_key(name, 'gateway_api_keys')}=[{key}]", f"{_to_key(name, _KEYS_FILE)}=null")
+            for override in (
+                f"{to_override_key(name, 'gateway_api_keys')}=[{key}]",
+                f"{to_override_key(name, _KEYS_FILE)}=null",
+            )
         ]
         environ = to_environ((), [*self._patience, *locks], self._environ)
         with run_server("openai_gateway.wsgi:app", environ, is_apart=True) as url:
@@ -56,13 +59,14 @@ def _find_patience(config: GatewayConfig) -> list[str]:
     """Return overrides for what the config leaves to the defaults, which are made for clients that wait in person."""
     name = config.default_server
     return [
-        f"{_to_key(name, key)}={value}"
+        f"{to_override_key(name, key)}={value}"
         for key, value in _PATIENCE.items()
-        if config.origins.get(_to_key(name, key).lstrip("+")) == "default"
+        if config.origins.get(to_override_key(name, key).lstrip("+")) == "default"
     ]
 
 
-def _to_key(server: str, key: str) -> str:
+def to_override_key(server: str, key: str) -> str:
+    """Return an override's part before the `=`, for one key of a server."""
     return f"++{server}.responses_api_models.openai_model.{key}"
 
 

@@ -6,17 +6,18 @@ With what its calls are thought to cost, and with what it asks beyond the rows.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
 from openai_gateway.cli.exits import CalledWrongly, CommandFailed
-from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
+from openai_gateway.cli.own_gateway import OwnGateway, to_override_key, to_server_url
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.failures import Failure
@@ -30,12 +31,16 @@ KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
 
 @dataclass(frozen=True)
 class Target:
-    """A running gateway or one to be started; `extra_body` is what the config adds to each API's calls, if known."""
+    """A running gateway or one to be started; `extra_body` is what the config adds to each API's calls, if known.
+
+    `added_headers` go with each call to one that is started.
+    """
 
     running: Gateway | None
     own: OwnGateway | None
     estimator: Estimator
     extra_body: Mapping[str, Mapping[str, Any]] | None = None
+    added_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cap(self) -> int | None:
@@ -53,7 +58,7 @@ class Target:
             click.echo(note, err=True)
         click.echo("Starting the gateway ...", err=True)
         # Closed first: a server that is ended waits for the connections of its clients.
-        with self.own.run() as (url, key), contextlib.closing(Gateway(url, key)) as gateway:
+        with self.own.run() as (url, key), contextlib.closing(Gateway(url, key, self.added_headers)) as gateway:
             _greet(gateway)
             yield gateway
 
@@ -67,7 +72,7 @@ def to_running_target(base_url: str, server: str | None, price_file: Path | None
     return Target(gateway, None, Estimator(read_price_table(price_file), _greet(gateway, server), {}))
 
 
-def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
+def to_own_target(own: OwnGateway, price_file: Path | None, added_headers: Mapping[str, str]) -> Target:
     """Return the gateway that is to be started. Raises CalledWrongly."""
     server = own.server
     extra_body = {
@@ -77,18 +82,43 @@ def to_own_target(own: OwnGateway, price_file: Path | None) -> Target:
     prices = server.prices if price_file is None else read_price_table(price_file)
     bounds = {api: to_max_output_tokens(body) for api, body in extra_body.items()}
     tiers = {api: to_text(body.get("service_tier")) for api, body in extra_body.items()}
-    return Target(None, own, Estimator(prices, server.openai_model, bounds, tiers), extra_body)
+    return Target(None, own, Estimator(prices, server.openai_model, bounds, tiers), extra_body, added_headers)
 
 
 def to_own_gateway(
-    configs: Sequence[str], overrides: Sequence[str], server: str | None, timeout_s: float | None
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    server: str | None,
+    timeout_s: float | None,
+    recordings: Path | None,
 ) -> OwnGateway:
-    """Return the gateway that a config makes, with another bound on the wait for an answer if one is given."""
+    """Return the gateway that a config makes, with another bound on the wait for an answer, or a folder of kept ones.
+
+    Either is None where the config's own holds.
+    """
     own = OwnGateway(configs, overrides, server)
-    if timeout_s is None:
+    given: dict[str, object] = {}
+    if timeout_s is not None:
+        given["first_byte_timeout_s"] = timeout_s
+    if recordings is not None:
+        given["recordings"] = "reuse"
+        given["recordings_dir"] = str(recordings.absolute())
+    if not given:
         return own
-    key = f"++{own.server.name}.responses_api_models.openai_model.first_byte_timeout_s={timeout_s:g}"
-    return OwnGateway(configs, [*overrides, key], server)
+    keys = [f"{to_override_key(own.server.name, key)}={json.dumps(value)}" for key, value in given.items()]
+    return OwnGateway(configs, [*overrides, *keys], server)
+
+
+def to_recorded_headers(output: Path, *, is_redo: bool) -> dict[str, str]:
+    """Return the headers of a run with recordings.
+
+    All runs of an output, and its parts, are one run for the gateway: a repeat that is asked for later isn't handed
+    the answer that another repeat has had. What is to be asked again is not to come from the recordings.
+    """
+    return {
+        "x-gateway-run": quote(str(output.absolute())),
+        **({"cache-control": "no-cache"} if is_redo else {}),
+    }
 
 
 def _greet(gateway: Gateway, server: str | None = None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from time import time
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +24,7 @@ from openai_gateway.transport.pool import ConnectionTerms
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch, Timeouts
+from openai_gateway.wire.cache_control import to_hit_status
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
 
@@ -59,6 +61,12 @@ class GatewayAnswer(msgspec.Struct, frozen=True):
         return [reason for reason in self.headers.get("x-gateway-retries", "").split(",") if reason]
 
     @property
+    def is_replayed(self) -> bool:
+        """Tell whether the gateway had the answer, so that it costs nothing."""
+        status = self.headers.get("cache-status", "")
+        return status in (to_hit_status(is_joined=False), to_hit_status(is_joined=True))
+
+    @property
     def waited_s(self) -> float:
         """How long the call waited at the gateway for its last attempt."""
         wait_ms = _to_int(self.headers.get("x-gateway-wait-ms") or self.headers.get("x-gateway-queue-ms", ""))
@@ -88,9 +96,11 @@ class _Readiness(msgspec.Struct):
 
 
 class Gateway:
-    """The gateway at a base URL such as `http://127.0.0.1:8000/v1`."""
+    """The gateway at a base URL such as `http://127.0.0.1:8000/v1`; `added_headers` go with every request."""
 
-    def __init__(self, base_url: str, key: str | None = None) -> None:
+    def __init__(
+        self, base_url: str, key: str | None = None, added_headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._base_url = base_url.rstrip("/")
         url = urlsplit(self._base_url)
         self._origin = f"{url.scheme}://{url.netloc}"
@@ -101,6 +111,7 @@ class Gateway:
                 "accept-encoding": "identity",
                 "content-type": "application/json",
                 **({"authorization": f"Bearer {key}"} if key else {}),
+                **added_headers,
             }
         )
         tls = make_context(os.environ.get("SSL_CERT_FILE")) if url.scheme == "https" else None

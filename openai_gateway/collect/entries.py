@@ -13,7 +13,7 @@ import msgspec
 
 from openai_gateway.collect.lines import is_gzip, read_raw_lines
 from openai_gateway.collect.questions import QUESTIONS, BadRow, to_checksum, to_question
-from openai_gateway.collect.rows import DURATION, FAILURE, FAILURE_CLASS, LATENCY, ROLLOUT_INDEX, TASK_INDEX
+from openai_gateway.collect.rows import DURATION, FAILURE, FAILURE_CLASS, LATENCY, REPLAYED, ROLLOUT_INDEX, TASK_INDEX
 
 
 class JournalError(Exception):
@@ -31,6 +31,7 @@ _NAMES: Final = {
     "rollout_index": ROLLOUT_INDEX,
     "duration_s": DURATION,
     "latency_s": LATENCY,
+    "is_replayed": REPLAYED,
 }
 
 
@@ -42,6 +43,7 @@ class Entry(msgspec.Struct, rename=_NAMES):
     response: msgspec.Raw = msgspec.Raw(b"")
     duration_s: float | None = None
     latency_s: float | None = None
+    is_replayed: bool = False
     responses_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     chat_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET

@@ -73,7 +73,7 @@ class Past:
     def _add(self, entry: Entry, estimator: Estimator) -> None:
         self.answers += 1
         report = read_answer(bytes(entry.response))
-        cost_usd = estimator.to_cost_usd(report)
+        cost_usd = 0.0 if entry.is_replayed else estimator.to_cost_usd(report)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         if cost_usd is None:
             self.sums.estimated_usd += estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
@@ -86,6 +86,8 @@ class Past:
 
 
 def _to_spent_usd(entry: Entry, estimator: Estimator) -> float:
+    if entry.is_replayed:
+        return 0.0
     report = read_answer(bytes(entry.response))
     cost_usd = estimator.to_cost_usd(report)
     if cost_usd is None:

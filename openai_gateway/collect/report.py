@@ -68,7 +68,7 @@ class Findings(msgspec.Struct):
     def add(self, entry: Entry, estimator: Estimator) -> None:
         """Add an answer."""
         report = read_answer(bytes(entry.response))
-        cost_usd = estimator.to_cost_usd(report)
+        cost_usd = 0.0 if entry.is_replayed else estimator.to_cost_usd(report)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         if report.usage is not None:
             self.input_tokens.add(report.usage.input_tokens)

@@ -19,6 +19,7 @@ from openai_gateway.collect.rows import (
     FAILURE,
     FAILURE_CLASS,
     LATENCY,
+    REPLAYED,
     RESPONSE,
     ROLLOUT_INDEX,
     TASK_INDEX,
@@ -81,12 +82,16 @@ def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
     return None
 
 
-def to_answer_line(call: PlannedCall, response: bytes, duration_s: float, latency_s: float) -> bytes:
+def to_answer_line(
+    call: PlannedCall, response: bytes, duration_s: float, latency_s: float, *, is_replayed: bool
+) -> bytes:
     """Return the output's line of an answer, in NeMo Gym's form."""
     where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
-    took = {DURATION: round(duration_s, 3)}
+    took: dict[str, float | bool] = {DURATION: round(duration_s, 3)}
     if latency_s < duration_s:
         took[LATENCY] = round(latency_s, 3)
+    if is_replayed:
+        took[REPLAYED] = True
     return to_line(call.row.to_fields(call.rollout_index), {RESPONSE: msgspec.Raw(response), **where, **took})
 
 

@@ -38,8 +38,10 @@ FAILURE: Final = "_ng_failure"
 DURATION: Final = "_ng_duration_s"
 # Without the waiting before the last attempt; only there if that makes a difference.
 LATENCY: Final = "_ng_latency_s"
+# Only there if the answer was one that recordings had, which cost nothing.
+REPLAYED: Final = "_ng_is_replayed"
 AGENT_REF: Final = "agent_ref"
-_ADDED: Final = (RESPONSE, TASK_INDEX, ROLLOUT_INDEX, FAILURE_CLASS, FAILURE, DURATION, LATENCY)
+_ADDED: Final = (RESPONSE, TASK_INDEX, ROLLOUT_INDEX, FAILURE_CLASS, FAILURE, DURATION, LATENCY, REPLAYED)
 _MAX_INDEX: Final = 2**53
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # A string, which is passed over, or what Python writes though JSON has no such number.

@@ -141,10 +141,12 @@ class Run:
             return lost_usd
         assert isinstance(found, GatewayAnswer)
         report = read_answer(response)
-        cost_usd = self._estimator.to_cost_usd(report)
+        cost_usd = 0.0 if found.is_replayed else self._estimator.to_cost_usd(report)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
         latency_s = max(duration_s - found.waited_s, 0.0)
-        self._journal.answers.append(to_answer_line(call, response, duration_s, latency_s))
+        self._journal.answers.append(
+            to_answer_line(call, response, duration_s, latency_s, is_replayed=found.is_replayed)
+        )
         self._in_a_row = 0
         progress.answered += 1
         for sums in (progress.sums, progress.run_sums):

@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.accounting.totals import Totals
+from openai_gateway.processes import parent_of, start_of
 
 _log = logging.getLogger("openai_gateway")
 _PREFIX: Final = "openai_gateway"
@@ -115,7 +116,7 @@ class SharedFiles:
         ]
 
     def _is_alive(self, path: Path) -> bool:
-        return path.name.isdigit() and _parent_of(int(path.name)) == self._master_pid
+        return path.name.isdigit() and parent_of(int(path.name)) == self._master_pid
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
@@ -142,7 +143,7 @@ def open_shared_files(master_pid: int) -> SharedFiles | None:
 def to_folder_name(master_pid: int) -> str:
     """Return the name of a master's folder; no other process has the same, here or in another container."""
     # Four parts, the third no number: version 0.1, beside this one, stops at any other number of parts.
-    return f"{_PREFIX}.{os.getuid()}.{_namespace()}-{master_pid}.{_start_of(master_pid)}"
+    return f"{_PREFIX}.{os.getuid()}.{_namespace()}-{master_pid}.{start_of(master_pid)}"
 
 
 def remove_dead(root: Path, *, also: int | None = None) -> None:
@@ -153,7 +154,7 @@ def remove_dead(root: Path, *, also: int | None = None) -> None:
         if not pid.isdigit():
             continue
         is_here = namespace == _namespace()
-        if (int(pid) == also or _start_of(int(pid)) != start) if is_here else _is_left(folder):
+        if (int(pid) == also or str(start_of(int(pid))) != start) if is_here else _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -183,21 +184,3 @@ def _read(path: Path) -> Totals | None:
         return _decoder.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def _parent_of(pid: int) -> int | None:
-    fields = _stat_of(pid)
-    return int(fields[1]) if fields and fields[0] != "Z" else None
-
-
-def _start_of(pid: int) -> str:
-    fields = _stat_of(pid)
-    return fields[19] if fields else "none"
-
-
-def _stat_of(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the third on (state, parent, ...); none if no such process is."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

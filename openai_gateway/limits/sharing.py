@@ -28,6 +28,8 @@ from typing import Any, Final
 
 import msgspec
 
+from openai_gateway.processes import start_of
+
 _MAGIC: Final = b"gwlim-1\0"
 _BOOT_AT: Final = 8
 _RUNNING_AT: Final = 52
@@ -83,7 +85,7 @@ class SharedLimits:
             self._row = next((row for row in range(_WORKERS) if self._worker(row)[0] == 0), -1)
             if self._row < 0:
                 raise OSError(f"more than {_WORKERS} workers share {path}")
-            _WORKER.pack_into(self._map, self._to_at(self._row), _start_of(os.getpid()), os.getpid(), 0, 0.0, 0.0)
+            _WORKER.pack_into(self._map, self._to_at(self._row), start_of(os.getpid()), os.getpid(), 0, 0.0, 0.0)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -175,7 +177,7 @@ class SharedLimits:
         running = 0
         for row in range(_WORKERS):
             start, pid, count = self._worker(row)
-            if pid and _start_of(pid) != start:
+            if pid and start_of(pid) != start:
                 _WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0, 0.0, 0.0)
             else:
                 running += count
@@ -205,12 +207,3 @@ def _read_boot_id() -> bytes:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
     except OSError:
         return b"unknown"
-
-
-def _start_of(pid: int) -> int:
-    """Return when a process started, in the kernel's ticks; 0 if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[19])

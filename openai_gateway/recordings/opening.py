@@ -13,7 +13,7 @@ from typing import Final
 from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
 from openai_gateway.config.replay import write_replay_config
-from openai_gateway.recordings.processes import start_of
+from openai_gateway.processes import start_of
 from openai_gateway.recordings.recordings import JOIN, RECORD, REUSE, Recordings
 from openai_gateway.recordings.store import Store
 

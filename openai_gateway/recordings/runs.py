@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from openai_gateway.processes import is_alive, start_of
 from openai_gateway.recordings.key import is_named, to_unnamed_asker
-from openai_gateway.recordings.processes import is_alive, start_of
 
 # what happened, process, when that was started, key, asker, answer
 _NOTE: Final = struct.Struct("<B3xIQ16s16s8s")

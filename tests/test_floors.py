@@ -14,6 +14,7 @@ FLOORS = {
     "config": 1,
     "wire": 2,
     "remedies": 3,
+    "processes": 0,
     "transport": 3,
     "limits": 3,
     "accounting": 4,

@@ -11,7 +11,7 @@ A refusal is put down to the ledger that is empty. If none is, to what its text 
 it names nothing, calls in flight are tried first: refused again with fewer of them, it must be a rate. Whoever is
 refused three times while others pass, and none of them is refused, can't pass at all; that is told, and nobody waits
 for it. A first refusal that nothing explains changes nothing for others until a second call is refused, too: it may be
-that call's own affair. Nor do they keep its Retry-After before.
+that call's own affair. Nor do they keep its Retry-After before; the call itself does, unless a ledger tells its time.
 
 Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: `queue`.
 """
@@ -209,7 +209,8 @@ class Limiter:
         tries.alone = tries.alone + 1 if is_alone else 1
         if tries.alone >= _MOST_REFUSALS:
             return None
-        return 0.0 if self._explain(sent, refusal, tries, now) else own_s
+        is_explained = self._explain(sent, refusal, tries, now)
+        return 0.0 if is_explained and refusal.wait_s is None else own_s
 
     def slow_down(self, now: float) -> None:
         """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""

@@ -147,7 +147,7 @@ class Queue:
         try:
             if sent.at < self._joined_at:
                 # It was not charged where others see it, and says nothing of what was.
-                return 0.0
+                return refusal.wait_s or 0.0
             return self.limiter.refuse(sent, limits, refusal, tries, now)
         finally:
             self._end(has_learnt=True)

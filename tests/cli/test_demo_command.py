@@ -95,7 +95,7 @@ def test_what_the_gateway_is_for_is_shown_and_can_then_be_tried(
             "the upstream call ended",
         ):
             assert said in shown, shown
-        assert re.search(r"\d+ calls, \d+ tokens in, \d+ out\n +ok \$0\.\d+", shown), shown
+        assert re.search(r" 20 calls, \d+ tokens in, \d+ out\n +ok \$0\.\d+", shown), shown
         assert "\x1b" not in shown
         assert max(map(len, shown.splitlines())) <= 80
         page = re.search(r"Look at it: +(\S+)/status", shown)

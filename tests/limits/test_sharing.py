@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import Told, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order
 from openai_gateway.limits.queue import Bounds, Queue
 from openai_gateway.limits.sharing import SharedLimits
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.support.processes import eventually
 
 CAP = 8
@@ -113,6 +113,21 @@ def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
         queue.limiter.requests.free_at = 0.0
     assert other.limiter.requests.limit == 600.0
     assert other.limiter.requests.spent == pytest.approx(one.limiter.requests.spent, abs=2)
+
+
+def test_refusal_from_before_the_workers_shared_anything_keeps_its_retry_after(tmp_path: Path) -> None:
+    one, other = (_share(tmp_path / "limits") for _ in range(2))
+    early, turn = (queue.take_at_once(0.0, 1.0, is_limited=True) for queue in (other, one))
+    assert early is not None
+    assert early.sent is not None
+    assert turn is not None
+    assert turn.sent is not None
+    one.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, None)})
+    one.take_at_once(0.0, 1.0, is_limited=True)
+    other.answer(early.sent, {"requests": RateLimit(600.0, 500.0, None)})
+    other.take_at_once(0.0, 1.0, is_limited=True)
+    assert early.sent.at < other._joined_at
+    assert other.refuse(early.sent, {}, Refusal("requests", 2.0), Tries(), time.monotonic()) == 2.0
 
 
 def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Path) -> None:

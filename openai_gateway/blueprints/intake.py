@@ -53,16 +53,9 @@ class GatewayKeys:
         self._file = open_client_keys(path) if path is not None else None
         self._clients = clients
         self._server = server
-
-    @property
-    def are_required(self) -> bool:
-        """Tell whether a client needs a key."""
-        return self.are_for_operators or self._clients is not None
-
-    @property
-    def are_for_operators(self) -> bool:
-        """Tell whether there are keys without a name, which open the status page, too."""
-        return bool(self._keys) or self._file is not None
+        # Whether there are keys without a name, which open the status page, too; and whether a client needs one at all.
+        self.are_for_operators = bool(self._keys) or self._file is not None
+        self.are_required = self.are_for_operators or clients is not None
 
     def authenticate(self, environ: dict[str, Any]) -> Client | None:
         """Let the request in and return whom it is from, if its key has a name. Raises Unauthorized, Forbidden.

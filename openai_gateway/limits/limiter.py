@@ -44,8 +44,6 @@ _ROOM: Final = 0.05
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
 _FEWER_TIMES: Final = 4
-
-
 # The limiter's own part of what is learnt.
 _LEARNT: Final = (
     "pause_until",
@@ -134,9 +132,13 @@ class Limiter:
         self._started_at = now
         if number % _MARKED_EVERY == 1:
             self._marks = [*self._marks[-_MARKS + 1 :], (now, number)]
-        self.requests.take(1.0, now)
-        self.tokens.take(tokens, now)
-        if self._is_bound:
+        if not self._is_bound:
+            # Of ledgers that nobody refers to as yet, the sums are all there is.
+            self.requests.spent += 1.0
+            self.tokens.spent += tokens
+        else:
+            self.requests.take(1.0, now)
+            self.tokens.take(tokens, now)
             for bucket, kind in self._told:
                 bucket.take(1.0 if kind == "rate" else tokens, now)
             self.blind.take(number, now)
@@ -184,7 +186,8 @@ class Limiter:
             self._passed_since += 1
         self._probe_s = _PROBE_S
         if self._learns:
-            self._refer(sent, limits, is_charged=True)
+            if limits:
+                self._refer(sent, limits, is_charged=True)
             self.window.answer(running)
 
     def refuse(
@@ -203,7 +206,8 @@ class Limiter:
             return own_s
         if not limits:
             self.cancel(sent)
-        self._refer(sent, limits, is_charged=False)
+        else:
+            self._refer(sent, limits, is_charged=False)
         if self._explain_by_ledger(sent, limits, refusal, now):
             return 0.0
         tries.alone = tries.alone + 1 if is_alone else 1
@@ -276,10 +280,9 @@ class Limiter:
         told = limits.get("tokens")
         if told is not None:
             self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens)
-        if limits:
-            self._is_bound = True
-            if not self.window.is_held:
-                self.window.open()
+        self._is_bound = True
+        if not self.window.is_held:
+            self.window.open()
 
     def _buckets(self, tokens: float) -> list[tuple[Bucket, float, str]]:
         found = [(bucket, 1.0 if kind == "rate" else tokens, kind) for bucket, kind in self._told]

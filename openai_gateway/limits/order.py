@@ -122,10 +122,8 @@ class Rollouts:
         self._began: dict[str, float] = {}
         self._earlier: dict[str, float] = {}
 
-    def began(self, rollout: str | None, now: float) -> float:
-        """Return when a rollout's first call came; a call of none is a rollout of its own."""
-        if rollout is None:
-            return now
+    def began(self, rollout: str, now: float) -> float:
+        """Return when a rollout's first call came."""
         began = self._began.get(rollout)
         if began is None:
             began = self._earlier.get(rollout, now)

@@ -26,19 +26,19 @@ class Pause:
 
     def __init__(self, draw: Callable[[], float]) -> None:
         self._draw = draw
-        self._until = 0.0
+        self.until = 0.0
         self._spread_s = 0.0
 
     def learn(self, outcome: Outcome, now: float) -> None:
         """Pause as long as a 429 or 503 asks, if it asks for no longer than the SDKs would wait."""
         pause_s = to_pause_s(outcome, now)
-        if pause_s is not None and 0 < pause_s <= MAX_RETRY_AFTER_S and monotonic() + pause_s > self._until:
-            self._until = monotonic() + pause_s
+        if pause_s is not None and 0 < pause_s <= MAX_RETRY_AFTER_S and monotonic() + pause_s > self.until:
+            self.until = monotonic() + pause_s
             self._spread_s = max(_MIN_SPREAD_S, _SPREAD_SHARE * pause_s)
 
     def left_s(self) -> float:
         """Return how long the pause still lasts."""
-        return max(0.0, self._until - monotonic())
+        return max(0.0, self.until - monotonic())
 
     def wait(self, deadline: float | None, give_up: Callable[[], bool]) -> None:
         """Wait until the pause is over, then a little more so that not all start at once.
@@ -46,8 +46,8 @@ class Pause:
         Ends early at `deadline` (of the monotonic clock) and when `give_up()` is true: others may renew the pause again
         and again.
         """
-        while monotonic() < self._until:
-            start = self._until + self._spread_s * self._draw()
+        while monotonic() < self.until:
+            start = self.until + self._spread_s * self._draw()
             while (left := start - monotonic()) > 0:
                 if give_up() or (deadline is not None and monotonic() >= deadline):
                     return

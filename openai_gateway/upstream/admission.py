@@ -24,7 +24,6 @@ from openai_gateway.limits.queue import Bounds, Queue
 from openai_gateway.limits.sharing import open_shared_limits
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.wire.call import Call
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
@@ -69,12 +68,17 @@ class Admission:
     def admit(self, progress: Progress) -> None:
         """Give a call its turn, waiting for it if need be. Raises Saturated."""
         call = progress.call
-        is_limited = call.is_metered
-        tokens = self._estimate_tokens(call) if is_limited else 0.0
-        progress.rollout_began = self._rollouts.began(call.rollout_key, progress.started)
-        turn = self.queue.take_at_once(progress.rollout_began, tokens, is_limited=is_limited)
+        is_limited, tokens = call.is_metered, 0.0
+        if is_limited:
+            output_tokens = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
+            tokens = self.limiter.token_factor * (progress.request_bytes / 4 + output_tokens)
+        # A call that names no rollout is one of its own.
+        progress.rollout_began = began = progress.started
+        if call.rollout_key is not None:
+            progress.rollout_began = began = self._rollouts.began(call.rollout_key, began)
+        turn = self.queue.take_at_once(began, tokens, is_limited=is_limited)
         if turn is None:
-            progress.place = Place(progress.rollout_began, tokens, is_limited, call.client or "")
+            progress.place = Place(began, tokens, is_limited, call.client or "")
             try:
                 turn = self.queue.take(progress.place)
             finally:
@@ -93,10 +97,10 @@ class Admission:
         if sent is None:
             return
         limits: dict[str, RateLimit] = {}
-        if sent.at > self.limiter.newest_reference_at and "imit-" in raw.head.text:
+        if "imit-" in raw.head.text and sent.at > self.limiter.newest_reference_at:
             limits = _read_limits(raw)
         self.queue.answer(sent, limits)
-        if self.queue.queued and raw.is_whole and progress.call.rollout_key is None:
+        if self.queue.waiting and raw.is_whole and progress.call.rollout_key is None:
             self._follow(raw, progress)
 
     def readmit(self, progress: Progress, raw: RawAnswer, outcome: Outcome, deadline: float | None) -> bool:
@@ -139,10 +143,6 @@ class Admission:
             if bucket.is_known:
                 found[kind] = LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
         return found
-
-    def _estimate_tokens(self, call: Call) -> float:
-        most = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
-        return self.limiter.token_factor * (len(call.body or b"") / 4 + most)
 
     def _follow(self, raw: RawAnswer, progress: Progress) -> None:
         """Remember whose response this is: a call that names it as `previous_response_id` is of the same rollout."""

@@ -34,10 +34,10 @@ def to_load(admission: Admission, retrying: Mapping[str, int], *, is_breaker_ope
     queue = admission.queue
     return Load(
         queue.slots.in_flight,
-        queue.queued,
+        len(queue.waiting),
         queue.slots.cap,
         {reason: count for reason, count in retrying.items() if count},
         is_breaker_open,
-        queue.reason if queue.queued else "",
+        queue.reason if queue.waiting else "",
         max(0.0, admission.limiter.pause_until - monotonic()),
     )

@@ -34,15 +34,12 @@ class Retries:
         self._server = server
         self._pause = Pause(random.random)
         self._ratio = RetryRatio(server.retry_ratio)
+        self.count_call = self._ratio.count_call
         self.waiting: Counter[str] = Counter()
-
-    def count_call(self) -> None:
-        """Count a call's first attempt."""
-        self._ratio.count_call()
 
     def wait_for_pause(self, deadline: float | None, give_up: Callable[[], bool]) -> None:
         """Wait while the upstream has asked everybody to."""
-        if not self._pause.left_s():
+        if monotonic() >= self._pause.until:
             return
         self.waiting[PAUSED] += 1
         try:

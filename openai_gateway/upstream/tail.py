@@ -65,7 +65,13 @@ class Tail:
             self._slide(_to_body(chunks))
         elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
             # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
-            self._keep(chunks[:-2])
+            pieces = self._pieces
+            if len(pieces) < _KEPT_EVENTS:
+                self._keep(chunks[:-2])
+            else:
+                # As `_keep` would: nearly all events of all streams go this way.
+                self._at = at = (self._at + 1) % _KEPT_EVENTS
+                pieces[at] = chunks[:-2]
 
     def end(self) -> bytes:
         """Return the last bytes."""

@@ -29,11 +29,13 @@ from tests.support.upstreams import (
 )
 
 # On Python 3.11; later versions count fewer, for comprehensions are no calls there.
-# Of a call's, 20 came with limits that are learnt and shared; all else takes 145, where 0.1.0 took 158.
-MOST_OF_A_CALL = 165
-MOST_OF_AN_EVENT = 5
+# 0.1.0 took 158 and 5.
+MOST_OF_A_CALL = 151
+MOST_OF_AN_EVENT = 4
 CALLS = 50
 EVENTS = 50
+# Called if a socket's bytes are not there yet, and if calls are slow to come.
+OF_THE_MOMENT = {"gevent/_compat.py:exc_clear", "upstream/recorder.py:_settle_in_time", "upstream/recorder.py:settle"}
 
 
 class Client:
@@ -127,4 +129,5 @@ def test_a_call_and_an_event_take_no_more_calls_of_pythons_than_they_did(tmp_pat
 
 def _to_one(counted: Counter[str], times: int) -> Counter[str]:
     """Return what is called each time; what depends on the moment, such as a look at a clock, is left out."""
-    return Counter({name: round(count / times) for name, count in counted.items() if round(count / times)})
+    each = {name: round(count / times) for name, count in counted.items() if name not in OF_THE_MOMENT}
+    return Counter({name: count for name, count in each.items() if count})

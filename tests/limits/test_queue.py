@@ -55,11 +55,11 @@ def test_greenlet_killed_while_queued_takes_no_slot() -> None:
     turn = queue.take(_place())
     waiting = [gevent.spawn(queue.take, _place()) for _ in range(3)]
     gevent.sleep(0.01)
-    assert queue.queued == 3
+    assert len(queue.waiting) == 3
     gevent.killall(waiting[:2])
     turn.release()
     waiting[2].get(timeout=1).release()
-    assert (queue.queued, queue.slots.in_flight) == (0, 0)
+    assert (len(queue.waiting), queue.slots.in_flight) == (0, 0)
 
 
 def test_greenlet_killed_after_its_turn_came_gives_it_to_the_next() -> None:
@@ -154,7 +154,6 @@ def test_rollouts_seen_of_late_are_known_and_memory_is_bounded() -> None:
     rollouts = Rollouts()
     assert rollouts.began("a", 1.0) == 1.0
     assert rollouts.began("a", 2.0) == 1.0
-    assert rollouts.began(None, 3.0) == 3.0
     for number in range(20_000):
         rollouts.began(str(number), 4.0)
         assert rollouts.began("a", 5.0) == 1.0

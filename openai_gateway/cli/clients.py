@@ -61,8 +61,11 @@ def _file_option(function: _Command) -> _Command:
 @click.option("--server", "servers", multiple=True, metavar="NAME", help="A server that it may use (default: all).")
 @_file_option
 def add(name: str, given: Path | None, **settings: Any) -> None:
-    """Make a key for a client and show it, once: the file keeps its SHA-256 only."""
-    path, names = _find(given)
+    """Make a key for a client and show it, once.
+
+    The file keeps its SHA-256 only.
+    """
+    path, names, is_configured = _find(given)
     if settings["per"] is not None and settings["budget"] is None:
         raise click.UsageError("--per says what --budget is for")
     text, clients = _read(path, names)
@@ -89,13 +92,17 @@ def add(name: str, given: Path | None, **settings: Any) -> None:
     _write(path, longer)
     click.echo(f"{name} is in {path}; this is its key, shown only now:", err=True)
     click.echo(key)
+    if not is_configured:
+        click.echo(
+            f"No config here names the file: set clients_file: {path}, or the gateway won't ask for keys", err=True
+        )
 
 
 @clients_command.command(name="list")
 @_file_option
 def list_clients(given: Path | None) -> None:
-    """List the clients, without keys; with what they have spent, if the config says where that is kept."""
-    path, names = _find(given)
+    """List the clients, without keys; with what they have spent."""
+    path, names, _ = _find(given)
     _, clients = _read(path, names)
     if not clients.by_name:
         click.echo(f"{path} names no clients", err=True)
@@ -115,7 +122,7 @@ def list_clients(given: Path | None) -> None:
 @_file_option
 def remove(name: str, given: Path | None) -> None:
     """Take a client out; its key is refused within a second."""
-    path, names = _find(given)
+    path, names, _ = _find(given)
     text, clients = _read(path, names)
     if name not in clients.by_name:
         raise click.ClickException(f"{path} has no client {name}")
@@ -134,13 +141,13 @@ def remove(name: str, given: Path | None) -> None:
     click.echo(f"{name} is out of {path}", err=True)
 
 
-def _find(given: Path | None) -> tuple[Path, frozenset[str]]:
-    """Return the clients file, and the names of the servers that the config has."""
+def _find(given: Path | None) -> tuple[Path, frozenset[str], bool]:
+    """Return the clients file, the names of the servers that the config has, and whether it names any clients file."""
     merged = read(os.environ, (), Path.cwd(), [])
     servers = find_servers(merged.tree)
     named = [merged.tree.get("clients_file"), *(settings.get("clients_file") for settings in servers.values())]
     configured = next((path for path in named if isinstance(path, str) and "${" not in path), _DEFAULT)
-    return given or Path(configured), frozenset(servers)
+    return given or Path(configured), frozenset(servers), any(named)
 
 
 def _read(path: Path, names: frozenset[str]) -> tuple[str, Clients]:

@@ -60,7 +60,7 @@ def init_command(base_url: str | None, model: str | None, no_check: bool) -> int
     names = [] if no_check or model is not None else _list_models(url, key)
     if names:
         more = ", ..." if len(names) > _MOST_SHOWN else ""
-        click.echo(f"It has {', '.join(names[:_MOST_SHOWN])}{more}", err=True)
+        click.echo(f"The endpoint has {', '.join(names[:_MOST_SHOWN])}{more}", err=True)
     model = model or click.prompt("Model", default=names[0] if len(names) == 1 else None, err=True)
     write_env_yaml(path, url, key, model)
     click.echo(f"Wrote {path}, which only you can read.")

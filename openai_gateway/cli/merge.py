@@ -63,7 +63,7 @@ def merge_parts(
     if report is not None:
         write_report(report, output, estimator, group_by)
     say(
-        f"{to_plural(merged.answers, 'answer')} of {to_plural(len(parts), 'part')} in {output}; "
+        f"{to_plural(merged.answers, 'answer')} of {to_plural(merged.parts, 'part')} in {output}; "
         f"missing {merged.missing:,}, doubled {merged.doubled:,}"
     )
     for note in merged.notes:

@@ -20,6 +20,7 @@ from openai_gateway.recordings.transfer import BadLine, read_all, take_in, to_li
 
 _folder = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _SHOWN_DIGITS = 16
+_LISTED = f"{'key':{_SHOWN_DIGITS}}  {'recorded (UTC)':19}  status, path, model, tokens in+out, cost, size"
 
 
 @click.group(name="recordings")
@@ -41,7 +42,7 @@ def recordings_command() -> None:
 @recordings_command.command(name="list")
 @_folder
 def _list(folder: Path) -> int:
-    """List kept answers: key, time, status, model, tokens, cost, bytes."""
+    """List kept answers: key, time, model, tokens, cost, bytes."""
     return list_answers(folder)
 
 
@@ -49,7 +50,7 @@ def _list(folder: Path) -> int:
 @_folder
 @click.argument("key")
 def _show(folder: Path, key: str) -> int:
-    """Print the bodies kept under KEY, in the order they are handed out."""
+    """Print the bodies kept under KEY, first recorded first."""
     return show_answers(folder, key.lower())
 
 
@@ -58,7 +59,10 @@ def _show(folder: Path, key: str) -> int:
 @click.option("--max-bytes", type=click.IntRange(0), help="Remove the oldest files beyond this size.")
 @click.option("--max-age-days", type=click.FloatRange(0), help="Remove files whose last answer is older.")
 def _prune(folder: Path, max_bytes: int | None, max_age_days: float | None) -> None:
-    """Remove old answers, whole files at a time; one that a gateway is writing stays."""
+    """Remove old answers, whole files at a time.
+
+    A file that a gateway is writing to stays.
+    """
     if max_bytes is None and max_age_days is None:
         raise click.UsageError("give --max-bytes or --max-age-days")
     removed = prune(folder, max_bytes, None if max_age_days is None else max_age_days * 86_400)
@@ -77,7 +81,11 @@ def _export(folder: Path) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("file", type=click.File("rb"))
 def _import(folder: Path, file: BinaryIO) -> int:
-    """Keep the answers of FILE (`export` made it; - is standard input) in FOLDER; those already there stay."""
+    """Keep the answers of an exported FILE in FOLDER.
+
+    - is standard input. Answers that are there already stay. For `serve --replay FOLDER`, copy replay.yaml there, too,
+    from the folder that was recorded.
+    """
     return import_answers(folder, file)
 
 
@@ -85,6 +93,8 @@ def list_answers(folder: Path) -> int:
     """Print a line for each answer; return the exit code."""
     count = 0
     for entry, answer in read_all(_open(folder)):
+        if not count:
+            click.echo(_LISTED, err=True)
         count += 1
         when = datetime.fromtimestamp(entry.time, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
         tokens = "-" if answer.usage is None else f"{answer.usage.input_tokens}+{answer.usage.output_tokens}"

@@ -75,7 +75,7 @@ def serve_command(
     """
     if replay is not None:
         if not config and not (replay / REPLAY_CONFIG).is_file():
-            raise CommandFailed(f"{replay} has no {REPLAY_CONFIG}: nothing was recorded there")
+            raise CommandFailed(f"{replay} has no {REPLAY_CONFIG}: copy it from the folder that was recorded")
         config = config or (str(replay / REPLAY_CONFIG),)
         overrides = ("++recordings=replay", f"++recordings_dir={replay.absolute()}", *overrides)
     environ = choosing.to_environ(config, overrides)

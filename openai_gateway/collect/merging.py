@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.entries import JournalError, read_entries_and_lines
-from openai_gateway.collect.files import to_failures_path
+from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_replaced_path
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.marks import Marks
 from openai_gateway.collect.settings import Settings, find_differences, read_settings, write_settings
@@ -28,6 +28,7 @@ class Merged(msgspec.Struct):
     """
 
     settings: Settings
+    parts: int = 0
     answers: int = 0
     missing: int = 0
     doubled: int = 0
@@ -38,13 +39,14 @@ class Merged(msgspec.Struct):
 
 def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
     """Make an output of parts. Raises JournalError, OSError."""
+    parts = _leave_out_companions(parts)
     runs = [_read_last_settings(part) for part in parts]
     known = [each for each in runs if each is not None]
     for each in known[1:]:
         differences = find_differences(known[0], each)
         if differences and not may_mix:
             raise JournalError(f"the parts were collected with other settings ({', '.join(differences)}); see --mix")
-    merged = Merged(known[-1] if known else Settings())
+    merged = Merged(known[-1] if known else Settings(), len(parts))
     marks = Marks()
     with Journal(output, may_resume=False) as journal:
         for part in parts:
@@ -62,6 +64,12 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
         rows = max(each.rows for each in known)
         write_settings(output, [msgspec.structs.replace(merged.settings, shard=None, rows=rows)])
     return merged
+
+
+def _leave_out_companions(parts: Sequence[Path]) -> list[Path]:
+    """Return the parts without the files that a run writes beside each: `rollouts_shard-*.jsonl` names these, too."""
+    beside = {to_path(part) for part in parts for to_path in (to_failures_path, to_replaced_path, to_inputs_path)}
+    return [part for part in parts if part not in beside]
 
 
 def _read_last_settings(part: Path) -> Settings | None:

@@ -37,15 +37,17 @@ def draw_spread(spread: Spread, to_text: Callable[[float], str]) -> str:
             f'height="{height:.1f}"><title>{escape(told)}</title></rect>'
         )
     low, high = math.log2(bars[0].low), math.log2(bars[-1].high)
+    names: dict[float, list[str]] = {}
     for share, name in ((0.5, "p50"), (0.95, "p95")):
-        value = spread.to_quantile(share)
+        names.setdefault(spread.to_quantile(share), []).append(name)
+    for value, equal in names.items():
         if value > 0:
             x = min(max((math.log2(value) - low) / (high - low), 0), 1) * _WIDTH
             anchor = "end" if x > _WIDTH - 60 else "start"
             parts.append(
                 f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 8}" y2="{_BASE}"/>'
                 f'<text class="mark" x="{x + (3 if anchor == "start" else -3):.1f}" y="{_TOP - 2}" '
-                f'text-anchor="{anchor}">{name}</text>'
+                f'text-anchor="{anchor}">{", ".join(equal)}</text>'
             )
     parts.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_BASE}" y2="{_BASE}"/>')
     for at in range(_LABELS):

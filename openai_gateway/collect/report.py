@@ -7,6 +7,7 @@ plots (the drawings), spread (the counting).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -220,7 +221,9 @@ def to_count(number: float) -> str:
 
 def to_usd(dollars: float) -> str:
     """Return dollars with the digits that count."""
-    return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.2g}"
+    if dollars >= 1 or not dollars:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.{1 - math.floor(math.log10(dollars))}f}"
 
 
 def to_seconds(seconds: float) -> str:

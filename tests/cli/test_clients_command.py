@@ -27,6 +27,7 @@ def test_client_is_made_listed_and_taken_out() -> None:
     key = made.stdout.strip()
     assert key.startswith("gw-")
     assert key not in path.read_text()
+    assert "set clients_file: clients.yaml" in made.stderr
     assert path.stat().st_mode & 0o777 == 0o600
     assert getattr(parse_clients(path.read_text(), frozenset()).find(key.encode()), "name", None) == "policy-team"
     path.write_text(f"# ours\n{path.read_text()}")
@@ -44,7 +45,8 @@ def test_file_of_the_config_is_the_one_that_is_changed() -> None:
     Path("conf").mkdir()
     Path("conf/openai_model.yaml").write_text("clients_file: team/clients.yaml\n")
     Path("team").mkdir()
-    assert _run("add", "a").exit_code == 0
+    made = _run("add", "a")
+    assert (made.exit_code, "set clients_file" in made.stderr) == (0, False)
     assert Path("team/clients.yaml").exists()
     assert _run("add", "b", "--file", "other.yaml").exit_code == 0
     assert "b:" in Path("other.yaml").read_text()

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_list_and_show_tell_what_is_kept(folder: Path) -> None:
     lines = _run("list", str(folder)).stdout.decode().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 2  # what a program reads; the head goes to stderr
     assert lines[0].startswith("0001020304050607")
     assert "3+5" in lines[0]
     assert _run("show", str(folder), "000102").stdout == b'{"a":1}\n'

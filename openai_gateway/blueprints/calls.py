@@ -28,7 +28,7 @@ from openai_gateway.config import ServerConfig
 from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
-from openai_gateway.recordings.recordings import Recordings
+from openai_gateway.recordings.recordings import REPLAY, Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
 from openai_gateway.upstream.load import Load
 from openai_gateway.upstream.relay import Relay
@@ -79,7 +79,8 @@ class CallServer:
             if recordings is not None
             else None
         )
-        self._websocket = WebSocketServer(relay, is_on=server.websocket)
+        # Kept answers are POSTs' only: a client that is told so asks for them that way.
+        self._websocket = WebSocketServer(relay, is_on=server.websocket and server.recordings != REPLAY)
         self._timeouts = relay.timeouts
         self.share_limits = relay.share_limits
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
@@ -171,7 +172,7 @@ class CallServer:
     def serve_websocket(self, environ: dict[str, Any]) -> flask.Response:
         """Carry a WebSocket of the Responses API to its end, or return why there is none. Raises GatewayError."""
         self.cross_origin.check(environ)
-        client = self.keys.authenticate(environ)
+        self.keys.authenticate(environ)
         given = headers.to_upstream(environ, has_body=False)
         endpoint = Endpoint(Api.RESPONSES, envelope.ResponsesEnvelope(), takes_defaults=True)
         rollout_id = environ.get("openai_gateway.rollout_id")
@@ -187,10 +188,12 @@ class CallServer:
                 request_id=to_request_id(),
                 is_metered=True,
                 received=text if rollout_id is not None and self._is_captured else None,
-                client=client.name if client is not None else None,
             )
             started = monotonic()
             try:
+                # Each time: a key that is taken out of the file ends with the next call, not with the connection.
+                client = self.keys.authenticate(environ)
+                made = msgspec.structs.replace(made, client=client.name if client is not None else None)
                 values, body = self._rewrite(text, endpoint)
             except GatewayError as error:
                 self._relay.refuse(made, error, started)

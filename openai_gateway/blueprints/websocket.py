@@ -29,7 +29,8 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 
 _VERSION: Final = "13"
-# What upstreams without WebSockets answer, and for how long we take their word.
+# What upstreams without WebSockets answer, and for how long we take their word. A 400 may be about one client's
+# headers, and says nothing of others' handshakes.
 _HAVE_NONE: Final = (400, 404, 405, 426)
 _TRUSTED_S: Final = 300.0
 _NOT_PASSED: Final = ("sec-websocket-accept", "sec-websocket-extensions")
@@ -73,6 +74,7 @@ class WebSocketServer:
             raw.connection,
             raw.received,
             client,
+            self._relay.timeouts,
             lambda tunnel: Turns(self._relay, self._relay.timeouts, to_call, tunnel.send, tunnel.tell),
         )
         passing = [header for header in raw.head.passing if header[0].lower() not in _NOT_PASSED]
@@ -112,7 +114,8 @@ class WebSocketServer:
         """Return the upstream's own answer, unless it means that there are no WebSockets."""
         raw.close()
         if raw.head.status in _HAVE_NONE:
-            self._has_none_until = monotonic() + _TRUSTED_S
+            if raw.head.status != 400:
+                self._has_none_until = monotonic() + _TRUSTED_S
             raise _to_refusal()
         return flask.Response(raw.body, raw.head.status, headers=raw.head.passing)
 

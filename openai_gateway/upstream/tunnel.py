@@ -4,6 +4,10 @@ Two greenlets, one for each direction, each reading one side and writing the oth
 to the client (an error, a close) goes in only between two messages of the upstream. States: open -> closing (a close
 frame has passed, or one side is gone) -> closed. Whatever ends it, `run` closes both sides and ends every turn.
 
+A side that doesn't read holds up the greenlet that writes to it, which then doesn't see the other side leave. So `tick`
+looks at how long each write has taken. A side that sends without end must not keep the hub from others: after bytes
+that needn't be waited for, a greenlet lets the others run.
+
 See also: turns (what a create costs), wire.frames, blueprints.websocket (the handshake).
 """
 
@@ -11,21 +15,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from openai_gateway.errors import GatewayError, UpstreamProtocolError
+from openai_gateway.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout
 from openai_gateway.transport.connection import Connection
-from openai_gateway.transport.watch import Ticker
+from openai_gateway.transport.watch import Ticker, Timeouts, has_left
 from openai_gateway.upstream.turns import Turns
 from openai_gateway.wire import frames
 from openai_gateway.wire.frames import BadFrame, FrameReader, to_close, to_frame
 
 MOST_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-_RECEIVE_BYTES: Final = 65536
+# Of the smallest frames, what is read at once takes some 20 ms.
+_RECEIVE_BYTES: Final = 16384
+_MOST_AT_A_TIME_S: Final = 0.005
+_OTHERS_S: Final = 0.0001
+# What we have to say while the upstream is within a message; a client that is owed more is given up.
+_MOST_TO_TELL: Final = 256
 # What a peer gets to answer a close, before its socket is closed all the same.
 _CLOSE_S: Final = 1.0
 
@@ -33,21 +43,32 @@ _CLOSE_S: Final = 1.0
 class Tunnel:
     """Carries one WebSocket connection; `client` is a socket of gevent's, which `run` closes."""
 
-    def __init__(self, upstream: Connection, received: bytes, client: Any, to_turns: Callable[[Tunnel], Turns]) -> None:
+    def __init__(
+        self,
+        upstream: Connection,
+        received: bytes,
+        client: Any,
+        timeouts: Timeouts,
+        to_turns: Callable[[Tunnel], Turns],
+    ) -> None:
         self._upstream = upstream
         self._received = received
         self._client = client
+        self._timeouts = timeouts
+        # Since when a write is under way.
+        self._client_takes_since: float | None = None
+        self._upstream_takes_since: float | None = None
         self._from_client = FrameReader(is_masked=True, most_bytes=MOST_MESSAGE_BYTES)
         self._from_upstream = FrameReader(is_masked=False, most_bytes=MOST_MESSAGE_BYTES)
         self._to_client = BoundedSemaphore(1)
         self._to_upstream = BoundedSemaphore(1)
         self._to_tell: list[bytes] = []
-        # The client's message that is under way: its kind, its frames, and what they say.
-        self._opcode = frames.CONTINUATION
-        self._frames: list[bytes] = []
+        # The client's message that is under way: its frames, and what they say.
+        self._frames = bytearray()
         self._payload = bytearray()
         self._why = "broke off the connection"
         self._over = Event()
+        self._others_ran_at = monotonic()
         self._error: GatewayError | None = None
         self._close_code: int | None = None
         self._is_closed_by_us = False
@@ -71,10 +92,15 @@ class Tunnel:
                 self._client.close()
 
     def tick(self, now: float) -> None:
-        """Look at the clock: time-outs of running responses, and a stop; called from the hub."""
+        """Look at the clock: time-outs of writes and of running responses, and a stop; called from the hub."""
         if self._over.is_set():
             return
-        overdue = self.turns.find_overdue(now)
+        if _is_over(self._client_takes_since, self._timeouts.client_s, now) or (
+            self._upstream_takes_since is not None and has_left(self._client.fileno())
+        ):
+            self._over.set()
+            return
+        overdue = self._find_overdue(now)
         if overdue is not None:
             gevent.spawn(self._fail, overdue)
         elif self._is_draining():
@@ -82,14 +108,28 @@ class Tunnel:
             if self.turns.is_idle:
                 gevent.spawn(self._close, frames.SERVICE_RESTART, "the gateway is shutting down")
 
+    def _find_overdue(self, now: float) -> UpstreamTimeout | None:
+        bound_s = self._timeouts.first_byte_s
+        if _is_over(self._upstream_takes_since, bound_s, now):
+            return UpstreamTimeout(f"The upstream did not take a message within {bound_s:g} s.")
+        # What the upstream sends is not read while the client doesn't take it.
+        return self.turns.find_overdue(now) if self._client_takes_since is None else None
+
     def send(self, text: bytes | None, raw: bytes) -> None:
         """Send a text message upstream, or frames as they are. Raises OSError."""
         data = raw if text is None else to_frame(frames.TEXT, text, is_masked=True)
         with self._to_upstream:
-            self._upstream.send_through(data)
+            self._upstream_takes_since = monotonic()
+            try:
+                self._upstream.send_through(data)
+            finally:
+                self._upstream_takes_since = None
 
     def tell(self, text: bytes) -> None:
         """Give the client an event of our own, now or after the message that it is just getting."""
+        if len(self._to_tell) >= _MOST_TO_TELL:
+            self._over.set()
+            return
         self._to_tell.append(to_frame(frames.TEXT, text, is_masked=False))
         if self._from_upstream.is_between_messages:
             self._write_client(b"")
@@ -100,20 +140,29 @@ class Tunnel:
                 data += b"".join(self._to_tell)
                 self._to_tell.clear()
             if data:
-                self._client.sendall(data)
+                self._client_takes_since = monotonic()
+                try:
+                    self._client.sendall(data)
+                finally:
+                    self._client_takes_since = None
 
     def _pump_client(self) -> None:
         try:
             while data := self._client.recv(_RECEIVE_BYTES):
+                control = bytearray()
                 for frame in self._from_client.feed(data):
                     if frame.is_control:
+                        control += frame.raw
                         if frame.opcode == frames.CLOSE:
                             self._close_code = frames.to_close_code(frame.payload)
-                        self.send(None, frame.raw)
+                            break
                     else:
                         self._take(frame)
+                if control:
+                    self.send(None, bytes(control))
                 if self._close_code is not None:
                     break
+                self._let_others_run()
         except BadFrame as bad:
             self._close(bad.code, str(bad))
         except OSError:
@@ -122,22 +171,17 @@ class Tunnel:
             self._over.set()
 
     def _take(self, frame: frames.Frame) -> None:
-        """Take a data frame: once a text message is whole, what it asks for counts."""
-        if frame.opcode != frames.CONTINUATION:
-            self._opcode = frame.opcode
-        self._frames.append(frame.raw)
+        """Take a data frame: once a message is whole, what it asks for counts; some upstreams read binary ones, too."""
+        self._frames += frame.raw
         self._payload += frame.payload
         if frame.is_final:
-            raw, text = b"".join(self._frames), bytes(self._payload)
+            raw, text = bytes(self._frames), bytes(self._payload)
             self._frames.clear()
             self._payload.clear()
-            if self._opcode == frames.TEXT:
-                self.turns.take(text, raw)
-            else:
-                self.send(None, raw)
+            self.turns.take(text, raw)
 
     def _pump_upstream(self) -> None:
-        opcode, text = frames.CONTINUATION, bytearray()
+        text = bytearray()
         try:
             data = self._received or self._read()
             while data:
@@ -145,12 +189,9 @@ class Tunnel:
                     if frame.opcode == frames.CLOSE:
                         self._close_code = frames.to_close_code(frame.payload)
                     elif not frame.is_control:
-                        if frame.opcode != frames.CONTINUATION:
-                            opcode = frame.opcode
                         text += frame.payload
                         if frame.is_final:
-                            if opcode == frames.TEXT:
-                                self.turns.see(bytes(text))
+                            self.turns.see(bytes(text))
                             text.clear()
                 self._write_client(data)
                 if self._close_code is not None:
@@ -175,17 +216,25 @@ class Tunnel:
     def _read(self) -> bytes:
         """Return what the upstream has sent, `b""` if it is gone."""
         try:
+            self._let_others_run()
             while (data := self._upstream.receive()) is None:
                 self._upstream.wait_readable()
+                self._others_ran_at = monotonic()
         except OSError as error:
             self._why = f"broke the connection ({error.strerror})"
             return b""
         return data
 
+    def _let_others_run(self) -> None:
+        """Leave the hub to others if they haven't had it for long; only a timer does: sleep(0) looks at no socket."""
+        if monotonic() - self._others_ran_at > _MOST_AT_A_TIME_S:
+            gevent.sleep(_OTHERS_S)
+            self._others_ran_at = monotonic()
+
     def _fail(self, error: GatewayError) -> None:
         if self._error is None:
             self._error = error
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), gevent.Timeout(_CLOSE_S, False):  # type: ignore[arg-type]
                 self.turns.refuse(error)
             self._close(frames.INTERNAL_ERROR, "a response took too long")
 
@@ -201,6 +250,10 @@ class Tunnel:
         with contextlib.suppress(OSError), gevent.Timeout(_CLOSE_S, False):  # type: ignore[arg-type]
             self.send(None, to_frame(frames.CLOSE, to_close(frames.GOING_AWAY), is_masked=True))
         self._over.set()
+
+
+def _is_over(since: float | None, bound_s: float | None, now: float) -> bool:
+    return since is not None and bound_s is not None and now - since > bound_s
 
 
 _open: Ticker[Tunnel] = Ticker()

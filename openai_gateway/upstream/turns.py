@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import gevent
 import msgspec
@@ -29,8 +29,10 @@ from openai_gateway.wire.head import Head
 _log = logging.getLogger("openai_gateway")
 _CREATE: Final = "response.create"
 _LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
-# What one connection may have waiting: far more than the API runs at once (16).
-_MOST_WAITING: Final = 256
+# What one connection may have waiting and under way: far more than the API runs at once (16).
+_MOST_MESSAGES: Final = 256
+_MOST_WAITING_BYTES: Final = 32 * 1024 * 1024
+_MOST_NAME_LENGTH: Final = 256
 # Records read a turn's events as they read a stream's.
 _EVENTS: Final = Head(200, "OK", [("content-type", "text/event-stream")])
 _ERROR: Final = Head(200, "OK", [("content-type", "application/json")])
@@ -47,8 +49,9 @@ class Keeper(Protocol):
 
 
 class _ClientEvent(msgspec.Struct):
-    type: str | None = None
-    stream_id: str | None = None
+    # Of any type: whether a create with a wrong one is refused is not for its reader here to decide.
+    type: Any = None
+    stream_id: Any = None
 
 
 class _ErrorFields(msgspec.Struct):
@@ -85,6 +88,19 @@ _server_events = msgspec.json.Decoder(_ServerEvent)
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+def _read(text: bytes) -> _ClientEvent:
+    """Return what a client's message is; one that isn't JSON, but may be a create for who reads more, is a create.
+
+    As such it is refused, where it would pass the slots, the budgets and the model by.
+    """
+    try:
+        return _client_events.decode(text)
+    except _UNREADABLE:
+        # UTF-16, too, is read by some.
+        bare = text.replace(b"\0", b"")
+        return _ClientEvent(_CREATE if b"response.create" in bare or b"\\u" in bare else None)
+
+
 class Turns:
     """The turns of one connection.
 
@@ -105,7 +121,10 @@ class Turns:
         self._to_call = to_call
         self._send = send
         self._tell = tell
+        # Only those in which something runs, waits or is being sent.
         self._lanes: dict[str, _Lane] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
         self.is_draining = False
         self._is_over = False
 
@@ -120,25 +139,27 @@ class Turns:
         return not any(lane.running or lane.waiting or lane.sender for lane in self._lanes.values())
 
     def take(self, text: bytes, frames: bytes) -> None:
-        """Take a client's text message; `frames` are the bytes that it came in."""
-        try:
-            event = _client_events.decode(text)
-        except _UNREADABLE:
-            event = _ClientEvent()
-        name = event.stream_id or ""
+        """Take a client's message; `frames` are the bytes that it came in."""
+        event = _read(text)
+        name = event.stream_id if isinstance(event.stream_id, str) else ""
         lane = self._lanes.get(name)
         is_create = event.type == _CREATE
         if not is_create and (lane is None or lane.sender is None):
             self._send(None, frames)
             return
-        if lane is None:
-            lane = self._lanes[name] = _Lane()
         if is_create and self.is_draining:
             self._tell_error(Unavailable("The gateway is shutting down.", retry_after_s=1), name)
-        elif len(lane.waiting) >= _MOST_WAITING:
-            self._tell_error(InvalidRequest("Too many messages of this stream wait.", code="too_many_messages"), name)
+        elif len(name) > _MOST_NAME_LENGTH:
+            self._tell_error(InvalidRequest("The stream_id is too long.", param="stream_id"), "")
+        elif self._waiting + self.running >= _MOST_MESSAGES or self._waiting_bytes + len(frames) > _MOST_WAITING_BYTES:
+            self._tell_error(
+                InvalidRequest("Too many messages of this connection wait.", code="too_many_messages"), name
+            )
         else:
+            lane = self._lanes.setdefault(name, lane or _Lane())
             lane.waiting.append((text if is_create else None, frames))
+            self._waiting += 1
+            self._waiting_bytes += len(frames)
             if lane.sender is None:
                 lane.sender = gevent.spawn(self._send_waiting, name, lane)
 
@@ -146,15 +167,25 @@ class Turns:
         try:
             while lane.waiting:
                 text, frames = lane.waiting.popleft()
-                if text is None:
-                    self._send(None, frames)
-                else:
-                    self._begin(text, name, lane)
+                try:
+                    if text is None:
+                        self._send(None, frames)
+                    else:
+                        self._begin(text, name, lane)
+                finally:
+                    self._waiting -= 1
+                    self._waiting_bytes -= len(frames)
         except (OSError, Cancelled, ClientGone):
             # The connection is gone, and its tunnel knows.
             lane.waiting.clear()
         finally:
             lane.sender = None
+            self._forget(name, lane)
+
+    def _forget(self, name: str, lane: _Lane) -> None:
+        """Have no lane in which nothing is going on: a client may name any number of them."""
+        if not (lane.running or lane.waiting or lane.sender) and self._lanes.get(name) is lane:
+            del self._lanes[name]
 
     def _begin(self, text: bytes, name: str, lane: _Lane) -> None:
         try:
@@ -191,11 +222,13 @@ class Turns:
             event = _server_events.decode(text)
         except _UNREADABLE:
             return
-        lane = self._lanes.get(event.stream_id or "")
+        name = event.stream_id or ""
+        lane = self._lanes.get(name)
         if lane is None or not lane.running:
-            lane = self._find_only_lane() if event.type == "error" and event.stream_id is None else None
-        if lane is None:
-            return
+            found = self._find_only_lane() if event.type == "error" and event.stream_id is None else None
+            if found is None:
+                return
+            name, lane = found
         turn = lane.running[0]
         turn.moved_at, turn.has_begun = monotonic(), True
         tail = turn.progress.tail
@@ -210,13 +243,14 @@ class Turns:
             tail.add(b"data: " + text + b"\n\n")
         if event.type in _LAST_EVENTS:
             lane.running.popleft()
+            self._forget(name, lane)
             turn.progress.outcome = "completed"
             self._keeper.end(turn.progress)
 
-    def _find_only_lane(self) -> _Lane | None:
-        """Return the one lane in which something runs: an error that names no lane is its own."""
-        lanes = [lane for lane in self._lanes.values() if lane.running]
-        return lanes[0] if len(lanes) == 1 and len(lanes[0].running) == 1 else None
+    def _find_only_lane(self) -> tuple[str, _Lane] | None:
+        """Return the one lane in which something runs, with its name: an error that names no lane is its own."""
+        found = [(name, lane) for name, lane in self._lanes.items() if lane.running]
+        return found[0] if len(found) == 1 and len(found[0][1].running) == 1 else None
 
     def find_overdue(self, now: float) -> UpstreamTimeout | None:
         """Return the error for a response for which nothing has come for too long, if there is one."""
@@ -229,18 +263,19 @@ class Turns:
 
     def refuse(self, error: GatewayError) -> None:
         """Tell the client of each lane in which something runs what it ends with."""
-        for name, lane in self._lanes.items():
+        for name, lane in list(self._lanes.items()):
             if lane.running:
                 self._tell_error(error, name)
 
     def end(self, error: GatewayError | None) -> None:
         """End whatever runs or waits: with an error, or because the client has left."""
         self._is_over = True
-        for lane in self._lanes.values():
+        lanes = list(self._lanes.values())
+        for lane in lanes:
             lane.waiting.clear()
             if lane.sender is not None:
                 lane.sender.kill(Cancelled(ClientGone()), block=False)
-        for lane in self._lanes.values():
+        for lane in lanes:
             while lane.running:
                 progress = lane.running.popleft().progress
                 progress.outcome, progress.error = ("failed", error) if error is not None else ("client_gone", None)

@@ -58,7 +58,7 @@ class FrameReader:
         self._is_masked = is_masked
         self._most_bytes = most_bytes
         self._buffer = bytearray()
-        # Bytes of the message that has begun; None between messages.
+        # Bytes of the message that has begun, its frames' heads included; None between messages.
         self._begun: int | None = None
 
     @property
@@ -103,7 +103,7 @@ class FrameReader:
         if opcode == CLOSE:
             _check_close(payload)
         elif opcode < CLOSE:
-            self._begun = None if is_final else (self._begun or 0) + length
+            self._begun = None if is_final else (self._begun or 0) + end - start
         return Frame(opcode, is_final, payload, bytes(buffer[start:end])), end
 
     def _check(self, first: int, second: int, opcode: int, is_final: bool, length: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import signal
 import socket
@@ -10,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import openai
 import pytest
@@ -19,8 +21,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
+from openai_gateway.wire import frames
+from openai_gateway.wire.frames import to_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
-from tests.support.upstreams import answer_always, run_upstream
+from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
 
 # The official client, too, uses what the package would rather have as a context manager.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning", "ignore:serve:DeprecationWarning")
@@ -174,10 +178,12 @@ def test_error_of_the_upstream_is_recorded_as_one(through: tuple[Gunicorn, Gunic
 
 @pytest.mark.parametrize(
     ("settings", "simulated"),
-    [({"websocket": False}, {}), ({}, {"websocket": False})],
-    ids=["off", "upstream has none"],
+    [({"websocket": False}, {}), ({"recordings": "replay"}, {}), ({}, {"websocket": False})],
+    ids=["off", "only kept answers", "upstream has none"],
 )
 def test_without_websockets_the_client_is_told_426(settings: Any, simulated: Any, tmp_path: Path) -> None:
+    if "recordings" in settings:
+        settings = {**settings, "recordings_dir": str(tmp_path / "kept")}
     with run_simulator(tmp_path, simulated) as simulator, run_gateway(tmp_path, simulator.url, settings) as gateway:
         for _ in range(2):
             with pytest.raises(InvalidStatus) as refused:
@@ -357,3 +363,128 @@ def test_handshake_that_is_malformed_never_reaches_the_upstream(tmp_path: Path) 
         elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=5)
         assert elsewhere.status_code == 426
         assert not upstream.requests
+
+
+def _echo(upstream: ServerConnection) -> None:
+    for message in upstream:
+        upstream.send(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ('{"type":"response.create","model":"dear","stream_id":5}', None),
+        ('{"type":"response.create","model":"dear","input":"\\ud800"}', None),
+        (b'{"type":"response.create","model":"dear"}', None),
+        (iter(['{"type":"response.', 'create","model":"dear","model":', '"dearer"}']), None),
+        ('{"type":"response.create","model":"dear","temperature":NaN}', "invalid_request"),
+        ('{"type":"response.create","model":"dear"}'.encode("utf-16"), "invalid_request"),
+    ],
+    ids=["stream_id no text", "lone surrogate", "binary", "fragments, key repeated", "NaN", "UTF-16"],
+)
+def test_no_create_gets_past_the_model_and_the_slots(message: Any, code: str | None, tmp_path: Path) -> None:
+    with _run_upstream(_echo) as server, run_gateway(tmp_path, _to_url(server)) as gateway:
+        with _open(gateway) as client:
+            client.send(message)
+            got = json.loads(client.recv(timeout=10))
+            if code is None:
+                assert (got["type"], got["model"]) == ("response.create", "the-model")
+                assert gateway.inspect()["in_flight"] == 1
+            else:
+                assert (got["type"], got["status"]) == ("error", 400)
+        server.shutdown()
+
+
+def _shake_hands(conversation: Conversation) -> None:
+    asked = conversation.read_head()
+    assert asked is not None
+    key = Request(asked, b"").headers["sec-websocket-key"]
+    head = (
+        f"HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: {to_accept(key)}\r\n\r\n"
+    )
+    conversation.send(head.encode())
+
+
+def _flood(client: socket.socket) -> NoReturn:
+    while True:
+        client.sendall(to_frame(frames.TEXT, b"x" * 16_384, is_masked=True))
+
+
+@pytest.mark.parametrize("who", ["upstream", "client"])
+def test_side_that_does_not_read_holds_nothing_for_ever(who: str, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def script(conversation: Conversation) -> None:
+        _shake_hands(conversation)
+        if who == "client":
+            conversation.sock.recv(65536)
+            while not over.is_set():
+                conversation.send(to_frame(frames.TEXT, b"x" * 16_384, is_masked=False))
+        over.wait(30)
+
+    settings = {"first_byte_timeout_s": 3, "idle_timeout_s": None, "client_timeout_s": 0.5}
+    with run_upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
+        before = gateway.inspect()["greenlets"]
+        with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])), 2) as client:
+            client.sendall(
+                b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+                b"sec-websocket-version: 13\r\nsec-websocket-key: " + base64.b64encode(bytes(16)) + b"\r\n\r\n"
+            )
+            assert client.recv(12) == b"HTTP/1.1 101"
+            if who == "client":
+                client.sendall(to_frame(frames.TEXT, _create().encode(), is_masked=True))
+            else:
+                with contextlib.suppress(OSError):
+                    _flood(client)
+            eventually(lambda: gateway.inspect()["in_flight"] == 0 and gateway.inspect()["greenlets"] <= before)
+        over.set()
+
+
+def test_lanes_of_a_connection_are_bounded_and_forgotten(tmp_path: Path) -> None:
+    with (
+        _run_upstream(_echo) as server,
+        run_gateway(tmp_path, _to_url(server), {"max_concurrent_requests": 1}) as gateway,
+    ):
+        with _open(gateway) as client:
+            for number in range(300):
+                client.send(_create(stream_id=f"lane {number}"))
+            errors = 0
+            while errors < 300 - 256:
+                errors += json.loads(client.recv(timeout=10)).get("error", {}).get("code") == "too_many_messages"
+            client.send(_create(stream_id="x" * 1000))
+            refused = json.loads(client.recv(timeout=10))
+            assert (refused["status"], refused["error"]["param"]) == (400, "stream_id")
+        eventually(lambda: gateway.inspect()["in_flight"] + gateway.inspect()["queued"] == 0)
+        server.shutdown()
+
+
+def test_one_clients_bad_handshake_does_not_end_the_websockets_of_others(tmp_path: Path) -> None:
+    statuses = iter(["400 Bad Request", "401 Unauthorized"])
+
+    def script(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(to_answer(b'{"error": {"code": "x"}}', status=next(statuses)))
+
+    with run_upstream(script) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        for expected in (426, 401):
+            with pytest.raises(InvalidStatus) as refused:
+                _open(gateway)
+            assert refused.value.response.status_code == expected
+
+
+def test_key_that_is_taken_away_ends_with_the_next_call(tmp_path: Path) -> None:
+    clients = tmp_path / "clients.yaml"
+    clients.write_text("team: {key: gw-0123456789abcdef}")
+    settings = {"clients_file": str(clients)}
+    with run_simulator(tmp_path) as simulator, run_gateway(tmp_path, simulator.url, settings) as gateway:
+        url = gateway.url.replace("http", "ws") + "/v1/responses"
+        with connect(url, additional_headers={"authorization": "Bearer gw-0123456789abcdef"}) as client:
+            client.send(_create())
+            assert _receive(client)[-1]["type"] == "response.completed"
+            clients.write_text("another: {key: gw-fedcba9876543210}")
+
+            def is_refused() -> bool:
+                client.send(_create())
+                return bool(_receive(client)[-1].get("status") == 401)
+
+            eventually(is_refused)

@@ -134,6 +134,14 @@ def test_message_in_fragments_with_a_ping_between() -> None:
     assert reader.is_between_messages
 
 
+def test_message_of_empty_frames_is_too_large_at_some_time() -> None:
+    reader = FrameReader(is_masked=False, most_bytes=1000)
+    reader.feed(b"\x01\x00")
+    with pytest.raises(BadFrame) as refused:
+        reader.feed(b"\x00\x00" * 1000)
+    assert refused.value.code == frames.TOO_BIG
+
+
 def test_handshake_is_answered_as_in_the_rfc() -> None:
     assert frames.to_accept("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 

@@ -86,6 +86,8 @@ def _picture_collect(folder: Path) -> Path:
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ openai-gateway {arguments}", style="bold"))
     console.print(Text.from_ansi(_settle(shown)))
+    # The picture cuts the last line at its foot: what hangs below it goes.
+    console.print()
     path.write_text(_FONT_FACES.sub("", console.export_svg(title="openai-gateway collect")))
     return path
 

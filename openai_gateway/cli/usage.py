@@ -98,8 +98,10 @@ def _to_json(summary: Summary, by: str) -> dict[str, object]:
 
 
 def _print_table(summary: Summary, by: str) -> None:
-    rows = [_to_row(key, found) for key, found in sorted(summary.by_key.items())]
-    rows.append(_to_row("total", summary.total))
+    # The cost of a few calls is far below a cent.
+    decimals = 6 if 0 < (summary.total.cost_usd or 0) < 0.01 else 4
+    rows = [_to_row(key, found, decimals) for key, found in sorted(summary.by_key.items())]
+    rows.append(_to_row("total", summary.total, decimals))
     print_table([by, *_HEAD], rows, is_last_total=True, spare=_SPARE)
     if count := summary.total.unknown_usage:
         calls = "1 call did" if count == 1 else f"{count:,} calls did"
@@ -115,7 +117,7 @@ def _print_table(summary: Summary, by: str) -> None:
         click.echo(f"{calls} answered from recordings{saving}.")
 
 
-def _to_row(key: str, found: Sum) -> list[str]:
+def _to_row(key: str, found: Sum, decimals: int) -> list[str]:
     counts: tuple[int | None, ...] = (
         found.calls,
         found.completed,
@@ -127,7 +129,7 @@ def _to_row(key: str, found: Sum) -> list[str]:
         found.output_tokens,
         found.reasoning_tokens,
     )
-    cost = UNKNOWN if found.cost_usd is None else f"{found.cost_usd:,.4f}"
+    cost = UNKNOWN if found.cost_usd is None else f"{found.cost_usd:,.{decimals}f}"
     return [_to_printable(key), *(UNKNOWN if count is None else f"{count:,}" for count in counts), cost]
 
 

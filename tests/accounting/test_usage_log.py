@@ -211,6 +211,12 @@ def _run(*arguments: str) -> str:
     return ended.output
 
 
+def test_cost_of_a_few_calls_is_shown_in_millionths(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    path.write_bytes(msgspec.json.encode(to_record(model="a", cost_usd=0.000049)) + b"\n")
+    assert _run(str(path)).splitlines()[-1].split()[-1] == "0.000049"
+
+
 @pytest.mark.parametrize(
     ("by", "keys"),
     [

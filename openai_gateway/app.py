@@ -49,6 +49,7 @@ from openai_gateway.page.feed import Feed
 from openai_gateway.recordings.opening import open_recordings
 from openai_gateway.upstream.recorder import Observer
 from openai_gateway.upstream.relay import Relay
+from openai_gateway.upstream.tunnel import count_open
 from openai_gateway.wire import paths
 
 _log = logging.getLogger("openai_gateway")
@@ -92,7 +93,7 @@ class GatewayApp(flask.Flask):
                 "log": lost_lines.count,
             }
 
-        aggregate = Aggregate(models, self._get_states, count_lost)
+        aggregate = Aggregate(models, self._get_states, count_lost, count_open)
         self.snapshots = self.extensions[SNAPSHOTS] = Snapshots(aggregate, lambda: self.standings)
         self.extensions[FEED] = Feed(self.snapshots.snapshot)
         trace = open_tracing(models)

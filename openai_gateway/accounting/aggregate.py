@@ -39,7 +39,7 @@ class Aggregate:
     """The totals of this worker.
 
     `models` has the configured model of each server, `get_states` returns their states, `count_lost` how many records
-    could not be written, by where.
+    could not be written, by where, `count_websockets` how many are open.
     """
 
     def __init__(
@@ -47,10 +47,12 @@ class Aggregate:
         models: Mapping[str, str],
         get_states: Callable[[], dict[str, ServerState]],
         count_lost: Callable[[], dict[str, int]] = dict,
+        count_websockets: Callable[[], int] = int,
     ) -> None:
         self._models = models
         self._get_states = get_states
         self._count_lost = count_lost
+        self._count_websockets = count_websockets
         self._codes = {""}
         self.totals = Totals(pid=os.getpid(), started=time.time())
         self.calls = 0
@@ -111,6 +113,7 @@ class Aggregate:
         """Note in the totals how the servers are now, and return it."""
         states = self.totals.states = self._get_states()
         self.totals.lost = self._count_lost()
+        self.totals.websockets = self._count_websockets()
         in_flight = sum(state.in_flight for state in states.values())
         queued = sum(state.queued for state in states.values())
         if in_flight or queued:

@@ -188,6 +188,11 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     yield from (in_flight, queued, cap, breaker, limit, remaining, reset, pause, retrying, learned, free, others)
     yield GaugeMetricFamily(_PREFIX + "workers", "Worker processes that serve.", value=len(workers))
     yield GaugeMetricFamily(
+        _PREFIX + "websockets",
+        "Open WebSockets of clients, with responses under way or without.",
+        value=sum(totals.websockets for totals in workers),
+    )
+    yield GaugeMetricFamily(
         _PREFIX + "resident_memory_bytes",
         "Resident memory of all workers together.",
         value=sum(totals.resident_bytes for totals in workers),

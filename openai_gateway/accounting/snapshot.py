@@ -20,7 +20,7 @@ from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.shared_files import SharedFiles
 from openai_gateway.accounting.spans import to_hour, to_series, to_span, to_spans
 from openai_gateway.accounting.standings import Standing, Standings
-from openai_gateway.accounting.totals import KEPT_SECONDS, Account, Consumption, ServerState, Totals, add_counts
+from openai_gateway.accounting.totals import KEPT_SECONDS, Account, Consumption, Saved, ServerState, Totals, add_counts
 from openai_gateway.remedies import advise
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import RateLimit
@@ -50,7 +50,8 @@ class Snapshots:
         """Write the totals if they have changed; a failure is logged once until it is over."""
         try:
             states = self._aggregate.look()
-            now = (self._aggregate.calls, [(state.in_flight, state.queued) for state in states.values()])
+            states_now = [(state.in_flight, state.queued) for state in states.values()]
+            now = (self._aggregate.calls, self._aggregate.totals.websockets, states_now)
             if self._files is not None and (now != self._published or not self._files.is_written()):
                 self._files.write(self._aggregate.totals)
                 self._published = now
@@ -144,6 +145,7 @@ def _show_worker(totals: Totals) -> dict[str, Any]:
         "started": totals.started,
         "in_flight": sum(state.in_flight for state in states),
         "queued": sum(state.queued for state in states),
+        "websockets": totals.websockets,
     }
 
 
@@ -179,6 +181,7 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "reasoning_tokens": used.reasoning_tokens,
         "cost_usd": used.cost_usd if used.priced_calls else None,
         "calls_without_usage": sum(account.without_usage for account in accounts),
+        "saved": msgspec.structs.asdict(total.saved.get(name, Saved())),
     }
 
 

@@ -191,7 +191,7 @@ class Totals(msgspec.Struct):
     """All of it for one worker. Keys of `accounts` are (server, API), of `consumption` (server, model).
 
     `minutes` has what was in seconds that are too long ago for `seconds`. `lost` has how many records could not be
-    written, by where: `usage_log` or `captures`.
+    written, by where: `usage_log` or `captures`. `websockets` are open now.
     """
 
     pid: int
@@ -207,6 +207,7 @@ class Totals(msgspec.Struct):
     resident_bytes: int = 0
     lost: dict[str, int] = {}
     saved: dict[str, Saved] = {}
+    websockets: int = 0
 
     def add(self, other: Totals) -> None:
         """Add another worker's sums and past calls; its present state stays its own."""

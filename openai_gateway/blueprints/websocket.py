@@ -29,9 +29,8 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 
 _VERSION: Final = "13"
-# What upstreams without WebSockets answer, and for how long we take their word. A 400 may be about one client's
-# headers, and says nothing of others' handshakes.
-_HAVE_NONE: Final = (400, 404, 405, 426)
+# For how long an upstream is taken at its word. A 400 may be about one client's headers, and says nothing of others'
+# handshakes.
 _TRUSTED_S: Final = 300.0
 _NOT_PASSED: Final = ("sec-websocket-accept", "sec-websocket-extensions")
 _PLAIN: Final = "send the call as a POST"
@@ -113,7 +112,7 @@ class WebSocketServer:
     def _refuse(self, raw: RawAnswer) -> flask.Response:
         """Return the upstream's own answer, unless it means that there are no WebSockets."""
         raw.close()
-        if raw.head.status in _HAVE_NONE:
+        if raw.head.status in frames.HAVE_NO_WEBSOCKETS:
             if raw.head.status != 400:
                 self._has_none_until = monotonic() + _TRUSTED_S
             raise _to_refusal()

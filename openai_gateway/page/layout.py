@@ -100,6 +100,6 @@ TABLES: Final = (
         "Server | +Model | +Endpoint | #In flight | #Slots | #Queued | #Calls | #+Failed | #+Client left | #+Retries"
         " | #Cost | #+Tokens in | #-Cached | #+Tokens out | #-Reasoning | #-No usage",
         "No servers.",
-        "Sums are over all workers there were since the start.",
+        "Sums are over all workers there were since the start. Saved is what kept answers would have cost.",
     ),
 )

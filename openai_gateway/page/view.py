@@ -76,7 +76,7 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
     spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
     return [
-        _to_tile("In flight", to_count(in_flight), _to_slots(servers)),
+        _to_tile("In flight", to_count(in_flight), _to_slots(snapshot)),
         _to_tile("Queued", to_count(queued), _to_waits(servers), "warn" if queued else ""),
         _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
         _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
@@ -87,7 +87,14 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _to_slots(servers: Sequence[Mapping[str, Any]]) -> str:
+def _to_slots(snapshot: Mapping[str, Any]) -> str:
+    """Return how many slots there are, and how many WebSockets are open, if any."""
+    websockets = sum(worker["websockets"] for worker in snapshot["workers"])
+    slots = _to_caps(snapshot["servers"])
+    return f"{slots}; {to_count(websockets)} WebSockets open" if websockets else slots
+
+
+def _to_caps(servers: Sequence[Mapping[str, Any]]) -> str:
     caps = [server["cap"] for server in servers if server["cap"] is not None]
     if not caps:
         return "no cap"
@@ -220,7 +227,7 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         f"{server['queued']:,}",
         *(f"{server[name]:,}" for name in counts),
         _to_retries(server["retry_reasons"]),
-        to_usd(server["cost_usd"]),
+        _to_cost(server),
         *(to_count(server[name]) for name in tokens),
         f"{server['calls_without_usage']:,}",
     ]
@@ -251,6 +258,15 @@ def _to_retries(reasons: Mapping[str, int]) -> str:
     most = sorted(reasons.items(), key=lambda item: -item[1])[:_MOST_REASONS]
     told = ", ".join(f"{reason} \N{MULTIPLICATION SIGN}{count:,}" for reason, count in most)
     return f"{total:,} ({told})" if told else "0"
+
+
+def _to_cost(server: Mapping[str, Any]) -> str:
+    """Return what a server's calls cost, and what its kept answers would have, if there were any."""
+    cost, saved = to_usd(server["cost_usd"]), server["saved"]
+    if not saved["calls"]:
+        return cost
+    tokens = to_count(saved["input_tokens"] + saved["output_tokens"])
+    return f"{cost} (saved {to_usd(saved['usd'])}: {saved['calls']:,} calls, {tokens} tokens)"
 
 
 def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:

@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -120,7 +121,12 @@ class Endpoint:
         return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
 
     def call(
-        self, path: str, body: Mapping[str, Any] | None = None, *, over: http.client.HTTPConnection | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        over: http.client.HTTPConnection | None = None,
+        added_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Reply:
         """Return the answer to a POST of `body`, to a GET without one; over a new connection unless one is given.
 
@@ -131,7 +137,7 @@ class Endpoint:
         data = None if body is None else json.dumps(body).encode()
         started = perf_counter()
         try:
-            connection.request("GET" if data is None else "POST", target, data, self._headers)
+            connection.request("GET" if data is None else "POST", target, data, {**self._headers, **added_headers})
             return self._read(connection.getresponse(), started)
         except BaseException:
             connection.close()
@@ -237,3 +243,9 @@ def explain_error(
 def _with_proxy(cure: str) -> str:
     named = next((name for name in _PROXIES if os.environ.get(name)), None)
     return f"{cure}; ${named} is set, but proxies are not used" if named else cure
+
+
+def find_endpoint_path(base_url: str) -> str:
+    """Return the API's path that a base URL wrongly ends in, `""` if none."""
+    paths = ("/chat/completions", "/responses", "/completions", "/models")
+    return next((path for path in paths if base_url.partition("?")[0].endswith(path)), "")

@@ -18,8 +18,17 @@ from typing import Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask_url
-from openai_gateway.probe.endpoint import CALL_ERRORS, ErrorReply, explain_error, to_line
-from openai_gateway.probe.probes import TOOL_NAME, Probe, Prober, describe_usage, is_cut_short, is_function_call
+from openai_gateway.probe.endpoint import CALL_ERRORS, ErrorReply, explain_error, find_endpoint_path, to_line
+from openai_gateway.probe.probes import (
+    TOOL_NAME,
+    Probe,
+    Prober,
+    describe_limit,
+    describe_usage,
+    is_cut_short,
+    is_function_call,
+    is_switched,
+)
 from openai_gateway.remedies import (
     FORBIDDEN,
     INVALID_REQUEST,
@@ -31,7 +40,7 @@ from openai_gateway.remedies import (
     UNKNOWN_URL,
 )
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.rate_limits import RateLimit, read_dialect
+from openai_gateway.wire.rate_limits import read_dialect
 
 OK: Final = "ok"
 FAILED: Final = "failed"
@@ -75,6 +84,7 @@ class Examination:
             self._find_key,
             self._find_model,
             self._find_apis,
+            self._find_websocket,
             self._find_rate_limits,
         )
         for step in steps:
@@ -106,7 +116,7 @@ class Examination:
 
     def _find_url(self) -> Iterator[Finding]:
         models = self._prober.models()
-        path = _find_endpoint_path(self._url)
+        path = find_endpoint_path(self._url)
         if path and not models.is_ok:
             yield self._end("URL", models.took_s, f"{self._url} is one of the API's paths", self._mend_url())
         elif models.error is not None or (models.refusal is not None and models.refusal.is_redirect):
@@ -128,7 +138,7 @@ class Examination:
     def _mend_url(self) -> str:
         base, mark, _ = self._url.partition("?")
         origin = self._origin_of("openai_base_url")
-        path = _find_endpoint_path(base)
+        path = find_endpoint_path(base)
         if path:
             right = base.removesuffix(path)
             return f"the base URL ends before {path}: set openai_base_url to {right} (now from {origin})"
@@ -183,12 +193,25 @@ class Examination:
         if served:
             yield self._find_tool(served[0])
 
+    def _find_websocket(self) -> Iterator[Finding]:
+        if Api.RESPONSES not in self._apis or not self._prober.text(Api.RESPONSES).is_ok:
+            return
+        probe = self._prober.websocket()
+        is_there = is_switched(probe)
+        if is_there is None:
+            yield dataclasses.replace(self._fail("WebSocket mode", probe), result=UNKNOWN)
+            # The calls did get through.
+            self._is_over = False
+        else:
+            without = "there is none; clients are told so (426) and use plain HTTP"
+            yield Finding("WebSocket mode", OK, probe.took_s, "is there" if is_there else without)
+
     def _find_rate_limits(self) -> Iterator[Finding]:
         for probe in self._prober.answered:
             assert probe.reply is not None
             dialect, limits = read_dialect(probe.reply.headers, time())
             if dialect is not None:
-                told = ", ".join(_describe_limit(kind, limit) for kind, limit in limits.items())
+                told = ", ".join(describe_limit(kind, limit) for kind, limit in limits.items())
                 yield Finding("rate limits", OK, probe.took_s, f"told in {dialect}'s headers: {told}")
                 return
         yield Finding("rate limits", OK, 0.0, "not told in headers; they are learnt from refusals")
@@ -260,17 +283,6 @@ class Examination:
             named = f" ({refusal.param} is the one named)" if refusal.param else ""
             cure = f"a parameter is refused{named}; those that the config adds are in {_ADDED_BODIES}"
         return cure
-
-
-def _find_endpoint_path(base_url: str) -> str:
-    """Return the API's path that a base URL wrongly ends in, `""` if none."""
-    paths = ("/chat/completions", "/responses", "/completions", "/models")
-    return next((path for path in paths if base_url.partition("?")[0].endswith(path)), "")
-
-
-def _describe_limit(kind: str, limit: RateLimit) -> str:
-    left, most = (f"{number:,.0f}" if number is not None else "?" for number in (limit.remaining, limit.limit))
-    return f"{left} of {most} {kind} left"
 
 
 def _has_no_path(probe: Probe) -> bool:

@@ -7,6 +7,8 @@ See also: examination (what the answers mean for the person who asked).
 
 from __future__ import annotations
 
+import base64
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,6 +19,8 @@ from openai_gateway.config.redact import mask, reveal_all
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, to_line
 from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.wire.api import Api
+from openai_gateway.wire.frames import HAVE_NO_WEBSOCKETS
+from openai_gateway.wire.rate_limits import RateLimit
 from openai_gateway.wire.usage import read_answer
 
 # The least that the Responses API takes.
@@ -98,6 +102,16 @@ class Prober:
             api, "tool", lambda: self._call(api, _TOOL_PROMPT, TOOL_TOKENS, tools=[listed], tool_choice="required")
         )
 
+    def websocket(self) -> Probe:
+        """Ask for the WebSocket mode of the Responses API; nothing is sent over it, so it costs nothing."""
+        handshake = {
+            "connection": "Upgrade",
+            "upgrade": "websocket",
+            "sec-websocket-version": "13",
+            "sec-websocket-key": base64.b64encode(secrets.token_bytes(16)).decode(),
+        }
+        return self._once("websocket", "", lambda: self.endpoint.call(Api.RESPONSES.path, added_headers=handshake))
+
     @property
     def answered(self) -> list[Probe]:
         """The probes that were answered, the last one first; limits are told in the answers of calls, mostly."""
@@ -149,12 +163,24 @@ def is_cut_short(reply: Reply) -> bool:
     return reply.fields.get("status") == "incomplete" or _first_choice(reply.fields).get("finish_reason") == "length"
 
 
+def is_switched(probe: Probe) -> bool | None:
+    """Tell whether an upstream took a WebSocket handshake; None if its answer doesn't say."""
+    status = probe.reply.status if probe.reply is not None else None
+    return True if status == 101 else False if status in HAVE_NO_WEBSOCKETS else None
+
+
 def describe_usage(reply: Reply) -> str:
     """Return what an answer says that it took."""
     usage = read_answer(reply.body).usage
     if usage is None:
         return "answers; it reports no tokens"
     return f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
+
+
+def describe_limit(kind: str, limit: RateLimit) -> str:
+    """Return what is left of a limit."""
+    left, most = (f"{number:,.0f}" if number is not None else "?" for number in (limit.remaining, limit.limit))
+    return f"{left} of {most} {kind} left"
 
 
 def _first_choice(fields: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ PROTOCOL_ERROR: Final = 1002
 TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 SERVICE_RESTART: Final = 1012
+# What servers without WebSockets answer to a handshake.
+HAVE_NO_WEBSOCKETS: Final = (400, 404, 405, 426)
 # Codes that stand for "there was none" and never go over the wire (RFC 6455 7.4.1).
 _NOT_SENT: Final = frozenset({1004, 1005, 1006, 1015})
 _KNOWN: Final = frozenset({*range(1000, 1015)}) - _NOT_SENT

@@ -90,17 +90,41 @@ def test_all_is_well_with_the_simulator_and_it_costs_five_calls(folder: Path, si
     result = _check(folder, f"{simulator.url}/v1")
     assert result.exit_code == 0
     by_path = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()["by_path"]
-    assert by_path == {"GET /v1/models": 1, "POST /v1/responses": 3, "POST /v1/chat/completions": 2}
+    assert by_path == {
+        "GET /v1/models": 1,
+        "GET /v1/responses": 1,
+        "POST /v1/responses": 3,
+        "POST /v1/chat/completions": 2,
+    }
     assert result.output.startswith("Up to 5 small calls a server")
     assert "All is well." in result.output
     lines = _lines(result)
     assert list(lines) == [
         *("DNS", "TCP", "URL", "key", "model"),
-        *("Responses", "Responses, streamed", "Chat", "Chat, streamed", "function calling", "rate limits"),
+        *("Responses", "Responses, streamed", "Chat", "Chat, streamed", "function calling"),
+        *("WebSocket mode", "rate limits"),
     ]
     assert {line[0] for line in lines.values()} == {"✓"}
     assert "get_weather was called" in lines["function calling"]
+    assert lines["WebSocket mode"] == "✓ is there"
     assert "told in openai's headers" in lines["rate limits"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (b"", "✓ there is none; clients are told so (426) and use plain HTTP"),
+        (_error("403 Forbidden", "no_such_right"), "? 403 no_such_right: no"),
+        (_error("500 Internal Server Error", "e"), "? 500 e: no"),
+    ],
+)
+def test_handshake_tells_of_the_websocket_mode_and_decides_nothing(folder: Path, answer: bytes, line: str) -> None:
+    text = b'{"status": "completed", "output": [], "usage": {"input_tokens": 1, "output_tokens": 1}}'
+    answers = {"GET /v1/models": MODELS, "POST /v1/responses": to_answer(text)}
+    with run_upstream(_answer({**answers, **({"GET /v1/responses": answer} if answer else {})})) as upstream:
+        lines = _lines(_check(folder, f"{upstream.url}/v1", "--api", "responses"))
+    assert lines["WebSocket mode"].startswith(line)
+    assert list(lines)[-1] == "rate limits"
 
 
 def test_findings_as_json(folder: Path, simulator: Gunicorn) -> None:

@@ -150,6 +150,7 @@ def test_idle_connection_holds_no_slot_and_a_refused_create_keeps_it_open(
         client.send(_create())
         _receive(client)
         assert gateway.inspect()["in_flight"] == 0
+        assert "openai_gateway_websockets 1.0" in requests.get(f"{gateway.url}/metrics", timeout=5).text
         client.send(_create(metadata=5))
         refused = json.loads(client.recv(timeout=10))
         assert (refused["type"], refused["status"], refused["error"]["code"]) == ("error", 400, "invalid_type")

@@ -25,6 +25,7 @@ from openai_gateway.page.layout import CHARTS, TABLES
 from openai_gateway.page.view import to_view
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
+from openai_gateway.wire.usage import Usage
 from tests.support.records import to_record
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -246,6 +247,15 @@ def test_texts_from_outside_are_escaped_and_bounded() -> None:
     assert [attributes for tag, attributes in tags if tag == "script"] == [{"nonce": "n"}]
     assert not [tag for tag, _ in tags if tag == "img"]
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on") or name == "style"]
+
+
+def test_open_websockets_and_what_recordings_saved_are_shown() -> None:
+    aggregate = Aggregate({"policy_model": "m"}, lambda: {"policy_model": _state()}, count_websockets=lambda: 1200)
+    usage = Usage(input_tokens=20_000, output_tokens=300, cached_tokens=0, reasoning_tokens=0)
+    aggregate.observe(to_record(is_replayed=True, usage=usage, saved_usd=0.5, cost_usd=0.0))
+    view = _view(aggregate)
+    assert _tile(view, "In flight")["note"] == "of 8 slots; 1,200 WebSockets open"
+    assert "\N{EN DASH} (saved $0.5: 1 calls, 20.3 k tokens)" in view["tables"]["servers"][0]
 
 
 def test_every_row_has_a_cell_for_each_column() -> None:

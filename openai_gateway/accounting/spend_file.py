@@ -42,6 +42,8 @@ _ROW_BYTES: Final = _IN_FLIGHT_AT + _IN_FLIGHT.size
 _SIZE: Final = _ROWS_AT + _MOST_ROWS * _ROW_BYTES
 _LOCKS_AT: Final = 1 << 40
 NANO: Final = 1_000_000_000
+# Far beyond any budget, and sums of it still fit.
+_MOST_NANO_USD: Final = 1 << 60
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -166,7 +168,7 @@ class SpendFile:
     def _add(self, row: int, nano_usd: int, calls: int) -> None:
         at, count_at = row + _RESERVED_AT + 8 * self._worker, row + _IN_FLIGHT_AT + 4 * self._worker
         (reserved,), (count,) = struct.unpack_from("=q", self._map, at), struct.unpack_from("=i", self._map, count_at)
-        struct.pack_into("=q", self._map, at, max(reserved + nano_usd, 0))
+        struct.pack_into("=q", self._map, at, min(max(reserved + nano_usd, 0), _MOST_NANO_USD))
         struct.pack_into("=i", self._map, count_at, max(count + calls, 0))
 
     def _charge(self, row: int, nano_usd: int, at: float) -> None:
@@ -175,7 +177,8 @@ class SpendFile:
         own_day, own_month = to_periods(at)
         of_day += nano_usd if own_day == day else 0
         of_month += nano_usd if own_month == month else 0
-        _HEAD.pack_into(self._map, row, key, is_run, used, day, month, of_day, of_month, total + nano_usd)
+        sums = [min(each, _MOST_NANO_USD) for each in (of_day, of_month, total + nano_usd)]
+        _HEAD.pack_into(self._map, row, key, is_run, used, day, month, *sums)
 
     def _roll(self, row: int, now: float) -> tuple[bytes, int, int, int, int, int, int, int]:
         """Return a row's head with the periods of now."""
@@ -220,6 +223,9 @@ class SpendFile:
         self._map[row : row + _ROW_BYTES] = bytes(_ROW_BYTES)
         key = hashlib.sha256(name.encode()).digest()[:16]
         _HEAD.pack_into(self._map, row, key, is_run, int(time.time()), 0, 0, 0, 0, 0)
+        if len(self._rows) >= 2 * _MOST_ROWS:
+            # Of runs that have lost their row to others.
+            self._rows.clear()
         self._rows[name] = row
         return row
 

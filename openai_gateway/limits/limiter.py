@@ -36,7 +36,7 @@ _MOST_REFUSALS: Final = 3
 _PASSES_BETWEEN: Final = 3
 # A refused call waits for so long if nothing says how long, and twice as long each time.
 _OWN_WAIT_S: Final = 0.5
-_SHORT_WAIT_S: Final = 2.0
+_SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
 _GUESS_SHARE: Final = 0.5
 _MARKED_EVERY: Final = 16
 _MARKS: Final = 8
@@ -243,7 +243,7 @@ class Limiter:
         if tries.alone > 1:
             return False
         if refusal.wait_s is not None and refusal.wait_s > _SHORT_WAIT_S and is_common:
-            self.pause_until = max(self.pause_until, now + refusal.wait_s)
+            self.pause_until = max(self.pause_until, now + min(refusal.wait_s, _LONGEST_PAUSE_S))
         if self.requests.is_known:
             # There is room, but not now: limits may count in shorter windows than a minute.
             if self.held.since is None or sent.at > self.held.since:

@@ -9,6 +9,7 @@ Who has had which answer is `runs`', what lies on disk `store`'s.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import time
@@ -24,6 +25,7 @@ from openai_gateway.recordings.runs import Candidate, Fly, Join, Run, Serve
 from openai_gateway.recordings.store import Store
 from openai_gateway.wire.cache_control import Directives, parse_directives
 
+_log = logging.getLogger("openai_gateway")
 RECORD: Final = "record"
 REPLAY: Final = "replay"
 REUSE: Final = "reuse"
@@ -78,26 +80,37 @@ class Flight:
         if self.ended.is_set():
             return
         self.result = Hit(answer, 0.0, is_joined=True)
-        is_passing = self._recordings.mode == JOIN
-        if not (is_passing and self._run.fail(self.key, self.asker, unless_awaited=True)):
-            whose = self.asker if is_named(self.asker) else NOBODY
-            answer_id = self._recordings.store.keep(self.key, whose, answer)
-            if answer_id is None:
-                self._run.fail(self.key, self.asker)
-            else:
-                self._run.land(self.key, self.asker, answer_id, is_had=is_had)
-        self._end()
+        try:
+            self._keep(answer, is_had=is_had)
+        except OSError as error:
+            _log.error("a kept answer could not be noted in its run: %s", error.strerror or error)
+        finally:
+            self._end()
+
+    def _keep(self, answer: KeptAnswer, *, is_had: bool) -> None:
+        if self._recordings.mode == JOIN and self._run.fail(self.key, self.asker, unless_awaited=True):
+            return
+        whose = self.asker if is_named(self.asker) else NOBODY
+        answer_id = self._recordings.store.keep(self.key, whose, answer)
+        if answer_id is None:
+            self._run.fail(self.key, self.asker)
+        else:
+            self._run.land(self.key, self.asker, answer_id, is_had=is_had)
 
     def fail(self, outcome: Any = None) -> None:
         """End without an answer to keep; `outcome` None has those who wait make the call anew."""
         if self.ended.is_set():
             return
         self.result = Shared(outcome) if outcome is not None else None
-        self._run.fail(self.key, self.asker)
-        self._end()
+        try:
+            self._run.fail(self.key, self.asker)
+        except OSError as error:
+            _log.error("a call's end could not be noted in its run: %s", error.strerror or error)
+        finally:
+            self._end()
 
     def _end(self) -> None:
-        self._recordings.flights.pop((self.key, self.asker), None)
+        self._recordings.flights.pop((self._run, self.key, self.asker), None)
         self.ended.set()
 
 
@@ -109,7 +122,7 @@ class Recordings:
     ) -> None:
         self.store = store
         self.mode = mode
-        self.flights: dict[tuple[bytes, bytes], Flight] = {}
+        self.flights: dict[tuple[Run, bytes, bytes], Flight] = {}
         self.may_call = mode != REPLAY
         self._base_url = base_url
         self._run_name = run_name
@@ -146,7 +159,7 @@ class Recordings:
                 damaged.add(decision.id)
             elif isinstance(decision, Fly):
                 flight = Flight(self, run, key, decision.asker, "request" if directives.no_cache else "miss")
-                self.flights[key, decision.asker] = flight
+                self.flights[run, key, decision.asker] = flight
                 return flight
             else:
                 result = self._wait(run, key, decision)
@@ -160,7 +173,7 @@ class Recordings:
 
     def _wait(self, run: Run, key: bytes, join: Join) -> Hit | Shared | None:
         """Wait for a call under way and return what came of it; None if the call has to be made anew."""
-        flight = self.flights.get((key, join.asker))
+        flight = self.flights.get((run, key, join.asker))
         if flight is not None:
             flight.waiting += 1
             try:

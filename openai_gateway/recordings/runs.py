@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,14 @@ class Fly:
 
 
 class Run:
-    """The notes of one run, shared through a file."""
+    """The notes of one run, shared through a file, which is open as long as anybody has this: a flight may outlast its
+    place among the runs that are kept open, and a closed file's number soon is another file's.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         digest = hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=16).hexdigest()
         self._fd = os.open(folder / f"{digest}.run", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._read_to = 0
         self._claims: dict[bytes, dict[bytes, bytes]] = {}
         self._flights: dict[tuple[bytes, bytes], tuple[int, int]] = {}
@@ -74,7 +78,7 @@ class Run:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        self._close()
 
     def decide(
         self,
@@ -121,14 +125,14 @@ class Run:
 
     def land(self, key: bytes, asker: bytes, answer: bytes, *, is_had: bool) -> None:
         """Note that a flight has its answer; `is_had`: its asker has got it (a client that left has not)."""
-        with self._locked():
+        with self._ending(key, asker), self._locked():
             if is_had:
                 self._note(_CLAIM, key[:16], asker, answer)
             self._note(_LANDED, key[:16], asker, answer)
 
     def fail(self, key: bytes, asker: bytes, *, unless_awaited: bool = False) -> bool:
         """Note that a flight ended without an answer to keep, unless another process waits for it; tell if noted."""
-        with self._locked():
+        with self._ending(key, asker), self._locked():
             if unless_awaited and self._is_awaited(key[:16], asker):
                 return False
             self._note(_FAILED, key[:16], asker)
@@ -146,6 +150,15 @@ class Run:
         """Tell whether another process waits for a flight of ours."""
         with self._locked():
             return self._is_awaited(key[:16], asker)
+
+    @contextlib.contextmanager
+    def _ending(self, key: bytes, asker: bytes) -> Iterator[None]:
+        """Have a flight of ours be over here, at least, if its end can't be noted."""
+        try:
+            yield
+        except OSError:
+            self._flights.pop((key[:16], asker), None)
+            raise
 
     def _is_awaited(self, key: bytes, asker: bytes) -> bool:
         own = (self._pid, self._started)

@@ -50,7 +50,8 @@ class Store:
         run = self._runs.get(name)
         if run is None:
             if len(self._runs) >= _MOST_RUNS:
-                self._runs.popitem(last=False)[1].close()
+                # Its file stays open for its flights, if it has any.
+                self._runs.popitem(last=False)
             run = self._runs[name] = Run(self._to_runs_folder(), name)
         self._runs.move_to_end(name)
         return run

@@ -280,3 +280,13 @@ def test_old_runs_make_room_for_new_ones_and_clients_keep_theirs(path: str, monk
         file.settle([run], 5, 7, 0.0)
     assert set(file.read(["team", "run 0", "run 4"], 0.0)) == {"team", "run 4"}
     assert file.read(["team"], 0.0)["team"].reserved == 5
+
+
+def test_sums_beyond_all_measure_are_kept_as_the_most(path: str) -> None:
+    file, limit = SpendFile(path), Limit("mad")
+    for _ in range(3):
+        file.reserve([limit], 10**24, time.time())
+    file.settle([limit], 0, 10**24, time.time())
+    spend = file.read(["mad"], time.time())["mad"]
+    assert (spend.reserved, spend.spent["total"], spend.in_flight) == (1 << 60, 1 << 60, 2)
+    file.close()

@@ -36,3 +36,12 @@ def test_refused_call_goes_as_soon_as_an_empty_ledger_fills_whatever_its_retry_a
     sent = limiter.start(1.0, 0, 100.1)
     assert limiter.refuse(sent, NO_ROOM, Refusal("requests", 60.0), Tries(), 100.2) == 0.0
     assert 0.0 < limiter.wait_s(1.0, 1, 100.2)[0] < 5.0
+
+
+@pytest.mark.parametrize("retry_after_s", [1e5, 1e308])
+def test_no_upstream_can_have_all_calls_wait_for_ever(retry_after_s: float) -> None:
+    limiter = Limiter(Told(), 0.0)
+    for now in (10.0, 10.5):
+        sent = limiter.start(1.0, 0, now)
+        limiter.refuse(sent, {}, Refusal(kind="requests", wait_s=retry_after_s), Tries(), now)
+    assert limiter.wait_s(1.0, 0, 11.0)[0] <= 120

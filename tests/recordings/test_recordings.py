@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,43 @@ def test_folder_that_cant_be_written_to_is_replayed(tmp_path: Path, monkeypatch:
     replay.store.open()
     assert begin(replay).answer.body == b"1"
     assert list(tmp_path.glob("openai_gateway-runs.*/*.run"))
+
+
+def test_flight_of_a_run_outlasts_any_number_of_other_runs(store: Store) -> None:
+    recordings = Recordings(store, REUSE, "http://u/v1", "boot")
+    flight = begin(recordings, "a", x_gateway_run="slow")
+    for number in range(100):
+        begin(recordings, "a", x_gateway_run=f"run {number}").fail()
+    # What now has the number of a file that was closed is nobody's run.
+    others = [(store.folder / f"other {number}").open("w+b", buffering=0) for number in range(100)]
+    for other in others:
+        other.write(b"x" * 99)
+    flight.land(to_answer(b"1"), is_had=True)
+    assert {os.fstat(other.fileno()).st_size for other in others} == {99}
+    assert begin(recordings, "a", x_gateway_run="slow").answer.body == b"1"
+    for other in others:
+        other.close()
+
+
+def test_same_call_of_another_run_is_a_flight_of_its_own(store: Store) -> None:
+    recordings = Recordings(store, RECORD, "http://u/v1", "boot")
+    first, second = (begin(recordings, "a", x_gateway_run=name) for name in ("one", "two"))
+    waiting = gevent.spawn(begin, recordings, "a", x_gateway_run="one")
+    gevent.sleep(0)
+    second.land(to_answer(b"2"), is_had=True)
+    first.land(to_answer(b"1"), is_had=True)
+    assert waiting.get(timeout=10).answer.body == b"1"
+
+
+def test_flight_whose_end_cannot_be_noted_lets_those_go_who_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = Recordings(store, RECORD, "http://u/v1", "boot")
+    flight = begin(recordings, "a")
+    waiting = gevent.spawn(begin, recordings, "a")
+    gevent.sleep(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: 0)
+        flight.fail()
+    again = waiting.get(timeout=10)
+    assert isinstance(again, Flight)
+    again.fail()
+    assert recordings.flights == {}

@@ -35,3 +35,8 @@ def test_rollout_is_told_by_the_most_telling(body: bytes, headers: dict[str, str
 )
 def test_bound_of_the_answer_is_read(body: bytes, api: Api, tokens: int | None) -> None:
     assert to_output_tokens(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), api) == tokens
+
+
+def test_rollouts_key_is_kept_by_its_end_if_it_is_long() -> None:
+    values = {"prompt_cache_key": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'7"')}
+    assert to_rollout_key({}, values) == "x" * 254 + '7"'

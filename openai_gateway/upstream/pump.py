@@ -197,12 +197,13 @@ class Pump:
             chunks, send = self._chunks, self._send
             if chunks and send and len(piece) <= SMALL_BYTES and (length := chunks.whole_length(piece)):
                 # What the decoder would take apart, the sink would put together again.
+                # Noted before it is sent: the client may be gone, and somebody else want the answer.
+                self._passed += length
+                self._tail.add_chunks(piece)
                 try:
                     sent = send(piece)
                 except BlockingIOError:
                     sent = 0
-                self._passed += length
-                self._tail.add_chunks(piece)
                 if sent == len(piece):
                     return
                 self._rest = memoryview(piece)[sent:]
@@ -223,6 +224,6 @@ class Pump:
             if payload:
                 self._tail.add(payload)
             return
-        self._rest = self._sink.offer(payload, is_last=self._decoder.done)
         if payload:
             self._tail.add(payload)
+        self._rest = self._sink.offer(payload, is_last=self._decoder.done)

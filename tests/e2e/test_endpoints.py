@@ -312,15 +312,3 @@ def test_queue_is_bounded_in_length_and_time(tmp_path: Path, simulator: Gunicorn
     records = [json.loads(line) for line in usage_log.read_text().splitlines()]
     waits = [record["queue_wait_s"] for record in records if record["error_code"] == "gateway_queue_timeout"]
     assert [wait >= 0.3 for wait in waits] == [True, True]
-
-
-@pytest.mark.parametrize("prefix", ["", "/policy_model", "/ng-rollout/r1", "/ng-rollout/r1/policy_model"])
-def test_websocket_handshake_is_refused_at_once_with_426(prefix: str, gateway: Gunicorn) -> None:
-    shake = {
-        "connection": "Upgrade",
-        "upgrade": "websocket",
-        "sec-websocket-version": "13",
-        "sec-websocket-key": base64.b64encode(b"a" * 16).decode(),
-    }
-    answer = requests.get(f"{gateway.url}{prefix}/v1/responses", headers=shake, timeout=10)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (426, "websocket_not_supported")

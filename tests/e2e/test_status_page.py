@@ -235,6 +235,7 @@ def test_page_fits_its_window_and_is_legible_in_both_themes(
         _wait(lambda: _text(browser, "#errors tbody"))
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         for selector in (".tile .note", ".tile .value", "thead th", "td.warn", "td.advice", ".legend"):
+            _wait(lambda selector=selector: browser.find_elements("css selector", selector))
             assert _contrast(browser, selector) >= 4.5, selector
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
 import yaml
@@ -132,6 +133,7 @@ def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
         settings = _settings(tmp_path, "record", extra_body_chat={"temperature": 0.5})
         with run_gateway(tmp_path, simulator.url, settings) as gateway:
             live = [_ask(gateway, api, stream=stream) for api, stream in CALLS]
+            live_by_client = _ask_by_official_client(gateway.url)
     config = yaml.safe_load((tmp_path / "kept" / "replay.yaml").read_text())
     assert "sk-" not in json.dumps(config)
     command = [sys.executable, "-m", "openai_gateway.cli", "serve", "--replay", str(tmp_path / "kept"), "--port", "0"]
@@ -146,10 +148,25 @@ def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
             for api, stream in CALLS:
                 answer = requests.post(url + PATHS[api], json=to_request_body(api, stream=stream), timeout=20)
                 assert answer.content == live.pop(0).content
+            assert _ask_by_official_client(url) == live_by_client
             missing = requests.post(url + PATHS["chat"], json=to_request_body("chat"), timeout=20)
             assert missing.json()["error"]["code"] == "gateway_no_recording"
         finally:
             process.terminate()
+
+
+def _ask_by_official_client(url: str) -> list[Any]:
+    """Return what the openai SDK makes of each API's answers, whole and streamed."""
+    messages: Any = [{"role": "user", "content": "from the SDK"}]
+    with openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as client:
+        whole = [
+            client.responses.create(model="m", input="from the SDK"),
+            client.chat.completions.create(model="m", messages=messages),
+        ]
+        events = list(client.responses.create(model="m", input="from the SDK", stream=True))
+        chunks = list(client.chat.completions.create(model="m", messages=messages, stream=True))
+    assert (events[-1].type, chunks[-1].choices[0].finish_reason) == ("response.completed", "stop")
+    return [found.model_dump() for found in (*whole, *events, *chunks)]
 
 
 def _is_up(url: str) -> bool:

@@ -60,8 +60,8 @@ class Index:
             if number is None:
                 number = self._numbers[name] = len(self._segments)
                 self._segments.append(_Segment(path))
-            # One that is pruned meanwhile is noticed the next time.
-            with contextlib.suppress(FileNotFoundError):
+            # One that is pruned meanwhile is noticed the next time; a folder of such a name costs the others nothing.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 self._take_in(number)
 
     def _take_in(self, number: int) -> None:

@@ -102,7 +102,7 @@ class Sender:
         try:
             raw = self._session.upgrade(request) if is_upgrade else self._session.exchange(request)
             status = raw.head.status
-            if not raw.is_whole and (status >= 400 or (not call.is_streamed and _is_read_ahead(raw.head.known))):
+            if not raw.is_whole and (status >= 300 or (not call.is_streamed and _is_read_ahead(raw.head.known))):
                 raw.read_ahead(READ_AT_ONCE_BYTES, watch)
         except BaseException as error:
             if raw is not None:

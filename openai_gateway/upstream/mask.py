@@ -1,9 +1,9 @@
 """Takes the gateway's own keys out of what an upstream says, and hides where a redirect leads.
 
 An answer is relayed as it came, with two exceptions. An upstream that echoes the key (in an error, mostly) must not
-give it to a client: it is masked in reason and headers of any answer, and in the body of an error, as far as that was
-read, be it compressed or escaped as JSON may be. And a redirect to another host would have clients send their own key
-there: its `location` is left out.
+give it to a client: it is masked in reason and headers of any answer, and in the body of any but a success, as far as
+that was read, be it compressed or escaped as JSON may be. And a redirect to another host would have clients send their
+own key there: its `location` is left out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KeyMask:
         headers = [(name, self.hide(value)) for name, value in head.headers]
         if 300 <= head.status < 400:
             headers = [header for header in headers if not _leads_away(header)]
-        is_changed = head.status >= 400 and self._mask_body(raw, headers)
+        is_changed = head.status >= 300 and self._mask_body(raw, headers)
         raw.head = head.rewrite(headers, reason=self.hide(head.reason), has_length=not is_changed)
 
     def _mask_body(self, raw: RawAnswer, headers: list[Header]) -> bool:

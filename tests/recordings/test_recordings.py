@@ -229,3 +229,10 @@ def test_flight_whose_end_cannot_be_noted_lets_those_go_who_wait(store: Store, m
     assert isinstance(again, Flight)
     again.fail()
     assert recordings.flights == {}
+
+
+def test_folder_that_is_named_like_a_segment_costs_the_answers_nothing(store: Store) -> None:
+    _record(Recordings(store, RECORD, "http://u/v1", "boot"), b"1")
+    (store.folder / "0.segment").mkdir()
+    (store.folder / "0.segment" / "x").touch()
+    assert begin(Recordings(store, REPLAY, "http://u/v1", "later")).answer.body == b"1"

@@ -39,10 +39,13 @@ def _answer(status: int, body: bytes = b"", *headers: tuple[str, str], reason: s
     ids=["plain", "as json.dumps has it", "slashes", "as Go has it", "every character", "a configured header"],
 )
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
-def test_key_in_an_error_is_masked_however_it_is_written(echo: str, is_packed: bool, mask: KeyMask) -> None:
+@pytest.mark.parametrize("status", [302, 401])
+def test_key_in_an_error_is_masked_however_it_is_written(
+    echo: str, is_packed: bool, status: int, mask: KeyMask
+) -> None:
     body = f'{{"error": {{"message": "key {echo} is wrong, short"}}}}'.encode()
     headers = [("Content-Encoding", "gzip")] if is_packed else []
-    raw = _answer(401, gzip.compress(body) if is_packed else body, *headers)
+    raw = _answer(status, gzip.compress(body) if is_packed else body, *headers)
     mask.apply(raw)
     assert raw.body.decode() == f'{{"error": {{"message": "key {MASKED} is wrong, short"}}}}'
     assert "content-encoding" not in raw.head.known

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
+from gevent.lock import BoundedSemaphore
+
 from openai_gateway.limits.sharing import SharedLimits
 
 
@@ -22,12 +24,15 @@ class Slots:
         self.in_flight = 0
         # Where calls in flight are counted for all workers of the host; locked by whoever takes a slot.
         self.on_host: SharedLimits | None = None
+        # Bounded: one given back twice is an error that shows, not a cap that has grown.
+        self._semaphore = BoundedSemaphore(cap) if cap is not None else None
         self._waiting = waiting
         self._on_free = on_free
 
     def take(self) -> bool:
         """Take a slot; False if none is free."""
-        if self.cap is not None and self.in_flight >= self.cap:
+        semaphore = self._semaphore
+        if semaphore is not None and not semaphore.acquire(blocking=False):
             return False
         self.in_flight += 1
         if self.on_host is not None:
@@ -37,6 +42,8 @@ class Slots:
     def give_back(self) -> None:
         """Give one slot back."""
         self.in_flight -= 1
+        if self._semaphore is not None:
+            self._semaphore.release()
         if self.on_host is not None:
             self.on_host.begin_counting()
             self.on_host.count(-1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import signal
 import time
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +29,7 @@ def _share(path: Path, cap: int | None = None, told: Told | None = None) -> Queu
     return queue
 
 
-def _hammer(path: Path, decisions: Synchronized[int], most: Synchronized[int]) -> None:
+def _hammer(path: Path, counts: Any, number: int) -> None:
     queue = _share(path, CAP, Told(1e9, None, learns=False))
     turns = []
     while True:
@@ -39,38 +38,37 @@ def _hammer(path: Path, decisions: Synchronized[int], most: Synchronized[int]) -
             turns.append(turn)
         # The cap is one of this host: what the file says must never be above it.
         assert queue._shared is not None
-        running = queue._shared.running(float("inf"))
-        with most.get_lock():
-            most.value = max(most.value, running)
+        counts[2 * number + 1] = max(counts[2 * number + 1], queue._shared.running(float("inf")))
         if turns and (turn is None or random.random() < 0.3):
             turns.pop().release()
-        with decisions.get_lock():
-            decisions.value += 2
+        counts[2 * number] += 2
 
 
 def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_path: Path) -> None:
     path = tmp_path / "limits"
-    decisions, most = _fork.Value("q", 0), _fork.Value("q", 0)
-    workers = []
+    # Decisions and the most in flight of each worker. Each writes its own: a kill leaves no lock taken.
+    counts = _fork.RawArray("q", 2 * 12)
+    workers: list[Any] = []
+
+    def start(number: int) -> None:
+        workers.append(_fork.Process(target=_hammer, args=(path, counts, number), daemon=True))
+        workers[-1].start()
+
     try:
-        for _ in range(4):
-            workers.append(_fork.Process(target=_hammer, args=(path, decisions, most), daemon=True))
-            workers[-1].start()
-        for _ in range(8):
-            before = decisions.value
-            eventually(lambda before=before: decisions.value > before + 2000, 30)
+        for number in range(4):
+            start(number)
+        for number in range(4, 12):
+            before = sum(counts[::2])
+            eventually(lambda before=before: sum(counts[::2]) > before + 2000, 30)
             victim = workers.pop(random.randrange(len(workers)))
-            # Never while it holds the test's own lock.
-            with decisions.get_lock(), most.get_lock():
-                os.kill(victim.pid or 0, signal.SIGKILL)
-                victim.join()
-            workers.append(_fork.Process(target=_hammer, args=(path, decisions, most), daemon=True))
-            workers[-1].start()
+            victim.kill()
+            victim.join()
+            start(number)
     finally:
         for worker in workers:
             worker.kill()
             worker.join()
-    assert most.value == CAP
+    assert max(counts[1::2]) == CAP
     queue = _share(path, CAP)
     turns = [queue.take_at_once(0.0, 1.0, is_limited=False) for _ in range(CAP + 1)]
     assert [turn is not None for turn in turns] == [True] * CAP + [False]

@@ -221,7 +221,7 @@ def test_stop_waits_for_calls_in_flight_then_ends_streams_with_an_error_event(tm
             assert all(body.endswith(b"data: [DONE]\n\n") for body in streams.bodies)
         upstream.requests.clear()
         script.is_over.clear()
-        with _run_with_conf(tmp_path, "--graceful-timeout", "2") as gateway:
+        with _run_with_conf(tmp_path, "--graceful-timeout", "5") as gateway:
             streams = Streams(gateway.url, 5)
             eventually(lambda: _count_streams(upstream) == 5)
             gateway.stop()

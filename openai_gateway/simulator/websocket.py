@@ -117,13 +117,16 @@ class WebSocket:
             try:
                 flask.g.began_s = 0.0
                 response = self._simulation.call("responses")
-                if event.get("generate") is False:
-                    return
+                is_warm_up = event.get("generate") is False
                 for piece in response.response:
                     for data in _to_events(piece if isinstance(piece, bytes) else piece.encode()):
                         if data["type"] in ("response.completed", "response.incomplete"):
                             self._known.add(data["response"]["id"])
-                        self._tell(data, name)
+                            if is_warm_up:
+                                # There to go on from, but nothing was generated.
+                                data["response"]["output"] = []
+                        if not is_warm_up or "response" in data:
+                            self._tell(data, name)
             except ApiError as error:
                 refusal = error.to_response()
                 self._tell({"type": "error", "status": refusal.status_code, **json.loads(refusal.get_data())}, name)

@@ -123,6 +123,16 @@ def test_each_create_is_a_recorded_call_with_model_and_defaults(
         assert line["rollout_id"] == ("ws1" if "ws1" in prefix else None)
 
 
+def test_create_that_generates_nothing_ends_and_can_be_gone_on_from(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
+    gateway, _, _ = through
+    with _open(gateway) as client:
+        client.send(_create(generate=False, store=False))
+        warm = _receive(client)
+        assert (warm[-1]["type"], warm[-1]["response"]["output"]) == ("response.completed", [])
+        client.send(_create(previous_response_id=warm[-1]["response"]["id"], store=False))
+        assert _receive(client)[-1]["response"]["output"]
+
+
 def test_lanes_run_at_once_and_each_waits_for_a_slot(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
     gateway, simulator, _ = through
     requests.post(f"{simulator.url}/sim/reset", timeout=5)

@@ -96,7 +96,8 @@ def test_parts_that_were_killed_and_resumed_make_a_whole(tmp_path: Path, target:
     early = _merge(tmp_path, *names[1:], "--output", "early.jsonl")
     assert (early.returncode, "missing parts of 3: 1" in early.stdout) == (1, True)
     assert "missing 40, doubled 0" in early.stdout
-    assert _run(tmp_path, *arguments, "--shard", "1/3").returncode == 0
+    resumed = _run(tmp_path, *arguments, "--shard", "1/3")
+    assert resumed.returncode == 0, resumed.stderr
     merged = _merge(tmp_path, *names, "--output", "whole.jsonl", "--report", "whole.html")
     assert (merged.returncode, "missing 0, doubled 0" in merged.stdout) == (0, True), merged.stdout + merged.stderr
     found = _read(tmp_path / "whole.jsonl")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -25,7 +26,7 @@ _MOST_SECONDS: Final = 1e9  # what a socket's timeout can hold
 _ORIGIN: Final = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#,]+")
 
 
-class Check(fields.Field):  # type: ignore[type-arg]
+class Check(fields.Field, ABC):  # type: ignore[type-arg]
     """A value of one kind; `kind` is what documentation calls it. A key that isn't given is left out."""
 
     kind: ClassVar[str]
@@ -39,9 +40,9 @@ class Check(fields.Field):  # type: ignore[type-arg]
             return value if value is missing else None
         return self.convert(value)
 
+    @abstractmethod
     def convert(self, value: Any) -> Any:
         """Return a value that isn't null, converted. Raises ValidationError."""
-        raise NotImplementedError
 
     def locate(self, value: Any, cwd: Path) -> Any:
         """Return the value as it holds in the working folder. Raises ValidationError."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from abc import abstractmethod
 from pathlib import Path
 
 from marshmallow import ValidationError
@@ -34,9 +35,9 @@ class _InputFile(PathText):
             raise ValidationError(f"the file {path} can't be used ({reason})") from None
         return str(path)
 
+    @abstractmethod
     def _read(self, path: Path) -> None:
         """Read it. Raises ValidationError, OSError, UnicodeDecodeError."""
-        raise NotImplementedError
 
 
 class TextFile(_InputFile):

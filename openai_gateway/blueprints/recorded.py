@@ -18,10 +18,10 @@ import msgspec
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, NoRecording
 from openai_gateway.recordings.kept import KeptAnswer, to_plain
 from openai_gateway.recordings.recordings import Bypass, Flight, Hit, Recordings, Shared
-from openai_gateway.transport.watch import CLIENT, CallWatch
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.pump import Sink
+from openai_gateway.upstream.pump import Sink, write
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.upstream.tail import Tail, TimedTail, to_tail
 from openai_gateway.wire import envelope
@@ -260,12 +260,12 @@ class ReplayedAnswer:
             if self.body is not None:
                 self._tail.add(self.body)
                 self._capture()
-                self._write(sink, self.body, is_last=True)
+                write(sink, self._watch, self.body, is_last=True)
             else:
                 for piece in self:
-                    self._write(sink, piece, is_last=False)
+                    write(sink, self._watch, piece, is_last=False)
                 self._capture()
-                self._write(sink, b"", is_last=True)
+                write(sink, self._watch, b"", is_last=True)
             self._progress.outcome = "completed"
         except Cancelled:
             raise ConnectionResetError(errno.ECONNRESET, _LEFT) from None
@@ -273,13 +273,6 @@ class ReplayedAnswer:
     def _capture(self) -> None:
         if self._relay is not None:
             self._relay.capture_whole(self._progress)
-
-    def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
-        rest = sink.offer(piece, is_last=is_last)
-        if rest:
-            self._watch.arm(CLIENT)
-            sink.send_all(rest)
-            self._watch.disarm()
 
     def close(self) -> None:
         """Have the call recorded; safe to call again."""

@@ -20,10 +20,10 @@ import gevent
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import PeerError
-from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
+from openai_gateway.transport.watch import IDLE, CallWatch
 from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.pump import Nowhere, Pump, Sink
+from openai_gateway.upstream.pump import Nowhere, Pump, Sink, write
 from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import takes_events, to_closing_event
@@ -89,7 +89,7 @@ class Answer:
                 self._tail.add(self.body)
                 if self._before_end is not None:
                     self._before_end(self._progress)
-                self._write(sink, self.body, is_last=True)
+                write(sink, self._watch, self.body, is_last=True)
                 self.mark_delivered()
             else:
                 self._pump(sink)
@@ -102,7 +102,7 @@ class Answer:
         try:
             if ahead:
                 self._tail.add(ahead)
-                self._write(sink, ahead, is_last=False)
+                write(sink, self._watch, ahead, is_last=False)
             pump.run()
         except OSError:
             self._read_on()
@@ -111,7 +111,7 @@ class Answer:
             event = self._end_early(error)
             if pump.is_torn:
                 raise ConnectionResetError(errno.ECONNRESET, "an event was torn") from None
-            self._write(sink, event, is_last=True)
+            write(sink, self._watch, event, is_last=True)
         else:
             self.mark_delivered()
 
@@ -133,13 +133,6 @@ class Answer:
         except (Cancelled, PeerError, gevent.GreenletExit) as error:
             with contextlib.suppress(ConnectionResetError):
                 self._end_early(error)
-
-    def _write(self, sink: Sink, piece: bytes, *, is_last: bool) -> None:
-        rest = sink.offer(piece, is_last=is_last)
-        if rest:
-            self._watch.arm(CLIENT)
-            sink.send_all(rest)
-            self._watch.disarm()
 
     def mark_delivered(self) -> None:
         """Note that the last byte is out."""

@@ -243,12 +243,17 @@ class Queue:
             if self._shared is None or not (self.limiter.is_bound or self._shared.is_in_use):
                 return self.slots.in_flight
             shared = self._start_sharing()
-        state = shared.begin()
-        if self._joined_at < 0:
-            self._join(state)
-        elif state is not None:
-            self.limiter.take_state(state)
-        return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
+        try:
+            state = shared.begin()
+            if self._joined_at < 0:
+                self._join(state)
+            elif state is not None:
+                self.limiter.take_state(state)
+            return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
+        except BaseException:
+            # A lock that is left would stop every worker of the host.
+            shared.end(None)
+            raise
 
     def _join(self, state: list[list[Any]] | None) -> None:
         """Add what this worker does to what others have learnt; the first one's own is what is known."""

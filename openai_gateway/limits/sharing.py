@@ -111,7 +111,11 @@ class SharedLimits:
             return None
         self._seen = sequence
         begin = at + _SEQUENCE_AND_LENGTH.size
-        state: list[list[Any]] = _decoder.decode(self._map[begin : begin + length])
+        try:
+            state: list[list[Any]] = _decoder.decode(self._map[begin : begin + length])
+        except msgspec.MsgspecError:
+            # Damaged: as if nothing were known, until the next who learns something writes it anew.
+            return None
         return state
 
     def begin_counting(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import random
 import signal
@@ -163,3 +164,30 @@ def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
             if turn is not None:
                 turn.release()
     assert (time.process_time() - began) / 1000 < 500e-6
+
+
+def test_damaged_state_is_nothing_known_and_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    one, other = _share(path, CAP), _share(path, CAP)
+    turn = one.take_at_once(0.0, 1.0, is_limited=True)
+    assert turn is not None
+    assert turn.sent is not None
+    one.answer(turn.sent, {})
+    damaged = bytearray(path.read_bytes())
+    # What was learnt stands last in the file.
+    end = len(damaged.rstrip(b"\0"))
+    damaged[end - 30 : end] = b"\xc1" * 30
+    with path.open("r+b") as file:
+        file.write(damaged)
+    assert other.take_at_once(0.0, 1.0, is_limited=True) is not None
+    # Not even a failure within keeps the lock.
+    assert other._shared is not None
+    other._shared.begin = _fail  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="as planned"):
+        other.take_at_once(0.0, 1.0, is_limited=True)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _fail() -> Any:
+    raise ValueError("as planned")

@@ -166,28 +166,33 @@ def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
     assert (time.process_time() - began) / 1000 < 500e-6
 
 
-def test_damaged_state_is_nothing_known_and_leaves_no_lock(tmp_path: Path) -> None:
+def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "limits"
-    one, other = _share(path, CAP), _share(path, CAP)
-    turn = one.take_at_once(0.0, 1.0, is_limited=True)
-    assert turn is not None
-    assert turn.sent is not None
-    one.answer(turn.sent, {})
+    one, other = SharedLimits(path), SharedLimits(path)
+    one.begin()
+    one.end([[1.5, 2.5], [3.5]])
     damaged = bytearray(path.read_bytes())
     # What was learnt stands last in the file.
     end = len(damaged.rstrip(b"\0"))
-    damaged[end - 30 : end] = b"\xc1" * 30
+    damaged[end - 12 : end] = b"\xc1" * 12
     with path.open("r+b") as file:
         file.write(damaged)
-    assert other.take_at_once(0.0, 1.0, is_limited=True) is not None
-    # Not even a failure within keeps the lock.
-    assert other._shared is not None
-    other._shared.begin = _fail  # type: ignore[method-assign]
+    assert other.begin() is None
+    other.end([[4.5]])
+    assert one.begin() == [[4.5]]
+    one.end(None)
+
+
+def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    queue = _share(path, CAP)
+    assert queue._shared is not None
+    queue._shared.running = _fail  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="as planned"):
-        other.take_at_once(0.0, 1.0, is_limited=True)
+        queue.take_at_once(0.0, 1.0, is_limited=True)
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _fail() -> Any:
+def _fail(_: float) -> int:
     raise ValueError("as planned")

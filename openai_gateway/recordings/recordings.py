@@ -22,6 +22,7 @@ from openai_gateway.errors import NoRecording
 from openai_gateway.recordings.kept import KeptAnswer
 from openai_gateway.recordings.key import NOBODY, is_named, to_asker, to_key
 from openai_gateway.recordings.runs import Candidate, Fly, Join, Run, Serve
+from openai_gateway.recordings.segments import to_answer_id
 from openai_gateway.recordings.store import Store
 from openai_gateway.wire.cache_control import Directives, parse_directives
 
@@ -91,11 +92,14 @@ class Flight:
         if self._recordings.mode == JOIN and self._run.fail(self.key, self.asker, unless_awaited=True):
             return
         whose = self.asker if is_named(self.asker) else NOBODY
-        answer_id = self._recordings.store.keep(self.key, whose, answer)
-        if answer_id is None:
-            self._run.fail(self.key, self.asker)
+        answer_id = to_answer_id()
+        if is_had or self.is_awaited():
+            # Otherwise nobody has had it: it is there for whoever asks next.
+            self._run.claim(self.key, self.asker, answer_id)
+        if self._recordings.store.keep(self.key, whose, answer, answer_id):
+            self._run.land(self.key, self.asker, answer_id)
         else:
-            self._run.land(self.key, self.asker, answer_id, is_had=is_had)
+            self._run.fail(self.key, self.asker)
 
     def fail(self, outcome: Any = None) -> None:
         """End without an answer to keep; `outcome` None has those who wait make the call anew."""

@@ -123,11 +123,14 @@ class Run:
         own = [candidate.id for candidate in free if candidate.asker == asker]
         return own[0] if own else (free[0].id if free else None)
 
-    def land(self, key: bytes, asker: bytes, answer: bytes, *, is_had: bool) -> None:
-        """Note that a flight has its answer; `is_had`: its asker has got it (a client that left has not)."""
+    def claim(self, key: bytes, asker: bytes, answer: bytes) -> None:
+        """Note whose an answer is, before it is kept: once it is, another asker would take it."""
+        with self._locked():
+            self._note(_CLAIM, key[:16], asker, answer)
+
+    def land(self, key: bytes, asker: bytes, answer: bytes) -> None:
+        """Note that a flight has its answer."""
         with self._ending(key, asker), self._locked():
-            if is_had:
-                self._note(_CLAIM, key[:16], asker, answer)
             self._note(_LANDED, key[:16], asker, answer)
 
     def fail(self, key: bytes, asker: bytes, *, unless_awaited: bool = False) -> bool:

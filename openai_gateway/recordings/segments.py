@@ -85,6 +85,11 @@ def read_payload(fd: int, entry: Entry) -> bytes | None:
     return payload if len(payload) == entry.payload_bytes and zlib.crc32(payload) == entry.crc else None
 
 
+def to_answer_id() -> bytes:
+    """Return an id for a new answer."""
+    return secrets.token_bytes(8)
+
+
 class SegmentWriter:
     """Appends records to a segment of its own, made at the first one; begins another when that has grown large."""
 
@@ -95,10 +100,12 @@ class SegmentWriter:
         self._size = 0
         self.path: Path | None = None
 
-    def append(self, key: bytes, asker: bytes, payload: bytes, when: float | None = None) -> bytes:
+    def append(
+        self, key: bytes, asker: bytes, payload: bytes, when: float | None = None, answer_id: bytes | None = None
+    ) -> bytes:
         """Append a record and return its id; `when` None is now. Raises OSError, and then has written nothing."""
         fd = self._open()
-        answer_id = secrets.token_bytes(8)
+        answer_id = answer_id or to_answer_id()
         when = time.time() if when is None else when
         fields = (_MAGIC, len(payload), zlib.crc32(payload), when, key, asker, answer_id)
         head = _HEADER.pack(*fields)

@@ -83,20 +83,20 @@ class Store:
                 return None if answer is None else (answer, entry.time)
         return None
 
-    def keep(self, key: bytes, asker: bytes, answer: KeptAnswer) -> bytes | None:
-        """Keep an answer and return its id; None, with a line in the log and a count, if the disk won't take it."""
+    def keep(self, key: bytes, asker: bytes, answer: KeptAnswer, answer_id: bytes) -> bool:
+        """Keep an answer under an id; False, with a line in the log and a count, if the disk won't take it."""
         try:
-            answer_id = self._writer.append(key, asker, to_payload(answer))
+            self._writer.append(key, asker, to_payload(answer), answer_id=answer_id)
             self._prune()
         except OSError as error:
             if self.lost == 0:
                 _log.error("answers are not kept: %s: %s", self.folder, error.strerror or error)
             self.lost += 1
-            return None
+            return False
         if self.lost:
             _log.warning("answers are kept again; %d were not", self.lost)
             self.lost = 0
-        return answer_id
+        return True
 
     def _prune(self) -> None:
         if monotonic() < self._prune_at:

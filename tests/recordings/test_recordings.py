@@ -13,6 +13,7 @@ import pytest
 from openai_gateway.errors import NoRecording
 from openai_gateway.recordings.kept import KeptAnswer
 from openai_gateway.recordings.recordings import JOIN, RECORD, REPLAY, REUSE, Bypass, Flight, Hit, Recordings, Shared
+from openai_gateway.recordings.runs import Run
 from openai_gateway.recordings.segments import find_segments
 from openai_gateway.recordings.store import Store
 
@@ -236,3 +237,21 @@ def test_folder_that_is_named_like_a_segment_costs_the_answers_nothing(store: St
     (store.folder / "0.segment").mkdir()
     (store.folder / "0.segment" / "x").touch()
     assert begin(Recordings(store, REPLAY, "http://u/v1", "later")).answer.body == b"1"
+
+
+def test_answer_is_its_askers_before_another_can_see_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Store(tmp_path / "kept"), Store(tmp_path / "kept")
+    here.open()
+    there.open()
+    other = Recordings(there, REUSE, "http://u/v1", "boot")
+    flight = begin(Recordings(here, REUSE, "http://u/v1", "boot"), "r1")
+    land, seen = Run.land, []
+
+    def look_first(run: Run, *arguments: Any) -> None:
+        # The answer lies on the disk by now.
+        seen.append(begin(other, "r2"))
+        land(run, *arguments)
+
+    monkeypatch.setattr(Run, "land", look_first)
+    flight.land(to_answer(b"1"), is_had=True)
+    assert [type(found) for found in seen] == [Flight]

@@ -70,7 +70,9 @@ def test_answer_that_its_client_did_not_get_is_there_for_the_next(tmp_path: Path
         key = bytes([is_had]) * 32
         flight = run.decide(key, None, [])
         assert isinstance(flight, Fly)
-        run.land(key, flight.asker, _answer(1).id, is_had=is_had)
+        if is_had:
+            run.claim(key, flight.asker, _answer(1).id)
+        run.land(key, flight.asker, _answer(1).id)
         assert isinstance(run.decide(key, None, [_answer(1)]), second)
 
 
@@ -117,7 +119,7 @@ def test_processes_agree_on_who_has_had_what(tmp_path: Path) -> None:
     assert there.decide(KEY, B, answers) == Serve(answers[1].id)
     assert here.decide(KEY, B, answers) == Serve(answers[1].id)
     here.decide(b"x" * 32, A, [])
-    here.land(b"x" * 32, A, _answer(9).id, is_had=True)
+    here.land(b"x" * 32, A, _answer(9).id)
     assert there.look(b"x" * 32, A) == _answer(9).id
 
 

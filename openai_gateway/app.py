@@ -49,7 +49,7 @@ from openai_gateway.page.feed import Feed
 from openai_gateway.recordings.opening import open_recordings
 from openai_gateway.upstream.recorder import Observer
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.tunnel import count_open
+from openai_gateway.websocket.tunnel import count_open
 from openai_gateway.wire import paths
 
 _log = logging.getLogger("openai_gateway")

@@ -21,6 +21,7 @@ FLOORS = {
     "recordings": 4,
     "upstream": 4,
     "server": 5,
+    "websocket": 5,
     "blueprints": 6,
     "page": 7,
     "app": 8,
@@ -33,7 +34,10 @@ FLOORS = {
 ROOMS = {
     "flask": {"app", "blueprints", "page", "simulator"},
     "werkzeug": {"app", "blueprints", "page", "simulator"},
-    "gevent": {"blueprints", "collect", "limits", "page", "recordings", "server", "transport", "upstream", "wsgi"},
+    "gevent": {
+        *("accounting", "blueprints", "collect", "limits", "page", "recordings", "server", "transport", "upstream"),
+        *("websocket", "wsgi"),
+    },
     "requests": {"cli", "collect", "transport", "upstream"},
     "urllib3": {"transport"},
     "gunicorn": {"server"},
@@ -45,7 +49,18 @@ ROOMS = {
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"config", "wire"},
     "msgspec": {
-        *("accounting", "blueprints", "collect", "config", "limits", "recordings", "transport", "upstream", "wire")
+        *(
+            "accounting",
+            "blueprints",
+            "collect",
+            "config",
+            "limits",
+            "recordings",
+            "transport",
+            "upstream",
+            "websocket",
+        ),
+        "wire",
     },
 }
 # `wire` is pure: what it is given is all it knows.

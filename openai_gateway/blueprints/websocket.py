@@ -1,7 +1,7 @@
 """The handshake of the Responses API's WebSocket mode: the upstream is asked first, and what it says decides.
 
 An upstream that has none is known for a while, and clients are told 426 at once, on which they go over to plain HTTP.
-What passes over the connection then is `upstream.tunnel`'s.
+What passes over the connection then is `websocket.tunnel`'s.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from openai_gateway.server import draining
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.tunnel import Tunnel
-from openai_gateway.upstream.turns import Turns
+from openai_gateway.websocket.tunnel import Tunnel
+from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames, headers
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call

@@ -25,7 +25,7 @@ from gevent.lock import BoundedSemaphore
 from openai_gateway.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout
 from openai_gateway.transport.connection import Connection
 from openai_gateway.transport.watch import Ticker, Timeouts, has_left
-from openai_gateway.upstream.turns import Turns
+from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames
 from openai_gateway.wire.frames import BadFrame, FrameReader, to_close, to_frame
 

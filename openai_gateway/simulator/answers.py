@@ -55,7 +55,7 @@ def say(body: Mapping[str, Any], script: Script) -> Said:
     items = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
     input_tokens = count_input_tokens(body)
     cached_tokens = input_tokens // 2 if input_tokens >= _CACHED_FROM_TOKENS else 0
-    limit = _token_limit(body)
+    limit = read_token_limit(body)
     reasoning_tokens = _reasoning_tokens(body)
     tool = _chosen_tool(body, items)
     if tool is not None:
@@ -94,7 +94,8 @@ def _last_text(items: list[Any]) -> str:
     return ""
 
 
-def _token_limit(body: Mapping[str, Any]) -> int | None:
+def read_token_limit(body: Mapping[str, Any]) -> int | None:
+    """Return the bound that a request body of either API sets its output, None if it sets none."""
     for name in ("max_output_tokens", "max_completion_tokens", "max_tokens"):
         limit = body.get(name)
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:

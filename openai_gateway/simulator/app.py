@@ -17,6 +17,7 @@ import flask
 from werkzeug.exceptions import MethodNotAllowed
 
 from openai_gateway.simulator.counters import Counters, Received
+from openai_gateway.simulator.dialects import to_headers
 from openai_gateway.simulator.errors import ApiError, unknown_url
 from openai_gateway.simulator.observer import Observer
 from openai_gateway.simulator.settings import Settings
@@ -78,6 +79,8 @@ def _add_headers(app: flask.Flask, simulation: Simulation) -> None:
     @app.after_request
     def add_headers(response: flask.Response) -> flask.Response:
         if flask.request.path.startswith("/v1/"):
+            # Those of a call are as they were when it was admitted or refused.
+            told = flask.g.get("told") or simulation.limits.tell()
             response.headers.extend(
                 [
                     ("x-request-id", f"req_sim{next(numbers):012d}"),
@@ -86,10 +89,14 @@ def _add_headers(app: flask.Flask, simulation: Simulation) -> None:
                     ("openai-organization", "simulator"),
                     ("set-cookie", "__cf_bm=one; path=/; HttpOnly"),
                     ("set-cookie", "_cfuvid=two; path=/; HttpOnly"),
-                    *simulation.limits.to_headers(flask.g.get("refusal")),
+                    *to_headers(simulation.settings.dialect, _to_api(flask.request.path), told, time.time()),
                 ]
             )
         return response
+
+
+def _to_api(path: str) -> str:
+    return "chat" if path.startswith("/v1/chat/") else "responses"
 
 
 def _to_received(request: flask.Request) -> Received:

@@ -6,6 +6,7 @@ Which setting is checked by which, is said where it is declared. See also: setti
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,9 +31,9 @@ class Check:
     convert: Callable[[Any], Any]
 
 
-def setting(check: Check, default: Any) -> Any:
-    """Return the dataclass field of a setting, whose check `checks_of` finds."""
-    return dataclasses.field(default=default, metadata={"check": check})
+def setting(check: Check, default: Any, meaning: str = "") -> Any:
+    """Return the dataclass field of a setting, whose check `checks_of` finds; `meaning` is for `--help` and pages."""
+    return dataclasses.field(default=default, metadata={"check": check, "meaning": meaning})
 
 
 def checks_of(declaring: type) -> dict[str, Check]:
@@ -59,6 +60,60 @@ def number(least: int, most: int | None = None) -> Check:
         return found
 
     return Check(f"a whole number from {least}" + (f" to {most}" if most is not None else ""), convert)
+
+
+def fraction(below: float) -> Check:
+    """Return the check of a number from 0 up to, not including, `below`."""
+
+    def convert(given: Any) -> float:
+        share: float = seconds(below).convert(given)
+        if share >= below:
+            raise ValueError
+        return share
+
+    return Check(f"a number from 0 to below {below:g}", convert)
+
+
+def seconds(most: float) -> Check:
+    """Return the check of a number of seconds from 0."""
+
+    def convert(given: Any) -> float:
+        if isinstance(given, bool) or not isinstance(given, int | float | str):
+            raise ValueError
+        found = float(given)
+        if not 0 <= found <= most:
+            raise ValueError
+        return found
+
+    return Check(f"a number from 0 to {most:g}", convert)
+
+
+def one_of(names: tuple[str, ...]) -> Check:
+    """Return the check of one of some names."""
+
+    def convert(given: Any) -> str:
+        if given not in names:
+            raise ValueError
+        return str(given)
+
+    return Check(f"one of {', '.join(names)}", convert)
+
+
+def changes(checks: dict[str, Check]) -> Check:
+    """Return the check of a list of changes: mappings with `at_s`, and some of the settings in `checks`."""
+
+    def convert(given: Any) -> tuple[dict[str, Any], ...]:
+        if not isinstance(given, list | tuple):
+            raise ValueError
+        return tuple(sorted(map(to_change, given), key=lambda change: float(change["at_s"])))
+
+    def to_change(given: Any) -> dict[str, Any]:
+        known = {"at_s": seconds(math.inf), **checks}
+        if not isinstance(given, dict) or not {"at_s"} < given.keys() <= known.keys():
+            raise ValueError
+        return {name: known[name].convert(value) for name, value in given.items()}
+
+    return Check(f"a list of mappings such as {{at_s: 60, rpm: 300}}, of {', '.join(checks)}", convert)
 
 
 def _to_status(given: Any) -> int:

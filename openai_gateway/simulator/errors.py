@@ -42,7 +42,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.form = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.form: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         self.headers = headers
 
     def to_response(self) -> flask.Response:

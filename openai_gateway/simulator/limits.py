@@ -1,89 +1,168 @@
-"""Requests and tokens per minute, as OpenAI limits them: buckets that refill steadily, told in headers.
+"""The limits of a simulated account: requests, tokens and calls in flight, as real upstreams count them.
 
-The clock is an argument.
+A call is charged when it is admitted; what it is told then stays what its answer's headers say, however long the answer
+takes. Beside each limit of a minute there may be a hidden one, which counts in a shorter window and which no header
+tells of. Limits are told in the words of `dialects`.
+
+The clock is an argument (seconds).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
-_UNLIMITED = 1_000_000
+from openai_gateway.simulator.buckets import Bucket
+from openai_gateway.simulator.settings import Settings
+
+_MINUTE_S: Final = 60.0
+_DAY_S: Final = 86_400.0
+# Nobody knows when a call in flight will end.
+_IN_FLIGHT_WAIT_S: Final = 1.0
 
 
-class Bucket:
-    """A bucket that holds `per_minute` and refills at that rate; None is without limit."""
+@dataclass(frozen=True)
+class Told:
+    """What is told of a limit as a call was admitted or refused; `limit` None is none."""
 
-    def __init__(self, per_minute: int | None, clock: Callable[[], float]) -> None:
-        self.limit = per_minute if per_minute is not None else _UNLIMITED
-        self._is_limited = per_minute is not None
-        self._clock = clock
-        self._level = float(self.limit)
-        self._filled_at = clock()
-
-    def level(self) -> float:
-        """Return what is left."""
-        if self._is_limited:
-            now = self._clock()
-            self._level = min(self.limit, self._level + (now - self._filled_at) * self.limit / 60)
-            self._filled_at = now
-        return self._level
-
-    def wait_s(self, amount: int) -> float:
-        """Return how long until `amount` can be taken; 0 if it can be now. More than the limit waits for a full one."""
-        missing = min(amount, self.limit) - self.level()
-        return max(0.0, missing * 60 / self.limit) if self._is_limited else 0.0
-
-    def take(self, amount: int) -> None:
-        """Take `amount`."""
-        if self._is_limited:
-            self._level -= min(amount, self.limit)
-
-    def reset_s(self) -> float:
-        """Return how long until the bucket is full."""
-        return (self.limit - self.level()) * 60 / self.limit
+    limit: int | None
+    remaining: int
+    reset_s: float
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that has to wait: `kind` is `requests` or `tokens`."""
+    """A call that is not admitted, and for which limit: `requests`, `requests_per_day`, `tokens` or `in_flight`.
+
+    `wait_s` is infinite if it never can be: it needs more than the whole limit.
+    """
 
     kind: str
-    wait_s: float
     limit: int
+    used: int
+    requested: int
+    wait_s: float
 
 
-@dataclass(frozen=True)
+class Charge:
+    """What an admitted call was charged; `end` has to be called once it is over."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end: Callable[[], None] | None = on_end
+
+    def end(self) -> None:
+        """End the call; once is enough, more does nothing."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
+
+
 class Limits:
-    """The two limits of an account."""
+    """The limits of one account; time counts from its first call."""
 
-    requests: Bucket
-    tokens: Bucket
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began: float | None = None
+        self._changes = list(settings.limit_changes)
+        self._in_flight = 0
+        self._most_in_flight = settings.in_flight
+        self._are_refusals_charged = settings.refusals_charged
+        self._is_unused_given_back = settings.unused_given_back
+        self._window_s = settings.window_s
+        self._others_share = settings.others_share
+        is_fixed = settings.fixed_window
+        self._told = {
+            "requests": Bucket(settings.rpm, _MINUTE_S, settings.burst_s, is_fixed=is_fixed),
+            "tokens": Bucket(settings.tpm, _MINUTE_S, settings.burst_s, is_fixed=is_fixed),
+            "requests_per_day": Bucket(settings.rpd, _DAY_S, _DAY_S, is_fixed=is_fixed),
+        }
+        # The limits of the shorter window, fixed ones.
+        self._hidden = {
+            kind: Bucket(self._to_hidden(amount), self._window_s or _MINUTE_S, 0.0, is_fixed=True)
+            for kind, amount in (("requests", settings.rpm), ("tokens", settings.tpm))
+        }
+        self._apply({"others_share": settings.others_share})
 
-    def admit(self, tokens: int) -> Refusal | None:
-        """Take one request of so many tokens and return None, or take nothing and return what has to be waited for."""
-        waits_s = {"requests": self.requests.wait_s(1), "tokens": self.tokens.wait_s(tokens)}
+    def admit(self, tokens: int, unused_tokens: int) -> Charge | Refusal:
+        """Charge one request of so many tokens, of which `unused_tokens` will not be used; or refuse it."""
+        if self._began is None:
+            self._began = self._clock()
+        self._advance()
+        refusal = self._find_refusal(tokens)
+        if refusal is not None:
+            if self._are_refusals_charged:
+                for kind, bucket in self._buckets():
+                    if kind != "tokens":
+                        bucket.take(1)
+            return refusal
+        self._in_flight += 1
+        for kind, bucket in self._buckets():
+            bucket.take(tokens if kind == "tokens" else 1)
+        return Charge(lambda: self._end(unused_tokens if self._is_unused_given_back else 0))
+
+    def tell(self) -> dict[str, Told]:
+        """Return what is told now of `requests`, `tokens` and `requests_per_day`."""
+        self._advance()
+        return {
+            kind: Told(None, 0, 0.0)
+            if bucket.amount is None
+            else Told(int(bucket.amount), bucket.left(), bucket.reset_s())
+            for kind, bucket in self._told.items()
+        }
+
+    def _end(self, unused_tokens: int) -> None:
+        self._advance()
+        self._in_flight -= 1
+        for kind, bucket in self._buckets():
+            if kind == "tokens":
+                bucket.give_back(unused_tokens)
+
+    def _find_refusal(self, tokens: int) -> Refusal | None:
+        slots = math.inf if self._most_in_flight is None else int(self._most_in_flight * (1 - self._others_share))
+        if self._in_flight >= slots:
+            return Refusal("in_flight", int(slots), self._in_flight, 1, _IN_FLIGHT_WAIT_S)
+        waits_s: dict[str, float] = {}
+        for kind, bucket in self._buckets():
+            charge = float(tokens if kind == "tokens" else 1)
+            # Of a window too short for a call, the call takes all.
+            charge = charge if bucket is self._told[kind] else min(charge, bucket.capacity)
+            waits_s[kind] = max(bucket.wait_s(charge), waits_s.get(kind, 0.0))
         kind = max(waits_s, key=lambda name: waits_s[name])
-        if waits_s[kind] > 0:
-            return Refusal(kind, waits_s[kind], (self.requests if kind == "requests" else self.tokens).limit)
-        self.requests.take(1)
-        self.tokens.take(tokens)
-        return None
+        if waits_s[kind] <= 0:
+            return None
+        limit = int(self._told[kind].amount or 0)
+        used = max(0, limit - self._told[kind].left())
+        return Refusal(kind, limit, used, tokens if kind == "tokens" else 1, waits_s[kind])
 
-    def to_headers(self, refusal: Refusal | None = None) -> list[tuple[str, str]]:
-        """Return OpenAI's rate-limit headers; nothing remains of what a call was refused for."""
-        headers = []
-        for kind, bucket in (("requests", self.requests), ("tokens", self.tokens)):
-            is_used_up = refusal is not None and refusal.kind == kind
-            headers.append((f"x-ratelimit-limit-{kind}", str(bucket.limit)))
-            headers.append((f"x-ratelimit-remaining-{kind}", "0" if is_used_up else str(max(0, int(bucket.level())))))
-            headers.append((f"x-ratelimit-reset-{kind}", to_duration(bucket.reset_s())))
-        return headers
+    def _buckets(self) -> list[tuple[str, Bucket]]:
+        return [*self._told.items(), *self._hidden.items()]
 
+    def _advance(self) -> None:
+        """Let the time pass that has passed, with the changes that were due in it."""
+        if self._began is None:
+            return
+        now = self._clock() - self._began
+        while self._changes and self._changes[0]["at_s"] <= now:
+            change = self._changes.pop(0)
+            self._flow(change["at_s"])
+            self._apply(change)
+        self._flow(now)
 
-def to_duration(seconds: float) -> str:
-    """Return `120ms`, `1.5s` or `6m0s`."""
-    if seconds < 1:
-        return f"{int(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{int(rest)}s" if minutes else f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+    def _flow(self, now: float) -> None:
+        for _, bucket in self._buckets():
+            bucket.advance(now)
+
+    def _apply(self, change: Mapping[str, Any]) -> None:
+        self._most_in_flight = change.get("in_flight", self._most_in_flight)
+        self._others_share = change.get("others_share", self._others_share)
+        for _, bucket in self._buckets():
+            bucket.others_share = self._others_share
+        for kind, name in (("requests", "rpm"), ("tokens", "tpm")):
+            if name in change:
+                self._told[kind].change(change[name])
+                self._hidden[kind].change(self._to_hidden(change[name]))
+
+    def _to_hidden(self, amount: int | None) -> float | None:
+        return amount * self._window_s / _MINUTE_S if amount is not None and self._window_s else None

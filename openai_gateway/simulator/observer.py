@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from openai_gateway.simulator.counters import Counters
+from openai_gateway.simulator.simulation import ON_OVER
 
 WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -25,7 +26,7 @@ class Observer:
         if not environ["PATH_INFO"].startswith("/v1/"):
             return self._app(environ, start_response)
         self._counters.begin(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        call = _Call(self._counters)
+        call = _Call(self._counters, environ)
 
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             self._counters.by_status[int(status.partition(" ")[0])] += 1
@@ -50,8 +51,9 @@ class _Call:
     pieces: Iterator[bytes] = iter(())
     is_stream = False
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, environ: dict[str, Any]) -> None:
         self._counters = counters
+        self._environ = environ
         self._is_whole = False
         self._is_over = False
 
@@ -71,6 +73,8 @@ class _Call:
             return
         self._is_over = True
         self._counters.end(is_whole=self._is_whole, is_stream=self.is_stream)
+        if ON_OVER in self._environ:
+            self._environ[ON_OVER]()
         close = getattr(self.body, "close", None)
         if close is not None:
             close()

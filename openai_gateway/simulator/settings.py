@@ -25,9 +25,13 @@ from openai_gateway.simulator.checks import (
     STATUS,
     TEXT,
     Check,
+    changes,
     checks_of,
+    fraction,
     number,
+    one_of,
     or_null,
+    seconds,
     setting,
 )
 
@@ -61,21 +65,60 @@ class Script:
     after: int = setting(number(0), 2)
 
 
+# Those that may change while it runs.
+_LIMITS: Final = {
+    "rpm": or_null(number(1)),
+    "tpm": or_null(number(1)),
+    "in_flight": or_null(number(1)),
+    "others_share": fraction(1.0),
+}
+DIALECTS: Final = ("openai", "azure", "groq", "anthropic", "gemini", "none")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of one simulator.
 
-    `api_key` None takes any key, `models` None any model; `rpm` and `tpm` are enforced per minute, None not at all.
+    `api_key` None takes any key, `models` None any model. Of limits, None is none.
     """
 
     api_key: str | None = setting(or_null(API_KEY), None)
     models: tuple[str, ...] | None = setting(or_null(NAMES), None)
-    rpm: int | None = setting(or_null(number(1)), None)
-    tpm: int | None = setting(or_null(number(1)), None)
+    rpm: int | None = setting(_LIMITS["rpm"], None, "requests a minute")
+    tpm: int | None = setting(_LIMITS["tpm"], None, "tokens a minute")
+    rpd: int | None = setting(or_null(number(1)), None, "requests a day")
+    in_flight: int | None = setting(_LIMITS["in_flight"], None, "calls at a time")
+    dialect: str = setting(one_of(DIALECTS), "openai", f"how limits are told: {', '.join(DIALECTS)}")
+    burst_s: float = setting(
+        seconds(3600), 60.0, "a limit of a minute holds, when full, what flows in within this time"
+    )
+    fixed_window: bool = setting(
+        BOOLEAN, False, "limits are full again at the end of each period, instead of refilled steadily"
+    )
+    window_s: float = setting(
+        seconds(60), 0.0, "the limits of a minute hold in each window of this length, too, which nothing tells of"
+    )
+    refusals_charged: bool = setting(BOOLEAN, False, "a refused call counts as a request")
+    output_tokens_charged: int | None = setting(
+        or_null(number(0)),
+        None,
+        "tokens charged for the output of a call without a bound of its own; null: as many as its answer has",
+    )
+    unused_given_back: bool = setting(BOOLEAN, False, "tokens charged and not used are given back when the call ends")
+    others_share: float = setting(_LIMITS["others_share"], 0.0, "share of each limit that another user takes, steadily")
+    limit_changes: tuple[Mapping[str, Any], ...] = setting(
+        changes(_LIMITS), (), "limits that change so many seconds after the first call: [{at_s: 60, rpm: 300}]"
+    )
     apis: tuple[str, ...] = setting(APIS_SERVED, ("responses", "chat"))
     websocket: bool = setting(BOOLEAN, True)
     max_stored: int = setting(number(1), 10_000)
     script: Script = field(default_factory=Script)
+
+
+def list_limits() -> list[tuple[str, Any, str]]:
+    """Return the settings of limits: names, defaults, and what they mean."""
+    fields = (found for found in dataclasses.fields(Settings) if found.metadata.get("meaning"))
+    return [(found.name, found.default, found.metadata["meaning"]) for found in fields]
 
 
 _SCRIPT_CHECKS: Final = checks_of(Script)

@@ -11,14 +11,15 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import flask
 
 from openai_gateway.simulator import chat, responses
-from openai_gateway.simulator.answers import Said, say
+from openai_gateway.simulator.answers import Said, read_token_limit, say
 from openai_gateway.simulator.body import fail, in_halves, in_stream
 from openai_gateway.simulator.counters import Counters
+from openai_gateway.simulator.dialects import to_error
 from openai_gateway.simulator.errors import (
     ApiError,
     missing_key,
@@ -28,15 +29,20 @@ from openai_gateway.simulator.errors import (
     unknown_url,
     wrong_key,
 )
-from openai_gateway.simulator.limits import Bucket, Limits, Refusal
+from openai_gateway.simulator.limits import Limits, Refusal
 from openai_gateway.simulator.reading import read_json, read_key
 from openai_gateway.simulator.settings import Script, Settings, SettingsError, script_of
 from openai_gateway.simulator.store import Store, Stored
 
+# Where in a request's environment stands what is to be called when its answer is over.
+ON_OVER: Final = "openai_gateway.simulator.on_over"
 _SOURCES = {
     "responses": ("input", "prompt", "previous_response_id", "conversation"),
     "chat": ("messages",),
 }
+
+
+_INSTEAD_OF_ANSWERS: Final = ("drop_before_headers", "silence_before_headers", "html_502")
 
 
 class Simulation:
@@ -45,7 +51,7 @@ class Simulation:
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.counters = Counters()
-        self.limits = Limits(Bucket(settings.rpm, clock), Bucket(settings.tpm, clock))
+        self.limits = Limits(settings, clock)
         self.store = Store(settings.max_stored, clock)
         self._clock = clock
         self._numbers = count(1)
@@ -63,17 +69,17 @@ class Simulation:
         body = read_json()
         script = self._begin_script(body)
         is_background = api == "responses" and body.get("background") is True
-        if script.latency_ms and not is_background:
-            time.sleep(script.latency_ms / 1000)
         sock = flask.request.environ.get("gunicorn.socket")
-        fail(script.fault, "before_headers", sock)
-        if script.fault == "html_502":
-            return flask.Response("<html><h1>502 Bad Gateway</h1></html>", 502, content_type="text/html")
-        if script.status:
+        if script.status or script.fault in _INSTEAD_OF_ANSWERS:
+            _wait(script, is_background=is_background)
+            fail(script.fault, "before_headers", sock)
+            if script.fault == "html_502":
+                return flask.Response("<html><h1>502 Bad Gateway</h1></html>", 502, content_type="text/html")
             raise scripted(script, key=read_key(), model=body.get("model"))
         self._check(api, body)
         said = say(body, script)
         self._admit(said, body)
+        _wait(script, is_background=is_background)
         number = next(self._numbers)
         if api == "responses":
             answer = responses.to_response(body, said, number)
@@ -121,11 +127,15 @@ class Simulation:
             raise ApiError(400, message, "previous_response_not_found", param="previous_response_id")
 
     def _admit(self, said: Said, body: Mapping[str, Any]) -> None:
-        """Take the call's tokens from the limits. Raises ApiError if there are too few."""
-        refusal = self.limits.admit(said.input_tokens + said.output_tokens)
-        if refusal is not None:
-            flask.g.refusal = refusal
-            raise _to_rate_limit_error(refusal, body.get("model"))
+        """Charge the call to the limits; its answer's headers tell them as they are now. Raises ApiError."""
+        bound = read_token_limit(body)
+        charged = bound if bound is not None else self.settings.output_tokens_charged
+        unused = 0 if charged is None else max(0, charged - said.output_tokens)
+        found = self.limits.admit(said.input_tokens + said.output_tokens + unused, unused)
+        flask.g.told = self.limits.tell()
+        if isinstance(found, Refusal):
+            raise to_error(self.settings.dialect, found, body.get("model"))
+        flask.request.environ[ON_OVER] = found.end
         self.counters.input_tokens += said.input_tokens
         self.counters.output_tokens += said.output_tokens
 
@@ -141,14 +151,6 @@ class Simulation:
         self.store.put(stored)
 
 
-def _to_rate_limit_error(refusal: Refusal, model: Any) -> ApiError:
-    short = "RPM" if refusal.kind == "requests" else "TPM"
-    message = (
-        f"Rate limit reached for {model} in organization simulator on {refusal.kind} per min ({short}): "
-        f"Limit {refusal.limit}. Please try again in {refusal.wait_s:.3f}s."
-    )
-    headers = (
-        ("retry-after-ms", str(int(refusal.wait_s * 1000) + 1)),
-        ("retry-after", str(int(refusal.wait_s) + 1)),
-    )
-    return ApiError(429, message, "rate_limit_exceeded", kind=refusal.kind, headers=headers)
+def _wait(script: Script, *, is_background: bool) -> None:
+    if script.latency_ms and not is_background:
+        time.sleep(script.latency_ms / 1000)

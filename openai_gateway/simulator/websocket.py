@@ -18,7 +18,7 @@ from wsproto.events import CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
 from openai_gateway.simulator.errors import ApiError
-from openai_gateway.simulator.simulation import Simulation
+from openai_gateway.simulator.simulation import ON_OVER, Simulation
 
 _MOST_LANES: Final = 32
 
@@ -130,6 +130,8 @@ class WebSocket:
             except ApiError as error:
                 refusal = error.to_response()
                 self._tell({"type": "error", "status": refusal.status_code, **json.loads(refusal.get_data())}, name)
+            finally:
+                flask.request.environ.get(ON_OVER, _do_nothing)()
 
     def _tell(self, event: dict[str, Any], name: str) -> None:
         lane = {"stream_id": name} if name else {}
@@ -138,6 +140,9 @@ class WebSocket:
     def _send(self, event: Event) -> None:
         with self._sending:
             self._sock.sendall(self._peer.send(event))
+
+
+def _do_nothing() -> None: ...
 
 
 def _to_events(piece: bytes) -> list[dict[str, Any]]:

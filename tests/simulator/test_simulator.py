@@ -9,7 +9,6 @@ import pytest
 from flask.testing import FlaskClient
 
 from openai_gateway.simulator.app import create_app
-from openai_gateway.simulator.limits import to_duration
 from openai_gateway.simulator.settings import Script, Settings
 
 AUTHORIZED = {"authorization": "Bearer k"}
@@ -84,11 +83,6 @@ def test_requests_per_minute_are_enforced_with_real_headers() -> None:
     refused = _post(client, {"input": "x"})
     assert refused.headers["x-ratelimit-remaining-requests"] == "0"
     assert float(refused.headers["retry-after-ms"]) == pytest.approx(30_000, abs=2)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.12, "120ms"), (1.5, "1.5s"), (360, "6m0s"), (59.9996, "60s")])
-def test_reset_is_told_as_a_duration(seconds: float, text: str) -> None:
-    assert to_duration(seconds) == text
 
 
 def test_scripted_failure_happens_so_many_times() -> None:

@@ -20,6 +20,7 @@ from werkzeug.routing import BaseConverter
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.budgets import Budgets, to_budgets_path
 from openai_gateway.accounting.capture import Captures
+from openai_gateway.accounting.capturing import Capturer
 from openai_gateway.accounting.log import CallLog, lost_lines
 from openai_gateway.accounting.shared_files import to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
@@ -107,7 +108,11 @@ class GatewayApp(flask.Flask):
         self._servers = {
             name: CallServer(
                 server,
-                Relay(server, _to_observers(server, shared, usage_logs), captures.get(server.model_call_capture_dir)),
+                Relay(
+                    server,
+                    _to_observers(server, shared, usage_logs),
+                    Capturer(captures[server.model_call_capture_dir]) if server.model_call_capture_dir else None,
+                ),
                 recordings.get(name),
                 clients.get(server.clients_file or ""),
                 self.budgets,
@@ -212,7 +217,7 @@ def _open_budgets(config: GatewayConfig) -> Budgets:
     return Budgets(str(Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "budgets")))
 
 
-def _open_captures(config: GatewayConfig) -> dict[str | None, Captures]:
+def _open_captures(config: GatewayConfig) -> dict[str, Captures]:
     """Return what captures to each folder named."""
     folders = {server.model_call_capture_dir for server in config.servers.values()}
     return {folder: Captures(folder) for folder in folders if folder is not None}

@@ -23,13 +23,13 @@ from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Sink, write
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.tail import Tail, TimedTail, to_tail
 from openai_gateway.wire import envelope
 from openai_gateway.wire.cache_control import to_call_status, to_hit_status
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.sse import is_event_stream
+from openai_gateway.wire.tail import Tail, TimedTail, to_tail
 
 _log = logging.getLogger("openai_gateway")
 _MOST_BYTES: Final = 16 * 1024 * 1024
@@ -135,7 +135,7 @@ class _Passing:
         self.added_headers: list[Header] = [("cache-status", status)]
 
     def to_tail(self, head: Head) -> Tail:
-        return to_tail(head, is_captured=self._is_captured)
+        return to_tail(head, monotonic, is_captured=self._is_captured)
 
     def is_awaited(self) -> bool:
         return False
@@ -157,7 +157,7 @@ class _Keeping:
 
     def to_tail(self, head: Head) -> Tail:
         """Return a tail that keeps the body, its pieces, and when they came."""
-        self._tail = TimedTail(_MOST_BYTES, to_tail(head, is_captured=self._is_captured))
+        self._tail = TimedTail(_MOST_BYTES, to_tail(head, monotonic, is_captured=self._is_captured))
         return self._tail
 
     def is_awaited(self) -> bool:
@@ -233,7 +233,7 @@ class ReplayedAnswer:
         self._progress = progress
         self._watch = watch
         progress.status, progress.head = answer.status, self.head
-        self._tail = progress.tail = to_tail(self.head, is_captured=progress.call.received is not None)
+        self._tail = progress.tail = to_tail(self.head, monotonic, is_captured=progress.call.received is not None)
 
     def _pace(self, answer: KeptAnswer) -> Iterator[bytes]:
         began = self._progress.started

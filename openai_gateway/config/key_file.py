@@ -5,6 +5,9 @@ When such a file is read again is `watched_file`'s; what the keys open is the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from openai_gateway.config.secret import Secret
 from openai_gateway.config.watched_file import BadContent, WatchedFile
 
 KeyFile = WatchedFile[tuple[str, ...]]
@@ -14,6 +17,26 @@ _NONE: tuple[str, ...] = ()
 def open_upstream_keys(path: str) -> KeyFile:
     """Return the file of the upstream's key: as long as it holds no usable one, the last one stays in use."""
     return KeyFile(path, _parse_some, _NONE, "key file", "the last keys stay in use")
+
+
+class UpstreamKey:
+    """The key for an upstream: the configured one, or the first one in its file.
+
+    `on_change` is called when another has come into use. The value leaves here only as a header of upstream requests.
+    """
+
+    def __init__(self, secret: Secret | None, path: str | None, on_change: Callable[[], None]) -> None:
+        self._secret = secret or Secret("")
+        self.file = open_upstream_keys(path) if path else None
+        if self.file is not None:
+            self.file.on_change = on_change
+
+    def reveal(self) -> str:
+        """Return the key itself."""
+        if self.file is None:
+            return self._secret.reveal()
+        keys = self.file.read()
+        return keys[0] if keys else ""
 
 
 def open_client_keys(path: str) -> KeyFile:

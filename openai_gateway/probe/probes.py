@@ -15,9 +15,9 @@ from time import perf_counter
 from typing import Any, Final
 
 from openai_gateway.config import ServerConfig
+from openai_gateway.config.key_file import UpstreamKey
 from openai_gateway.config.redact import mask, reveal_all
 from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, to_line
-from openai_gateway.upstream.key import UpstreamKey
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.frames import HAVE_NO_WEBSOCKETS
 from openai_gateway.wire.rate_limits import RateLimit
@@ -73,7 +73,7 @@ class Prober:
     """Calls the upstream of one server; a probe asked for again is not sent again."""
 
     def __init__(self, server: ServerConfig, timeout_s: float) -> None:
-        key = UpstreamKey(server, on_change=lambda: None)
+        key = UpstreamKey(server.openai_api_key, server.openai_api_key_file, on_change=lambda: None)
         configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 
 import gevent
 
@@ -24,9 +25,9 @@ from openai_gateway.transport.watch import IDLE, CallWatch
 from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Nowhere, Pump, Sink, write
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import takes_events, to_closing_event
+from openai_gateway.wire.tail import Tail
 
 
 class Answer:
@@ -50,7 +51,7 @@ class Answer:
         self.body = raw.body if raw.is_whole else None
         self.added_headers = added_headers
         self._raw = raw
-        self._tail = progress.tail or Tail()
+        self._tail = progress.tail or Tail(monotonic)
         self._progress = progress
         self._watch = watch
         self._before_end = before_end

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.key_file import KeyFile
+from openai_gateway.config.key_file import KeyFile, UpstreamKey
 from openai_gateway.errors import (
     Cancelled,
     OutOfDescriptors,
@@ -27,10 +27,9 @@ from openai_gateway.transport.proxy import parse_proxy
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch
-from openai_gateway.upstream.key import UpstreamKey
-from openai_gateway.upstream.mask import KeyMask
 from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.call import Call
+from openai_gateway.wire.mask import KeyMask
 from openai_gateway.wire.retries import Outcome, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
@@ -44,7 +43,7 @@ class Sender:
 
     def __init__(self, server: ServerConfig, on_new_key: Callable[[], None]) -> None:
         self._session = _open_session(server)
-        self._key = UpstreamKey(server, on_new_key)
+        self._key = UpstreamKey(server.openai_api_key, server.openai_api_key_file, on_new_key)
         self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         self._mask = KeyMask(list(self._configured.values()))
         self.hide = self._mask.hide
@@ -113,7 +112,9 @@ class Sender:
             raise
         finally:
             watch.disarm()
-        self._mask.apply(raw)
+        masked = self._mask.apply(raw.head, raw.body, is_whole=raw.is_whole)
+        if masked is not None:
+            raw.head, raw.body = masked
         return raw
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.head import Head, Header
+from openai_gateway.wire.tail import Tail
 
 _log = logging.getLogger("openai_gateway")
 

@@ -16,11 +16,11 @@ from openai_gateway.errors import GatewayError
 from openai_gateway.limits.attempts import Tries
 from openai_gateway.limits.order import Place
 from openai_gateway.limits.queue import Turn
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
+from openai_gateway.wire.tail import Tail
 from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
 
 _WORTH_TELLING_S: Final = 0.01

@@ -27,9 +27,9 @@ from openai_gateway.errors import Cancelled
 from openai_gateway.transport.answer import RawAnswer, to_broken_off
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.heartbeat import Heartbeat
-from openai_gateway.upstream.tail import SMALL_BYTES, Tail
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.sse import is_at_boundary, takes_events
+from openai_gateway.wire.tail import SMALL_BYTES, Tail
 
 # A line that is no part of an event, so that it can stand between any two.
 _COMMENT: Final = b": waiting for the upstream\n"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.upstream.capturing import Capturer, Captures
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.sse import is_event_stream
@@ -29,22 +28,29 @@ _LARGE_BYTES: Final = 128 * 1024
 _MAX_CODE_LENGTH: Final = 100
 
 
+class Capturer(Protocol):
+    """What captures the calls of rollouts."""
+
+    def capture(self, record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> None:
+        """Capture a call, or count it as lost; `answer` None was too long to be kept. May wait; raises nothing."""
+
+
 class Recorder:
     """Takes the calls of one server that are over; each is observed at most 50 ms later.
 
-    `hide` takes keys out of what the upstream said; `captures` None captures nothing.
+    `hide` takes keys out of what the upstream said; `capturer` None captures nothing.
     """
 
     def __init__(
         self,
         server: ServerConfig,
         observers: Sequence[Observer],
-        captures: Captures | None = None,
+        capturer: Capturer | None = None,
         hide: Callable[[str], str] = str,
     ) -> None:
         self._server = server
         self._observers = tuple(observers)
-        self._capturer = Capturer(captures) if captures is not None else None
+        self._capturer = capturer
         self._hide = hide
         self._over: list[Progress] = []
         self._is_timed = False

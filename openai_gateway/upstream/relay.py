@@ -26,26 +26,25 @@ from openai_gateway.upstream.admission import Admission
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
 from openai_gateway.upstream.breaker import Breaker
-from openai_gateway.upstream.capturing import Captures
 from openai_gateway.upstream.follower import Follower, to_followed_end
 from openai_gateway.upstream.load import Load, to_load
 from openai_gateway.upstream.progress import Progress, to_record
-from openai_gateway.upstream.recorder import Observer, Recorder
+from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
 from openai_gateway.upstream.retries import Retries
-from openai_gateway.upstream.tail import to_tail
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_rate_limits
 from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, is_retryable
+from openai_gateway.wire.tail import to_tail
 
 
 class Relay:
     """Sends the calls of one server; one for the life of the process."""
 
     def __init__(
-        self, server: ServerConfig, observers: Sequence[Observer] = (), captures: Captures | None = None
+        self, server: ServerConfig, observers: Sequence[Observer] = (), capturer: Capturer | None = None
     ) -> None:
         self.timeouts = Timeouts(
             server.connect_timeout_s,
@@ -60,7 +59,7 @@ class Relay:
         self._breaker = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
         self._retries = Retries(server)
-        self._recorder = Recorder(server, observers, captures, self._sender.hide)
+        self._recorder = Recorder(server, observers, capturer, self._sender.hide)
         self._last_head: Head | None = None
         self._answered_at = 0.0
         self._limits: dict[str, RateLimit] = {}
@@ -88,7 +87,7 @@ class Relay:
             progress.head = self._last_head = raw.head
             is_captured = call.received is not None
             if follower is None:
-                progress.tail = to_tail(raw.head, is_captured=is_captured)
+                progress.tail = to_tail(raw.head, monotonic, is_captured=is_captured)
             else:
                 progress.tail = follower.to_tail(raw.head)
             added = [*self.to_headers(progress), *(follower.added_headers if follower is not None else ())]

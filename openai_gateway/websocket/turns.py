@@ -22,9 +22,9 @@ import msgspec
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRequest, Unavailable, UpstreamTimeout
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.tail import to_tail
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.tail import to_tail
 
 _log = logging.getLogger("openai_gateway")
 _CREATE: Final = "response.create"
@@ -205,7 +205,7 @@ class Turns:
             self._keeper.end(progress)
             raise ClientGone
         progress.status, progress.head = 200, _EVENTS
-        progress.tail = to_tail(_EVENTS, is_captured=call.received is not None)
+        progress.tail = to_tail(_EVENTS, monotonic, is_captured=call.received is not None)
         turn = _Turn(progress)
         lane.running.append(turn)
         body = call.body or b""
@@ -236,7 +236,7 @@ class Turns:
         if event.type == "error":
             turn.progress.status, turn.progress.head = event.status or 500, _ERROR
             began, length = tail.began, tail.length
-            tail = turn.progress.tail = to_tail(_ERROR, is_captured=False)
+            tail = turn.progress.tail = to_tail(_ERROR, monotonic, is_captured=False)
             tail.add(text)
             tail.began, tail.length = began or tail.began, length + tail.length
         else:

@@ -1,7 +1,7 @@
 """Finds the members of a JSON object of which only the beginning and the end are at hand.
 
 An answer may be of any length, and what it reports of itself stands before and after its output: so much of both is
-kept as `upstream.tail` says. The depth of a member is known in either part: in the beginning by counting brackets from
+kept as `tail` says. The depth of a member is known in either part: in the beginning by counting brackets from
 the first one, in the end by counting them back from the last one. Whether the end begins inside a string is known,
 too: in JSON, every quote without a backslash before it begins or ends a string, and the last one ends one.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +27,13 @@ from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.pump import Pump
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire import headers
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.body import ChunkedDecoder, to_decoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
 from openai_gateway.wire.head import parse_head
+from openai_gateway.wire.tail import Tail
 
 WORDS = "Please explain what this does, step by step, and be brief. "
 MESSAGES = [{"role": "system", "content": WORDS * 3}, {"role": "user", "content": WORDS * 20 + "caf\u00e9"}]
@@ -87,7 +88,7 @@ ANSWER = (
 
 def record() -> None:
     call = Call(Api.CHAT, "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
-    tail = Tail()
+    tail = Tail(monotonic)
     tail.add(ANSWER)
     to_record(SERVER, Progress(call, len(BODY), status=200, head=ANSWER_HEAD, outcome="completed", tail=tail))
 
@@ -118,7 +119,7 @@ def event_pump() -> Callable[[], None]:
     request = SimpleNamespace(version=(1, 1), method="POST", should_close=lambda: False)
     writer = RelayWriter(request, to_client, SimpleNamespace(protocol="http", is_ssl=False))
     writer.start_response("200 OK", [])
-    pump = Pump(raw, writer, Tail(), CallWatch(Timeouts(idle_s=600, client_s=60)))
+    pump = Pump(raw, writer, Tail(monotonic), CallWatch(Timeouts(idle_s=600, client_s=60)))
     # As `run` leaves it once the head and a chunk of this size are out.
     writer.offer(raw.decoder.feed(CHUNK), is_last=False)
     pump._chunks, pump._send = raw.decoder, writer.to_chunk_sender()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -17,13 +18,13 @@ from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Pump
-from openai_gateway.upstream.tail import SMALL_BYTES, RecordingTail, Tail
 from openai_gateway.wire import body
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import parse_head
 from openai_gateway.wire.headers import RequestHeaders
+from openai_gateway.wire.tail import SMALL_BYTES, RecordingTail, Tail
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
 END = b"0\r\n\r\n"
@@ -120,7 +121,7 @@ def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
     pieces += [_chunk(b"new"), _chunk(b"new") * 2, b"3\r\nne", b"w\r\n", b"3;x=y\r\nnew\r\n"]
     pieces += [*[_chunk(b"l" * (SMALL_BYTES + 1))] * 2, _chunk(b"new") + END]
     whole = b"".join(events) + b"new" * 5 + b"l" * 2 * (SMALL_BYTES + 1) + b"new"
-    client, tail = _Client(at_once, is_slow=is_slow), Tail()
+    client, tail = _Client(at_once, is_slow=is_slow), Tail(monotonic)
     _pump(pieces, client, tail)
     decoder = ChunkedDecoder()
     assert decoder.feed(client.got) == whole
@@ -134,18 +135,18 @@ def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
 def test_bytes_of_a_chunk_keep_its_borders() -> None:
     client = _Client(1 << 20, is_slow=False)
     twice = b"00002\r\ncd\r\n"
-    _pump([twice, twice + twice, END], client, Tail())
+    _pump([twice, twice + twice, END], client, Tail(monotonic))
     assert client.got == _chunk(b"cd") + twice + twice + END
 
 
 def test_capture_keeps_a_stream_that_comes_in_chunks() -> None:
-    client, tail = _Client(1 << 20, is_slow=False), RecordingTail(1000)
+    client, tail = _Client(1 << 20, is_slow=False), RecordingTail(1000, Tail(monotonic))
     _pump([_chunk(b"ab"), _chunk(b"cd"), _chunk(b"ef") + END], client, tail)
     assert (tail.kept(), tail.length, tail.end(), client.passed) == (b"abcdef", 6, b"abcdef", 0)
 
 
 def test_connection_that_breaks_is_the_upstreams_fault_and_what_went_out_is_counted() -> None:
-    client, tail = _Client(1 << 20, is_slow=False), Tail()
+    client, tail = _Client(1 << 20, is_slow=False), Tail(monotonic)
     with pytest.raises(BadAnswer):
         _pump([_chunk(b"ab"), _chunk(b"cd"), ConnectionResetError(104, "reset")], client, tail)
     assert (client.passed, tail.length, tail.end()) == (2, 4, b"abcd")
@@ -170,7 +171,7 @@ class _SlowConnection(_Connection):
 @pytest.mark.parametrize("encoding", ["", "\r\nContent-Encoding: gzip"])
 def test_silent_stream_gets_comments_between_its_events(encoding: str) -> None:
     pieces: list[bytes | OSError] = [_chunk(b"data: 1\n\n"), _chunk(b"data: 2\n\n"), END]
-    client, tail = _Client(1 << 20, is_slow=False), Tail()
+    client, tail = _Client(1 << 20, is_slow=False), Tail(monotonic)
     connection: Any = _SlowConnection(pieces, client, 0 if encoding else 2)
     if encoding:
         connection = _Connection(pieces)
@@ -192,7 +193,7 @@ def test_no_comment_is_put_within_an_event() -> None:
     connection: Any = _Connection([_chunk(b"data: half"), _chunk(b" of it\n\n"), END])
     head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream")
     raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
-    tail = Tail()
+    tail = Tail(monotonic)
     tail.add(b"data: half")
     watch = CallWatch(Timeouts(heartbeat_s=1))
     pump = Pump(raw, client, tail, watch)
@@ -208,7 +209,7 @@ def test_stream_that_outlives_its_client_is_read_to_its_end() -> None:
         head = parse_head(HEAD + b"\r\nContent-Type: text/event-stream")
         raw = RawAnswer(head, b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
         call = Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), None, outlives_client=outlives)
-        ended, tail, watch = list[str](), Tail(), CallWatch(Timeouts(idle_s=5))
+        ended, tail, watch = list[str](), Tail(monotonic), CallWatch(Timeouts(idle_s=5))
         progress = Progress(call, tail=tail)
         answer = Answer(raw, progress, watch, lambda over, ended=ended: ended.append(over.outcome))
         with pytest.raises(ConnectionResetError):
@@ -249,7 +250,7 @@ def test_torn_chunk_is_followed_by_nothing() -> None:
 
 
 def test_tail_keeps_the_last_four_events_of_either_kind() -> None:
-    tail = Tail()
+    tail = Tail(monotonic)
     for number in range(9):
         if number % 2:
             tail.add(b"p%d\n" % number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 
 import gevent
 import pytest
@@ -11,10 +12,10 @@ from openai_gateway.config import ServerConfig
 from openai_gateway.config.secret import Secret
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Recorder
-from openai_gateway.upstream.tail import Tail
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.headers import RequestHeaders
+from openai_gateway.wire.tail import Tail
 
 SERVER = ServerConfig(
     name="policy_model", openai_base_url="http://u/v1", openai_api_key=Secret("sk"), openai_model="the-model"
@@ -23,7 +24,7 @@ SERVER = ServerConfig(
 
 def _over(request_id: str = "1", body: bytes = b"{}") -> Progress:
     call = Call(Api.CHAT, "POST", "/chat/completions", RequestHeaders(), body, request_id=request_id, is_metered=True)
-    progress = Progress(call, len(body), status=200, outcome="completed", tail=Tail())
+    progress = Progress(call, len(body), status=200, outcome="completed", tail=Tail(monotonic))
     progress.ended = progress.started + 1.5
     return progress
 

@@ -12,9 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.wire.body import decode_content
-from openai_gateway.wire.head import Header
+from openai_gateway.wire.head import Head, Header
 
 _MASK: Final = "[key masked by openai_gateway]"
 _LEAST_LENGTH: Final = 8
@@ -42,39 +41,41 @@ class KeyMask:
             text = text.replace(secret, _MASK)
         return text
 
-    def apply(self, raw: RawAnswer) -> None:
-        """Mask an answer whose head and error are in."""
-        head = raw.head
+    def apply(self, head: Head, body: bytes, *, is_whole: bool) -> tuple[Head, bytes] | None:
+        """Return what goes to the client in the place of an answer's head and body; None: they may go as they are.
+
+        `body` is all of it if `is_whole`, else what has been read.
+        """
         if head.status < 300:
             for secret in self._secrets:
                 if secret in head.text:
                     break
             else:
-                return
+                return None
         headers = [(name, self.hide(value)) for name, value in head.headers]
         if 300 <= head.status < 400:
             headers = [header for header in headers if not _leads_away(header)]
-        is_changed = head.status >= 300 and self._mask_body(raw, headers)
-        raw.head = head.rewrite(headers, reason=self.hide(head.reason), has_length=not is_changed)
+        masked = self._mask_body(head, body, headers, is_whole=is_whole) if head.status >= 300 else None
+        head = head.rewrite(headers, reason=self.hide(head.reason), has_length=masked is None)
+        return head, body if masked is None else masked
 
-    def _mask_body(self, raw: RawAnswer, headers: list[Header]) -> bool:
-        """Mask the body; a compressed one that has to be changed goes on plain. Tell whether it was changed."""
-        encoding = raw.head.known.get("content-encoding", "identity").strip().lower()
-        body = raw.body if encoding == "identity" or not raw.is_whole else decode_content(raw.body, encoding)
-        if body is None:
-            return False
-        masked = body
+    def _mask_body(self, head: Head, body: bytes, headers: list[Header], *, is_whole: bool) -> bytes | None:
+        """Return the body masked, None if it needn't be; a compressed one goes on plain, and `headers` say so."""
+        encoding = head.known.get("content-encoding", "identity").strip().lower()
+        plain = body if encoding == "identity" or not is_whole else decode_content(body, encoding)
+        if plain is None:
+            return None
+        masked = plain
         for secret in self._secrets:
             if b"\\" in masked:
                 masked = _to_pattern(secret).sub(_MASK.encode(), masked)
             else:
                 masked = masked.replace(secret.encode(), _MASK.encode())
-        if masked == body:
-            return False
-        raw.body = masked
+        if masked == plain:
+            return None
         if encoding != "identity":
             headers[:] = [header for header in headers if header[0].lower() != "content-encoding"]
-        return True
+        return masked
 
 
 def _to_pattern(secret: str) -> re.Pattern[bytes]:

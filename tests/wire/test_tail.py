@@ -6,13 +6,14 @@ import gzip
 import json
 import random
 import zlib
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from openai_gateway.upstream.progress import _to_report
-from openai_gateway.upstream.tail import SMALL_BYTES, Tail, to_tail
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.tail import SMALL_BYTES, Tail, to_tail
 from openai_gateway.wire.usage import Report, Usage
 
 CHAT = Report(Usage(10, 5, 3, None, 2), "length", "m-1", "flex", "fp")
@@ -111,7 +112,7 @@ def test_report_is_read_however_long_the_answer_and_however_it_comes(
     sizes = random.Random(size)
     # The smallest pieces make large answers slow to test and tell nothing new.
     for most in [64 * 1024, 5_000, 1_400, *([40] if len(body) < 10_000 else [])]:
-        tail = to_tail(head, is_captured=is_captured)
+        tail = to_tail(head, monotonic, is_captured=is_captured)
         _add(tail, body, sizes, most)
         assert _report(tail, head) == expected
         assert tail.length == len(body)
@@ -122,7 +123,7 @@ def test_report_is_read_however_long_the_answer_and_however_it_comes(
 
 def test_compressed_answer_that_grows_without_end_is_given_up() -> None:
     head = Head(200, "OK", [("content-type", "application/json"), ("content-encoding", "gzip")])
-    tail = to_tail(head, is_captured=True)
+    tail = to_tail(head, monotonic, is_captured=True)
     for _ in range(3):
         tail.add(gzip.compress(b"x" * 10_000_000))
     assert (tail.end(), tail.kept(), _report(tail, head)) == (b"", None, Report())
@@ -131,6 +132,6 @@ def test_compressed_answer_that_grows_without_end_is_given_up() -> None:
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip"])
 def test_what_cant_be_decoded_is_unknown(encoding: str) -> None:
     head = Head(200, "OK", [("content-type", "application/json"), ("content-encoding", encoding)])
-    tail = to_tail(head, is_captured=True)
+    tail = to_tail(head, monotonic, is_captured=True)
     tail.add(json.dumps(_chat(0)).encode())
     assert (tail.end(), tail.kept(), _report(tail, head)) == (b"", None, Report())

@@ -5,19 +5,20 @@ call itself waits for it. Bodies of megabytes and slow disks must not stop the w
 a thread. A call waits for so long at most; then, and while that thread is still at work (a disk that doesn't answer),
 calls are not captured but counted.
 
-See also: accounting.capture, which makes and writes the lines; recorder, which says when.
+See also: capture, which makes and writes the lines; upstream.recorder, which says when.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import gevent
 from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
+from openai_gateway.accounting.capture import Captures
 from openai_gateway.wire.call import CallRecord
 
 _Result = TypeVar("_Result")
@@ -26,22 +27,6 @@ _WAIT_S: Final = 10.0
 # A file's lock is held for as long as a write takes.
 _LOCK_TRIES: Final = 20
 _LOCK_WAIT_S: Final = 0.02
-
-
-class Captures(Protocol):
-    """What makes and writes the lines."""
-
-    def to_line(self, record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> bytes:
-        """Return the line of an exchange; `answer` None was too long to be kept."""
-
-    def append(self, rollout_id: str, line: bytes) -> None:
-        """Append a line. Raises OSError; BlockingIOError if it is to be tried again."""
-
-    def mark_incomplete(self, rollout_id: str) -> None:
-        """Tell readers that a call is missing. Raises OSError."""
-
-    def count_lost(self, rollout_id: str, why: str) -> None:
-        """Count and log a call that could not be captured."""
 
 
 class Capturer:

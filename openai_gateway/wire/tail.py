@@ -6,19 +6,20 @@ the window begins within: of the line, if the answer is a stream of events, of t
 are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
 large, or ends within an event, goes into the window, together with what was kept until then.
 
-See also: wire.usage, which reads the report; pump, which hands over most of the pieces.
+Pure: the clock (monotonic seconds) is an argument. See also: usage, which reads the report.
 """
 
 from __future__ import annotations
 
 import zlib
-from time import monotonic
+from collections.abc import Callable
 from typing import Final
 
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.sse import is_event_stream
 
+Clock = Callable[[], float]
 SMALL_BYTES: Final = 4 * 1024
 MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
 _WINDOW_BYTES: Final = 32 * 1024
@@ -34,12 +35,13 @@ _MAX_DECODED_BYTES: Final = 16 * 1024 * 1024
 
 
 class Tail:
-    """The end of a stream of events; `length` in bytes, `began` on the monotonic clock, None before the first byte."""
+    """The end of a stream of events; `length` in bytes, `began` by the clock, None before the first byte."""
 
-    __slots__ = ("_at", "_beginning", "_is_within", "_pieces", "_window", "began", "length")
+    __slots__ = ("_at", "_beginning", "_is_within", "_pieces", "_window", "began", "clock", "length")
     takes_chunks = True
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.length = 0
         self.began: float | None = None
         # Replaced in turn, so that a new event touches no memory but that of the one it replaces. What isn't chunks is
@@ -93,7 +95,7 @@ class Tail:
     def _keep(self, piece: bytes | tuple[bytes]) -> None:
         if len(self._pieces) < _KEPT_EVENTS:
             if self.began is None:
-                self.began = monotonic()
+                self.began = self.clock()
             self._pieces.append(piece)
             if len(self._pieces) == _KEPT_EVENTS:
                 self._window = self._beginning = b""
@@ -104,7 +106,7 @@ class Tail:
     def _slide(self, piece: bytes) -> None:
         """Move the window on to the end of a piece."""
         if self.began is None:
-            self.began = monotonic()
+            self.began = self.clock()
         self._is_within = not piece.endswith(b"\n")
         window = self._window
         if self._pieces:
@@ -161,9 +163,9 @@ class RecordingTail(Tail):
     __slots__ = ("_left", "_tail", "_whole")
     takes_chunks = False
 
-    def __init__(self, most_bytes: int, tail: Tail | None = None) -> None:
-        super().__init__()
-        self._tail = tail or Tail()
+    def __init__(self, most_bytes: int, tail: Tail) -> None:
+        super().__init__(tail.clock)
+        self._tail = tail
         self._left = most_bytes
         self._whole: list[bytes] = []
 
@@ -195,7 +197,7 @@ class RecordingTail(Tail):
 
 
 class TimedTail(RecordingTail):
-    """Keeps the pieces as they came, and when: `times`, on the monotonic clock; a capture is `tail`'s."""
+    """Keeps the pieces as they came, and when: `times`, by the clock; a capture is `tail`'s."""
 
     __slots__ = ("times",)
 
@@ -206,7 +208,7 @@ class TimedTail(RecordingTail):
     def add(self, piece: bytes) -> None:
         """Note and keep a piece, and when it came."""
         super().add(piece)
-        self.times.append(monotonic())
+        self.times.append(self.clock())
 
     def kept(self) -> bytes | None:
         """Return what `tail` does."""
@@ -220,7 +222,7 @@ class DecodingTail(Tail):
     takes_chunks = False
 
     def __init__(self, encoding: str, tail: Tail) -> None:
-        super().__init__()
+        super().__init__(tail.clock)
         self._tail = tail
         self._decoder = zlib.decompressobj(_ANY_WINDOW) if encoding in _GZIP else None
         self._left = _MAX_DECODED_BYTES
@@ -229,7 +231,7 @@ class DecodingTail(Tail):
         """Note a piece."""
         self.length += len(piece)
         if self.began is None:
-            self.began = monotonic()
+            self.began = self.clock()
         while piece and self._decoder is not None:
             try:
                 decoded = self._decoder.decompress(piece, _DECODED_AT_ONCE_BYTES)
@@ -259,10 +261,10 @@ class DecodingTail(Tail):
         return self._tail.kept() if self._decoder is not None else None
 
 
-def to_tail(head: Head, *, is_captured: bool) -> Tail:
+def to_tail(head: Head, clock: Clock, *, is_captured: bool) -> Tail:
     """Return what keeps the tail of an answer with this head; if captured, all of it up to MAX_CAPTURED_BYTES."""
     known = head.known
-    tail = Tail() if is_event_stream(known.get("content-type", "")) else BodyTail()
+    tail = Tail(clock) if is_event_stream(known.get("content-type", "")) else BodyTail(clock)
     if is_captured:
         tail = RecordingTail(MAX_CAPTURED_BYTES, tail)
     encoding = known.get("content-encoding", "identity")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import gevent
 import pytest
 
-from openai_gateway.upstream import capturing
-from openai_gateway.upstream.capturing import Capturer
+from openai_gateway.accounting import capturing
+from openai_gateway.accounting.capturing import Capturer
 from openai_gateway.wire.call import CallRecord
 from tests.support.records import to_record
 

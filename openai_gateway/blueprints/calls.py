@@ -30,7 +30,6 @@ from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import REPLAY, Recordings
 from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
-from openai_gateway.upstream.load import Load
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.api import Api
@@ -98,16 +97,13 @@ class CallServer:
         return ServerState(
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
-            **msgspec.structs.asdict(self._relay.load()),
+            **msgspec.structs.asdict(self._relay.under_way()),
+            is_breaker_open=self._relay.is_breaker_open,
             rate_limits=limits,
             limits_at=limits_at,
             learned_limits=self._relay.learned_limits(),
             notes=() if warning is None else (warning,),
         )
-
-    def load(self) -> Load:
-        """Return how much is under way."""
-        return self._relay.load()
 
     @property
     def key_files(self) -> list[KeyFile]:

@@ -62,11 +62,11 @@ def readiness() -> tuple[dict[str, Any], int]:
 
 
 def _to_state(server: CallServer) -> dict[str, Any]:
-    load = server.load()
+    state = server.state()
     return {
-        "in_flight": load.in_flight,
-        "queued": load.queued,
-        "retrying": load.retrying,
-        "max_concurrent_requests": load.cap,
-        "breaker": "open" if load.is_breaker_open else "closed",
+        "in_flight": state.in_flight,
+        "queued": state.queued,
+        "retrying": state.retrying,
+        "max_concurrent_requests": state.cap,
+        "breaker": "open" if state.is_breaker_open else "closed",
     }

@@ -1,17 +1,23 @@
-"""Keeps retries from becoming a storm: pauses a whole server when its upstream says so, and bounds the retry ratio.
+"""Whether and when a failed attempt of a call is made again: as the official SDKs would, and within bounds.
 
-Which failures may be tried again at all is `wire.retries`'.
+The bounds are `max_retries`, `retry_budget_s`, and `retry_ratio` for all calls together; and all of them pause when
+their upstream says so. A refusal that passes by itself is no failure, but `admission`'s affair. Which outcomes may be
+tried again at all is `wire.retries`'.
 """
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 import gevent
 
-from openai_gateway.wire.retries import MAX_RETRY_AFTER_S, Outcome, to_pause_s
+from openai_gateway.config import ServerConfig
+from openai_gateway.limits.admission import QueuedCall, may_readmit
+from openai_gateway.wire.retries import MAX_RETRY_AFTER_S, Outcome, is_retryable, to_pause_s, to_wait_s
 
 _LOOK_EVERY_S: Final = 0.5
 _SPREAD_SHARE: Final = 0.1
@@ -19,6 +25,11 @@ _MIN_SPREAD_S: Final = 0.5
 
 RETRY_FLOOR: Final = 10
 _HALF_LIFE_S: Final = 30.0
+# The upstream may go on working on what timed out, and charge for it: each more attempt may be paid, too.
+_MOST_TIMED_OUT: Final = 2
+_TIMED_OUT: Final = ("upstream_timeout", "504")
+# In `waiting`: calls that wait as another one was told to.
+_PAUSED: Final = "paused"
 
 
 class Pause:
@@ -62,18 +73,15 @@ class RetryRatio:
 
     def __init__(self, share: float | None) -> None:
         self._share = share
-        self._calls = 0.0
+        # First attempts, counted by whoever makes them.
+        self.calls = 0.0
         self._retries = 0.0
         self._halved_at = monotonic()
-
-    def count_call(self) -> None:
-        """Count a call's first attempt."""
-        self._calls += 1
 
     def take(self) -> bool:
         """Take the right to one retry; False if too many were taken of late."""
         self._fade()
-        if self._share is not None and self._retries >= RETRY_FLOOR + self._share * self._calls:
+        if self._share is not None and self._retries >= RETRY_FLOOR + self._share * self.calls:
             return False
         self._retries += 1
         return True
@@ -82,5 +90,57 @@ class RetryRatio:
         periods = int((monotonic() - self._halved_at) / _HALF_LIFE_S)
         if periods:
             self._halved_at += periods * _HALF_LIFE_S
-            self._calls *= 0.5**periods
+            self.calls *= 0.5**periods
             self._retries *= 0.5**periods
+
+
+class Retries:
+    """The retries of one server's calls; `waiting` counts the calls that wait for one, by why they failed."""
+
+    def __init__(self, server: ServerConfig, waiting: Counter[str]) -> None:
+        self._server = server
+        self._pause = Pause(random.random)
+        self._ratio = RetryRatio(server.retry_ratio)
+        self._waiting = waiting
+
+    def wait_for_pause(self, queued: QueuedCall, deadline: float | None, give_up: Callable[[], bool]) -> None:
+        """Wait while the upstream has asked everybody to; to be called before each attempt."""
+        if not queued.attempts:
+            self._ratio.calls += 1
+        if monotonic() >= self._pause.until:
+            return
+        self._waiting[_PAUSED] += 1
+        try:
+            self._pause.wait(deadline, give_up)
+        finally:
+            self._waiting[_PAUSED] -= 1
+
+    def may_wait_s(self, outcome: Outcome, reason: str, queued: QueuedCall, deadline: float | None) -> float | None:
+        """Return the wait before another attempt, None if there is to be none: used up, too late, or no use.
+
+        `reason` is why the last attempt failed, as it will stand in `queued.retries`.
+        """
+        now = time()
+        if may_readmit(outcome, is_learning=self._server.learn_limits) and queued.call.is_metered:
+            return None
+        self._pause.learn(outcome, now)
+        failures = queued.attempts - sum(each == "429" for each in queued.retries)
+        if failures > self._server.max_retries or not is_retryable(outcome, now):
+            return None
+        if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in queued.retries) + 1 >= _MOST_TIMED_OUT:
+            return None
+        wait_s = max(to_wait_s(outcome, failures - 1, now, random.random), self._pause.left_s())
+        if deadline is not None and monotonic() + wait_s > deadline:
+            return None
+        if outcome.status != 429 and not self._ratio.take():
+            return None
+        return wait_s
+
+    def wait(self, wait_s: float, reason: str, queued: QueuedCall) -> None:
+        """Wait before another attempt, and note why there is one."""
+        queued.retries += (reason,)
+        self._waiting[reason] += 1
+        try:
+            gevent.sleep(wait_s)
+        finally:
+            self._waiting[reason] -= 1

@@ -13,10 +13,8 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import GatewayError
-from openai_gateway.limits.attempts import Tries
-from openai_gateway.limits.order import Place
-from openai_gateway.limits.queue import Turn
-from openai_gateway.wire.call import Call, CallRecord
+from openai_gateway.limits.admission import QueuedCall
+from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
@@ -26,29 +24,16 @@ from openai_gateway.wire.usage import NOTHING, Report, read_answer, read_stream
 _WORTH_TELLING_S: Final = 0.01
 
 
-class Progress(msgspec.Struct):
-    """The state of one call; `turn` is None until it has its first, `head` is None until the answer's is in.
+class Progress(QueuedCall):
+    """The state of one call; `head` is None until the answer's is in.
 
-    `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
-    or pause.
     `outcome` and `error` say how it went, as in CallRecord: its client is taken to have left until something else is
     known. `ended` is set when it is over; `tail` stays None if no answer of the upstream was relayed. `is_replayed`:
     the answer is a kept one, or another call's, so that nothing was paid for it. `is_read`: the upstream's
     answer was read to its end, whether or not its client got it.
     """
 
-    call: Call
-    request_bytes: int = 0
-    started: float = msgspec.field(default_factory=monotonic)
-    turn: Turn | None = None
-    queue_wait_s: float = 0.0
-    queue_reason: str = ""
-    rollout_began: float = 0.0
-    place: Place | None = None
-    tries: Tries = msgspec.field(default_factory=Tries)
-    attempts: int = 0
     last_attempt: float = 0.0
-    retries: tuple[str, ...] = ()
     status: int | None = None
     head: Head | None = None
     outcome: str = "client_gone"

@@ -20,17 +20,16 @@ import gevent
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
+from openai_gateway.limits.admission import Admission, UnderWay
+from openai_gateway.limits.breaker import Breaker
+from openai_gateway.limits.pacing import Retries
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.upstream.admission import Admission
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.attempt import Sender, to_outcome
-from openai_gateway.upstream.breaker import Breaker
 from openai_gateway.upstream.follower import Follower, to_followed_end
-from openai_gateway.upstream.load import Load, to_load
 from openai_gateway.upstream.progress import Progress, to_record
 from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
-from openai_gateway.upstream.retries import Retries
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call, CallRecord
 from openai_gateway.wire.head import Head, Header
@@ -58,7 +57,7 @@ class Relay:
         self._admission = Admission(server)
         self._breaker = Breaker(server.breaker_cooldown_s)
         self._sender = Sender(server, on_new_key=self._breaker.reset)
-        self._retries = Retries(server)
+        self._retries = Retries(server, self._admission.retrying)
         self._recorder = Recorder(server, observers, capturer, self._sender.hide)
         self._last_head: Head | None = None
         self._answered_at = 0.0
@@ -107,9 +106,14 @@ class Relay:
         """Share limits with the other workers of this host; once, after the fork."""
         self._admission.share(self._sender.reveal_key(), workers)
 
-    def load(self) -> Load:
+    def under_way(self) -> UnderWay:
         """Return how much is under way."""
-        return to_load(self._admission, self._retries.waiting, is_breaker_open=self._breaker.is_open)
+        return self._admission.under_way()
+
+    @property
+    def is_breaker_open(self) -> bool:
+        """Tell whether calls are refused, but for probes: the upstream has refused the key or has no quota left."""
+        return self._breaker.is_open
 
     def learned_limits(self) -> dict[str, LearnedLimit]:
         """Return what has been found out of the upstream's limits, by kind."""
@@ -195,11 +199,10 @@ class Relay:
         return to_record(self._server, progress)
 
     def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> RawAnswer:
-        self._retries.count_call()
         budget_s = self._server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._retries.wait_for_pause(deadline, self._breaker.blocks)
+            self._retries.wait_for_pause(progress, deadline, self._breaker.blocks)
             refusal = self._breaker.refusal()
             if refusal is not None and not self._sender.has_new_key():
                 raise refusal
@@ -207,10 +210,14 @@ class Relay:
             progress.last_attempt = monotonic()
             raw, failure, outcome = self._attempt(call, watch, progress)
             if raw is not None and outcome.status != 429:
-                self._admission.learn(progress, raw)
+                self._admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
             if raw is not None and raw.head.status < 400:
                 return raw
-            if raw is not None and outcome.status == 429 and self._may_readmit(raw, outcome, progress, deadline):
+            if (
+                raw is not None
+                and outcome.status == 429
+                and self._admission.readmit(progress, outcome, raw.body, deadline)
+            ):
                 raw.close()
                 continue
             reason = failure.code if failure is not None else str(outcome.status)
@@ -244,17 +251,6 @@ class Relay:
             # A second send, over a new connection, is as good as another attempt.
             progress.attempts += request.sends == 2
             self._breaker.settle(refused, is_answered=is_answered)
-
-    def _may_readmit(self, raw: RawAnswer, outcome: Outcome, progress: Progress, deadline: float | None) -> bool:
-        """Have a call that met a limit wait for another turn; False if there is to be none."""
-        self._retries.waiting["429"] += 1
-        try:
-            if not self._admission.readmit(progress, raw, outcome, deadline):
-                return False
-        finally:
-            self._retries.waiting["429"] -= 1
-        progress.retries += ("429",)
-        return True
 
     def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""

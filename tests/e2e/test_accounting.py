@@ -87,7 +87,7 @@ def _count_in_shared_files(gateway: Gunicorn) -> int:
 def _record(folder: Path, answer: requests.Response) -> dict[str, Any]:
     """Return the record of a call, which is written right after its last byte."""
     request_id = answer.headers["x-gateway-request-id"]
-    eventually(lambda: request_id in (folder / "usage.jsonl").read_text())
+    eventually(lambda: any(record["request_id"] == request_id for record in _read_usage_log(folder)))
     return next(record for record in _read_usage_log(folder) if record["request_id"] == request_id)
 
 
@@ -96,7 +96,9 @@ def _sum(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 def _read_usage_log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "usage.jsonl").read_text().splitlines()]
+    # It is made with the first record.
+    path = folder / "usage.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _post(url: str, path: str, body: dict[str, Any], **headers: str) -> requests.Response:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from openai_gateway.errors import KeyRefused, QuotaUsedUp
-from openai_gateway.upstream.breaker import Breaker
+from openai_gateway.limits.breaker import Breaker
 from openai_gateway.wire.retries import Outcome
 
 KEY = Outcome(401, {}, "invalid_api_key")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.upstream.admission import Admission
+from openai_gateway.limits.admission import Admission
 from openai_gateway.wire.rate_limits import RateLimit
 
 

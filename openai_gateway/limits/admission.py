@@ -2,28 +2,31 @@
 
 A call is admitted once before its first attempt. A 429 of a limit costs it no retry, for nothing was paid, and the
 limiter knows when to come back: it gives its slot back, waits at the front of the queue, and is admitted again, as long
-as `retry_budget_s` lasts. What failed otherwise is `relay`'s to try again, and keeps its turn meanwhile.
+as `retry_budget_s` lasts. What failed otherwise is tried again as `pacing` says, and keeps its turn meanwhile.
 
-What is known of limits and order is `limits`'; here is only what of it concerns a call.
+See also: queue (who waits), limiter (what is known of the limits), order (who goes first).
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
+from collections.abc import Mapping
 from time import monotonic, time
 from typing import Final
 
 import gevent
+import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import Told, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
-from openai_gateway.limits.queue import Bounds, Queue
+from openai_gateway.limits.queue import Bounds, Queue, Turn
 from openai_gateway.limits.sharing import open_shared_limits
-from openai_gateway.transport.answer import RawAnswer
-from openai_gateway.upstream.progress import Progress
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.head import Head
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
@@ -33,6 +36,41 @@ _OUTPUT_TOKENS: Final = 1024
 _SLOW_DOWN: Final = "slow_down"
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*("resp_[^"\\]{1,200}")')
 _ID_WITHIN_BYTES: Final = 400
+
+
+class QueuedCall(msgspec.Struct):
+    """What the limits know of a call: its turn (None until it has its first), what it waited for, how it was refused.
+
+    `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
+    or pause. `retries` has the reason of each further attempt, a status or an error code.
+    """
+
+    call: Call
+    request_bytes: int = 0
+    started: float = msgspec.field(default_factory=monotonic)
+    turn: Turn | None = None
+    queue_wait_s: float = 0.0
+    queue_reason: str = ""
+    rollout_began: float = 0.0
+    place: Place | None = None
+    tries: Tries = msgspec.field(default_factory=Tries)
+    attempts: int = 0
+    retries: tuple[str, ...] = ()
+
+
+class UnderWay(msgspec.Struct, frozen=True):
+    """How much is under way in this process; `cap` None is no cap.
+
+    `retrying` counts the calls that wait for another attempt, by why the last one failed. `queue_reason` is why calls
+    wait in the queue, `paused_s` how long a refusal still holds all of them up.
+    """
+
+    in_flight: int
+    queued: int
+    cap: int | None
+    retrying: dict[str, int]
+    queue_reason: str
+    paused_s: float
 
 
 class Admission:
@@ -51,6 +89,8 @@ class Admission:
         self.queue = Queue(self.limiter, Order(is_fifo=server.schedule == "fifo"), bounds)
         self._server = server
         self._rollouts = Rollouts()
+        # Calls that wait for another attempt, by why the last one failed.
+        self.retrying: Counter[str] = Counter()
 
     def share(self, key: str | None, workers: int) -> None:
         """Share limits and total cap with the other workers of this host, if there may be any."""
@@ -65,74 +105,89 @@ class Admission:
         else:
             self.queue.share(shared)
 
-    def admit(self, progress: Progress) -> None:
+    def admit(self, queued: QueuedCall) -> None:
         """Give a call its turn, waiting for it if need be. Raises Saturated."""
-        call = progress.call
+        call = queued.call
         is_limited, tokens = call.is_metered, 0.0
         if is_limited:
             output_tokens = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
-            tokens = self.limiter.token_factor * (progress.request_bytes / 4 + output_tokens)
+            tokens = self.limiter.token_factor * (queued.request_bytes / 4 + output_tokens)
         # A call that names no rollout is one of its own.
-        progress.rollout_began = began = progress.started
+        queued.rollout_began = began = queued.started
         if call.rollout_key is not None:
-            progress.rollout_began = began = self._rollouts.began(call.rollout_key, began)
+            queued.rollout_began = began = self._rollouts.began(call.rollout_key, began)
         turn = self.queue.take_at_once(began, tokens, is_limited=is_limited)
         if turn is None:
-            progress.place = Place(began, tokens, is_limited, call.client or "")
+            queued.place = Place(began, tokens, is_limited, call.client or "")
             try:
-                turn = self.queue.take(progress.place)
+                turn = self.queue.take(queued.place)
             finally:
-                progress.queue_reason = turn.reason if turn is not None else self.queue.reason
-        progress.turn = turn
+                queued.queue_reason = turn.reason if turn is not None else self.queue.reason
+        queued.turn = turn
 
-    def charge_again(self, progress: Progress) -> None:
+    def charge_again(self, queued: QueuedCall) -> None:
         """Charge a further attempt of a call that keeps its turn."""
-        turn = progress.turn
+        turn = queued.turn
         if turn is not None and turn.sent is not None:
             turn.sent = self.limiter.start(turn.sent.tokens, self.queue.slots.in_flight - 1, monotonic())
 
-    def learn(self, progress: Progress, raw: RawAnswer) -> None:
-        """Learn from an answer that is no refusal."""
-        sent = progress.turn.sent if progress.turn is not None else None
+    def learn(self, queued: QueuedCall, head: Head, body: bytes) -> None:
+        """Learn from an answer that is no refusal; `body` may be none of it, or its beginning."""
+        sent = queued.turn.sent if queued.turn is not None else None
         if sent is None:
             return
         limits: dict[str, RateLimit] = {}
-        if "imit-" in raw.head.text and sent.at > self.limiter.newest_reference_at:
-            limits = _read_limits(raw)
+        if "imit-" in head.text and sent.at > self.limiter.newest_reference_at:
+            limits = _read_limits({name.lower(): value for name, value in head.headers})
         self.queue.answer(sent, limits)
-        if self.queue.waiting and raw.is_whole and progress.call.rollout_key is None:
-            self._follow(raw, progress)
+        if body and self.queue.waiting and queued.call.rollout_key is None:
+            self._follow(body, queued)
 
-    def readmit(self, progress: Progress, raw: RawAnswer, outcome: Outcome, deadline: float | None) -> bool:
+    def readmit(self, queued: QueuedCall, outcome: Outcome, body: bytes, deadline: float | None) -> bool:
         """Give a call that got this 429 another turn; False if there is to be none, and the 429 goes out.
 
         Raises what ends the wait: a client that left, above all.
         """
-        turn = progress.turn
+        turn = queued.turn
         if turn is None or turn.sent is None or not may_readmit(outcome, is_learning=self._learns):
             return False
         now = monotonic()
-        refusal = read_refusal(outcome.headers, raw.body, time())
+        refusal = read_refusal(outcome.headers, body, time())
         if outcome.error_code == _SLOW_DOWN:
             self.limiter.slow_down(now)
-        wait_s = self.queue.refuse(turn.sent, _read_limits(raw), refusal, progress.tries, now)
+        wait_s = self.queue.refuse(turn.sent, _read_limits(outcome.headers), refusal, queued.tries, now)
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False
-        place = progress.place or Place(progress.rollout_began, turn.sent.tokens, client=progress.call.client or "")
-        progress.place = place
+        place = queued.place or Place(queued.rollout_began, turn.sent.tokens, client=queued.call.client or "")
+        queued.place = place
         turn.release()
+        self.retrying["429"] += 1
         try:
             if wait_s > 0:
-                progress.queue_reason = "pause"
+                queued.queue_reason = "pause"
                 gevent.sleep(wait_s)
-            progress.turn = self.queue.take_again(place, deadline)
+            queued.turn = self.queue.take_again(place, deadline)
         finally:
-            progress.queue_wait_s += monotonic() - now
-        if progress.turn is None:
+            self.retrying["429"] -= 1
+            queued.queue_wait_s += monotonic() - now
+        if queued.turn is None:
             return False
-        progress.queue_reason = progress.turn.reason or progress.queue_reason
+        queued.retries += ("429",)
+        queued.queue_reason = queued.turn.reason or queued.queue_reason
         return True
+
+    def under_way(self) -> UnderWay:
+        """Return how much is under way."""
+        queue = self.queue
+        return UnderWay(
+            queue.slots.in_flight,
+            len(queue.waiting),
+            queue.slots.cap,
+            {reason: count for reason, count in self.retrying.items() if count},
+            queue.reason if queue.waiting else "",
+            max(0.0, self.limiter.pause_until - monotonic()),
+        )
 
     def learned_limits(self) -> dict[str, LearnedLimit]:
         """Return what has been found out of the limits on requests and tokens."""
@@ -144,11 +199,11 @@ class Admission:
                 found[kind] = LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
         return found
 
-    def _follow(self, raw: RawAnswer, progress: Progress) -> None:
+    def _follow(self, body: bytes, queued: QueuedCall) -> None:
         """Remember whose response this is: a call that names it as `previous_response_id` is of the same rollout."""
-        found = _RESPONSE_ID.search(raw.body, 0, _ID_WITHIN_BYTES)
+        found = _RESPONSE_ID.search(body, 0, _ID_WITHIN_BYTES)
         if found is not None:
-            self._rollouts.remember(found[1].decode("latin-1"), progress.rollout_began)
+            self._rollouts.remember(found[1].decode("latin-1"), queued.rollout_began)
 
 
 def may_readmit(outcome: Outcome, *, is_learning: bool) -> bool:
@@ -161,5 +216,5 @@ def may_readmit(outcome: Outcome, *, is_learning: bool) -> bool:
     )
 
 
-def _read_limits(raw: RawAnswer) -> dict[str, RateLimit]:
-    return read_dialect({name.lower(): value for name, value in raw.head.headers}, time())[1]
+def _read_limits(headers: Mapping[str, str]) -> dict[str, RateLimit]:
+    return read_dialect(headers, time())[1]

@@ -11,6 +11,7 @@ monkey.patch_all()
 import atexit
 import gc
 import logging
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from openai_gateway.accounting.shared_files import open_shared_files, to_folder_
 from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
-from openai_gateway.server import master
+from openai_gateway.server import master, writer
 from openai_gateway.server.stderr import queue_stderr
 from openai_gateway.server.worker import RefusedWorkerClass, Worker, adopt_worker
 from openai_gateway.transport.dial import keep_alive
@@ -52,6 +53,8 @@ def _make_app() -> GatewayApp:
     made = create_app(config)
     if worker is not None:
         _attend_to_worker(made, worker, server.tcp_keepalive_s)
+    patience = [server.client_timeout_s for server in config.servers.values()]
+    writer.sends.seconds = max(math.inf if seconds is None else seconds for seconds in patience)
     atexit.register(made.snapshots.publish)
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.collect()

@@ -1,7 +1,7 @@
 """One connection of a client: its requests are read, given to the app and answered, one after another.
 
 States: idle (waiting for a request's first byte), reading a head, serving (the app reads the body and writes the
-answer), draining (what nobody read of a body), closing. The first, second and fourth are bounded in time here; serving
+answer), draining (what nobody read of a body), closing (see lingering). All but serving are bounded in time here; that
 is the app's, which watches client and clock itself. A stop ends idle connections; all others end with their answer.
 
 Made after gunicorn's AsyncWorker.handle and handle_request: `tests/server/test_gunicorn_source.py` tells when those
@@ -25,7 +25,8 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import create
 
 from openai_gateway.server.bodies import LengthBody, Unreader
-from openai_gateway.server.heads import MAX_LEFT_BYTES, CheckedRequest, gather_head, may_be_drained
+from openai_gateway.server.heads import CheckedRequest, gather_head, may_be_drained
+from openai_gateway.server.lingering import linger, silences
 from openai_gateway.server.plain import PlainRequest, read_plain
 from openai_gateway.server.refusals import describe, to_refusal
 from openai_gateway.server.waits import Wait, Waits
@@ -36,14 +37,12 @@ if TYPE_CHECKING:
     from openai_gateway.server.worker import Worker
 
 HEAD_S: Final = 20.0
-DRAIN_S: Final = 1.0
 # A head and most bodies in one read.
 _READ_BYTES: Final = 16 * 1024
 _LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH}
 
 idle = Waits(75.0)
 heads = Waits(HEAD_S)
-drains = Waits(DRAIN_S)
 
 
 class Connection:
@@ -196,41 +195,25 @@ class Connection:
         if not may_be_drained(left):
             return False
         if left:
-            drains.start(self._wait, monotonic() + drains.seconds)
+            silences.start(self._wait, monotonic() + silences.seconds)
             try:
                 request.body.read(left)
             finally:
-                drains.stop(self._wait, None)
+                silences.stop(self._wait, None)
         self._rest = self._unreader.take_buffered()
         return True
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         with contextlib.suppress(OSError):
             self._client.sendall(to_refusal(status, code, message))
-            self._end_gently()
+            linger(self._client, self._wait, None)
 
     def _linger(self, request: Any) -> None:
         if type(request) is PlainRequest and request.is_whole:
             return
-        if request.body.count_left() != 0:
-            self._end_gently()
-
-    def _end_gently(self) -> None:
-        """Read a little of what still comes: closed with bytes unread, a connection is reset, and its answer lost."""
-        drains.start(self._wait, monotonic() + drains.seconds)
-        try:
-            self._client.shutdown(socket.SHUT_WR)
-            count = 0
-            while count < MAX_LEFT_BYTES:
-                received = self._client.recv(_READ_BYTES)
-                if not received:
-                    break
-                count += len(received)
-                gevent.sleep(0)
-        except (OSError, Wait):
-            pass
-        finally:
-            drains.stop(self._wait, None)
+        left = request.body.count_left()
+        if left != 0:
+            linger(self._client, self._wait, left)
 
     def _peer(self) -> str:
         return str(self._addr[0]) if isinstance(self._addr, tuple) else "a local socket"

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from gevent.server import StreamServer
 
+from openai_gateway.server.waits import Wait, Waits
+
 _log = logging.getLogger("openai_gateway")
 _NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S: Final = 0.1
@@ -20,6 +22,8 @@ _PAUSE_S: Final = 0.1
 _LEAVE_S: Final = 0.003
 _MOST_TIMES_LEFT: Final = 3
 _SAY_AGAIN_S: Final = 60.0
+# For a TLS handshake; as long as for a head.
+handshakes = Waits(20.0)
 # A client that left between its handshake and now.
 _GONE: Final = {errno.ECONNABORTED, errno.EPROTO}
 
@@ -49,6 +53,21 @@ class Listener(StreamServer):
             self._say(error)
             self._pause(_PAUSE_S)
             return None
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
+        """Serve a connection over TLS; one whose handshake fails or takes too long is closed without a word."""
+        sock, wait = client_socket, Wait()
+        handshakes.start(wait, monotonic() + handshakes.seconds)
+        try:
+            sock = self.wrap_socket(sock, **self.ssl_args, do_handshake_on_connect=False)  # type: ignore[misc,arg-type]
+            sock.do_handshake()
+        except (OSError, Wait) as error:
+            _log.debug("a TLS handshake failed: %s", error)
+            sock.close()
+            return
+        finally:
+            handshakes.stop(wait, None)
+        self.handle(sock, address)
 
     def _say(self, error: OSError) -> None:
         if monotonic() - self._said_at > _SAY_AGAIN_S:

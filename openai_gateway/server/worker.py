@@ -25,9 +25,11 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from openai_gateway.server import connection, draining, master
 from openai_gateway.server.balance import Balance
-from openai_gateway.server.listener import Listener
+from openai_gateway.server.lingering import silences
+from openai_gateway.server.listener import Listener, handshakes
 from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
 from openai_gateway.server.waits import tick_forever
+from openai_gateway.server.writer import sends
 from openai_gateway.transport.watch import call_in_hub
 
 # For settings that nobody has set: gunicorn's own defaults (2 s, 1,000) are meant for short requests.
@@ -67,7 +69,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.reads_plain = _may_read_plain(self)
         limit = cfg.limit_request_line
         self.limit_request_line = limit if 0 <= limit < MAX_REQUEST_LINE else MAX_REQUEST_LINE
-        tick_forever(connection.idle, connection.heads, connection.drains)
+        tick_forever(connection.idle, connection.heads, handshakes, silences, sends)
         super().run()
         if self._has_asked_for_another:
             os.kill(self.ppid, signal.SIGTTOU)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from time import time
+from time import monotonic, time
 from typing import Any, Final
 
 from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName
@@ -17,7 +17,10 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE, SERVER, Response
 from gunicorn.util import http_date
 
 from openai_gateway.server import draining
+from openai_gateway.server.waits import Wait, Waits
 
+# For a client to take each piece of what isn't pumped: a relayed stream's pump has a watch of its own.
+sends = Waits(60.0)
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
 _OK: Final = "200 OK"
@@ -85,12 +88,23 @@ class RelayWriter(Response):  # type: ignore[misc]
     def _emit_body(self, data: bytes) -> None:
         # gunicorn has counted it already.
         self.sent -= len(data)
-        self.send_all(self.to_frame(data, is_last=False))
+        self._send_in_time(self.to_frame(data, is_last=False))
 
     def close(self) -> None:
         """Send what is still to be sent: the head of an empty answer, the last chunk."""
         if not self.is_ended:
-            self.send_all(self.to_frame(b"", is_last=True))
+            self._send_in_time(self.to_frame(b"", is_last=True))
+
+    def _send_in_time(self, frame: bytes) -> None:
+        """Send all of it, as long as the client goes on taking it. Raises OSError, Wait."""
+        rest = memoryview(frame)
+        wait = Wait()
+        while rest:
+            sends.start(wait, monotonic() + sends.seconds)
+            try:
+                rest = rest[self.sock.send(rest) :]
+            finally:
+                sends.stop(wait, None)
 
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         """Return `payload` as it goes over the wire: after the head, if that isn't out, and as a chunk, if chunked."""

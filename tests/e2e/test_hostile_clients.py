@@ -104,6 +104,40 @@ def test_what_has_no_end_is_answered_then_ended_and_others_are_served(
     assert _is_served(gateway)
 
 
+@pytest.mark.parametrize("path", [PATHS["chat"], "/nothing"])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+def test_client_that_sends_all_of_a_large_body_before_it_reads_gets_its_refusal(
+    key: str, is_chunked: bool, path: str, gateway: Gunicorn
+) -> None:
+    body = b"x" * 20_000_000
+    framing = {"transfer_encoding": "chunked"} if is_chunked else {"content_length": len(body)}
+    with _connect(gateway) as client:
+        client.sendall(_head(key, path=path, **framing))
+        client.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body)
+        answer = client.recv(65536)
+        status = 404 if path == "/nothing" else 413 if key == KEY else 401
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert b"connection: close" in answer.lower()
+        assert client.recv(65536) == b""
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", _head("wrong", content_length=2) + b"{}"],
+    ids=["metrics", "refusals"],
+)
+def test_client_that_never_reads_what_it_asks_for_is_ended(request_bytes: bytes, gateway: Gunicorn) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        client.connect((host, int(port)))
+        sender = _send_on(client, b"", request_bytes * 100)
+        sender.join(30)
+        assert not sender.is_alive(), "the connection was ended"
+    assert _is_served(gateway)
+
+
 def test_small_rest_of_a_refused_body_keeps_the_connection(gateway: Gunicorn) -> None:
     with _connect(gateway) as client:
         for key, status in (("wrong", b"401"), (KEY, b"200"), ("wrong", b"401")):

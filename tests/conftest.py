@@ -16,9 +16,11 @@ hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
 PROGRAMS = {
-    "chromium": "the status page",
-    "chromedriver": "the status page",
+    "chromium": "the status page and pages of other origins",
+    "chromedriver": "the same",
+    "java": "the JDK's clients",
     "nginx": "the site for nginx",
+    "node": "Node's client",
     "promtool": "the alerts",
     "redis-server": "limits that machines share",
     "systemd-analyze": "the unit",

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from openai_gateway.server.worker import Worker
 
 HEAD_S: Final = 20.0
+# A client that waits for no answer has its next request there already, so that nothing would ever be waited for: after
+# an answer of the gateway's own it has to wait for so long, and after so many of any kind others get a turn.
+PIPELINED_S: Final = 0.1
+_TURN: Final = 4
 # A head and most bodies in one read.
 _READ_BYTES: Final = 16 * 1024
 _LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH}
@@ -60,6 +64,7 @@ class Connection:
         self._proxy: dict[str, Any] = {}
         # What came after the last request.
         self._rest = b""
+        self._pause_s = 0.0
         self._writer = TlsWriter if isinstance(client, ssl.SSLSocket) else RelayWriter
 
     def serve(self) -> None:
@@ -75,6 +80,8 @@ class Connection:
                     break
                 if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
                     break
+                if self._rest or self._count % _TURN == 0:
+                    gevent.sleep(self._pause_s if self._rest else 0)
         except Wait:
             pass
         except NoMoreData:
@@ -187,6 +194,7 @@ class Connection:
             return False
         except (gevent.GreenletExit, SystemExit):
             return False
+        self._pause_s = PIPELINED_S if response.is_own else 0.0
         return not response.must_close
 
     def _drain(self, request: Any) -> bool:

@@ -37,6 +37,8 @@ class RelayWriter(Response):  # type: ignore[misc]
     headers: list[tuple[str, str]]
     _head = b""
     is_ended = False
+    # The gateway's own answer, or one over TLS.
+    is_own = False
     _is_streaming = False
 
     def should_close(self) -> bool:
@@ -97,6 +99,7 @@ class RelayWriter(Response):  # type: ignore[misc]
 
     def _send_in_time(self, frame: bytes) -> None:
         """Send all of it, as long as the client goes on taking it. Raises OSError, Wait."""
+        self.is_own = True
         rest = memoryview(frame)
         wait = Wait()
         while rest:

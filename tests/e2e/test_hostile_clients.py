@@ -122,20 +122,37 @@ def test_client_that_sends_all_of_a_large_body_before_it_reads_gets_its_refusal(
         assert client.recv(65536) == b""
 
 
-@pytest.mark.parametrize(
-    "request_bytes",
-    [b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", _head("wrong", content_length=2) + b"{}"],
-    ids=["metrics", "refusals"],
-)
-def test_client_that_never_reads_what_it_asks_for_is_ended(request_bytes: bytes, gateway: Gunicorn) -> None:
+def test_client_that_never_reads_what_it_asks_for_is_ended(gateway: Gunicorn) -> None:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = gateway.url.removeprefix("http://").partition(":")
         client.connect((host, int(port)))
-        sender = _send_on(client, b"", request_bytes * 100)
+        sender = _send_on(client, b"", _head(method="GET", path="/status") * 100)
         sender.join(30)
         assert not sender.is_alive(), "the connection was ended"
     assert _is_served(gateway)
+
+
+PIPELINED = {
+    "health": b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+    "refusals": _head("wrong", content_length=2) + b"{}",
+    "refusals with a body to be read": _head("wrong", content_length=40_000) + b"x" * 40_000,
+    "unknown URLs": _head(method="GET", path="//v1//responses"),
+    "preflights": _head(method="OPTIONS", origin="http://a.test", access_control_request_method="POST"),
+}
+
+
+@pytest.mark.parametrize("request_bytes", PIPELINED.values(), ids=PIPELINED)
+def test_client_that_waits_for_no_answer_keeps_nobody_waiting(request_bytes: bytes, gateway: Gunicorn) -> None:
+    with _connect(gateway) as client:
+        reader = threading.Thread(target=_read_to_the_end, args=(client,), daemon=True)
+        reader.start()
+        sender = _send_on(client, b"", request_bytes * 500)
+        for _ in range(20):
+            assert _is_served(gateway)
+        client.shutdown(socket.SHUT_RDWR)
+        sender.join(15)
+        reader.join(15)
 
 
 def test_small_rest_of_a_refused_body_keeps_the_connection(gateway: Gunicorn) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from openai_gateway.accounting.tally import to_step
 from openai_gateway.accounting.totals import (
     KEPT_CALLS,
     KEPT_MINUTES,
@@ -60,43 +59,30 @@ class Aggregate:
     def observe(self, record: CallRecord) -> None:
         """Count a call that is over."""
         self.calls += 1
-        if record.client is not None:
-            self.totals.clients.setdefault(record.client, ClientSums()).observe(record)
-        account = self._account(record)
-        status = record.status
+        totals, second = self.totals, self.second()
         code = record.error_code or ""
         if code not in self._codes:
             code = self._learn(code)
-        key = (f"{status // 100}xx" if status is not None else "none", record.outcome, code)
-        account.calls[key] = account.calls.get(key, 0) + 1
-        account.attempts += record.attempts
-        for reason in record.retries:
-            account.retries[reason] = account.retries.get(reason, 0) + 1
-        account.request_bytes += record.request_bytes
-        account.answer_bytes += record.answer_bytes
-        account.queue_wait.observe(record.queue_wait_s)
-        account.duration.observe(record.duration_s)
-        second = self.second()
-        second.calls += 1
-        step = to_step(record.duration_s)
-        second.durations[step] = second.durations.get(step, 0) + 1
-        # An error's first byte is no first token.
-        if record.first_byte_s is not None and status is not None and status < 400:
-            account.first_byte.observe(record.first_byte_s)
-            step = to_step(record.first_byte_s)
-            second.first_bytes[step] = second.first_bytes.get(step, 0) + 1
-        if record.is_replayed:
-            self.totals.saved.setdefault(record.server, Saved()).observe(record)
-        elif record.usage is not None:
-            self._consume(record, second)
-        elif record.is_metered:
-            account.without_usage += 1
-        if record.outcome == "client_gone":
-            account.client_gone += 1
-        elif record.outcome == "failed" or (status or 0) >= 400:
+        key = (record.server, record.api)
+        account = totals.accounts.get(key)
+        if account is None:
+            account = totals.accounts[key] = Account()
+        consumption = self._find_consumption(record) if record.usage is not None and not record.is_replayed else None
+        account.observe(record, code)
+        second.observe(record)
+        if consumption is not None and record.usage is not None:
+            consumption.add_usage(record.usage)
+            if record.cost_usd is not None:
+                consumption.cost_usd += record.cost_usd
+                consumption.priced_calls += 1
+        elif record.is_replayed:
+            totals.saved.setdefault(record.server, Saved()).observe(record)
+        if record.client is not None:
+            totals.clients.setdefault(record.client, ClientSums()).observe(record)
+        if record.outcome == "failed" or (record.outcome != "client_gone" and (record.status or 0) >= 400):
             second.errors += 1
-            _push(self.totals.errors, record)
-        _push(self.totals.recent, record)
+            _push(totals.errors, record)
+        _push(totals.recent, record)
 
     def second(self) -> Second:
         """Return the count of the present second."""
@@ -138,29 +124,14 @@ class Aggregate:
         self._codes.add(code)
         return code
 
-    def _account(self, record: CallRecord) -> Account:
-        key = (record.server, record.api)
-        account = self.totals.accounts.get(key)
-        if account is None:
-            account = self.totals.accounts[key] = Account()
-        return account
-
-    def _consume(self, record: CallRecord, second: Second) -> None:
-        usage = record.usage
-        assert usage is not None
+    def _find_consumption(self, record: CallRecord) -> Consumption:
         key = (record.server, record.model or self._models[record.server])
         consumption = self.totals.consumption.get(key)
         if consumption is None:
             if len(self.totals.consumption) >= _MOST_MODELS:
                 key = (record.server, _OTHER)
             consumption = self.totals.consumption.setdefault(key, Consumption())
-        consumption.add_usage(usage)
-        second.input_tokens += usage.input_tokens
-        second.output_tokens += usage.output_tokens
-        if record.cost_usd is not None:
-            consumption.cost_usd += record.cost_usd
-            consumption.priced_calls += 1
-            second.cost_usd += record.cost_usd
+        return consumption
 
 
 def _push(records: list[CallRecord], record: CallRecord) -> None:

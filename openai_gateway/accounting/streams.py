@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from openai_gateway.wire.api import Api
+
 # Of these, a later piece takes the place of an earlier one; other texts go on.
 _NOT_IN_PIECES: Final = frozenset({"role", "id", "type"})
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -26,7 +28,7 @@ _event_decoder = msgspec.json.Decoder(_Event)
 
 def to_whole_answer(stream: bytes, api: str) -> bytes | None:
     """Return the response or chat completion that a stream came to, None if it did not get so far."""
-    return _find_response(stream) if api == "responses" else _join_chunks(stream)
+    return _find_response(stream) if api == Api.RESPONSES else _join_chunks(stream)
 
 
 def _find_response(stream: bytes) -> bytes | None:

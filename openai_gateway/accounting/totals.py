@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from openai_gateway.accounting.tally import TokenSums
+from openai_gateway.accounting.tally import TokenSums, to_step
 from openai_gateway.wire.call import CallRecord
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
 
@@ -57,6 +57,24 @@ class Account(msgspec.Struct):
     queue_wait: Histogram = msgspec.field(default_factory=Histogram)
     first_byte: Histogram = msgspec.field(default_factory=Histogram)
     duration: Histogram = msgspec.field(default_factory=Histogram)
+
+    def observe(self, record: CallRecord, code: str) -> None:
+        """Count a call; `code` is its error code as it is counted, "" for none."""
+        status = record.status
+        key = (f"{status // 100}xx" if status is not None else "none", record.outcome, code)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        self.attempts += record.attempts
+        for reason in record.retries:
+            self.retries[reason] = self.retries.get(reason, 0) + 1
+        self.request_bytes += record.request_bytes
+        self.answer_bytes += record.answer_bytes
+        self.client_gone += record.outcome == "client_gone"
+        self.without_usage += record.usage is None and record.is_metered and not record.is_replayed
+        self.queue_wait.observe(record.queue_wait_s)
+        self.duration.observe(record.duration_s)
+        # An error's first byte is no first token.
+        if record.first_byte_s is not None and status is not None and status < 400:
+            self.first_byte.observe(record.first_byte_s)
 
     def add(self, other: Account) -> None:
         """Add another account."""
@@ -145,6 +163,20 @@ class Second(msgspec.Struct):
     queued: int = 0
     durations: dict[int, int] = {}
     first_bytes: dict[int, int] = {}
+
+    def observe(self, record: CallRecord) -> None:
+        """Count a call, but not what a kept answer has saved."""
+        self.calls += 1
+        usage = record.usage
+        if usage is not None and not record.is_replayed:
+            self.input_tokens += usage.input_tokens
+            self.output_tokens += usage.output_tokens
+            self.cost_usd += record.cost_usd or 0.0
+        step = to_step(record.duration_s)
+        self.durations[step] = self.durations.get(step, 0) + 1
+        if record.first_byte_s is not None and record.status is not None and record.status < 400:
+            step = to_step(record.first_byte_s)
+            self.first_bytes[step] = self.first_bytes.get(step, 0) + 1
 
     def add(self, other: Second) -> None:
         """Add the same second of another worker."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from openai_gateway import __version__
+from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
@@ -79,7 +80,7 @@ def to_attributes(record: CallRecord, model: str) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": None if usage is None else usage.output_tokens,
         "openai.response.service_tier": record.service_tier,
         "openai.response.system_fingerprint": record.system_fingerprint,
-        "openai.api.type": "responses" if record.api == "responses" else "chat_completions",
+        "openai.api.type": "responses" if record.api == Api.RESPONSES else "chat_completions",
         "http.response.status_code": record.status,
         "error.type": "client_gone" if record.outcome == "client_gone" else error,
         "openai_gateway.server": record.server,

@@ -5,7 +5,6 @@ Endpoints differ in an `Endpoint` value; which URL is which is in `responses` an
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -19,7 +18,7 @@ from openai_gateway.accounting.budgets import RUN_BUDGET, Budgets
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.blueprints.budgeted import BudgetDoor
 from openai_gateway.blueprints.cross_origin import CrossOrigin
-from openai_gateway.blueprints.intake import GatewayKeys, give_up_body, read_body, to_request_id
+from openai_gateway.blueprints.intake import GatewayKeys, read_body, to_request_id
 from openai_gateway.blueprints.kept_probe import KeptProbe
 from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
@@ -29,11 +28,10 @@ from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import REPLAY, Recordings
-from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
+from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope, headers
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.asks import to_output_tokens, to_rollout_key
 from openai_gateway.wire.call import Call
 
 _MOST_HEADS: Final = 256
@@ -197,8 +195,8 @@ class CallServer:
             made = msgspec.structs.replace(
                 made,
                 body=body,
-                rollout_key=rollout_id or to_rollout_key(environ, values),
-                output_tokens=to_output_tokens(values, Api.RESPONSES),
+                rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
+                output_tokens=envelope.to_output_tokens(values, Api.RESPONSES),
             )
             return self._reserve(made, values, environ)
 
@@ -224,9 +222,10 @@ class CallServer:
         try:
             if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
                 self.cross_origin.check(environ)
-            client = self.keys.authenticate(environ)
+            if self.keys.are_required:
+                client = self.keys.authenticate(environ)
             if method == "POST":
-                body = self._read_body(environ, watch)
+                body = read_body(environ, self._server.max_body_bytes, watch)
                 if endpoint.schema is not None:
                     received = body if rollout_id is not None and self._is_captured else None
                     values, body = self._rewrite(body, endpoint)
@@ -244,11 +243,16 @@ class CallServer:
             )
             self._relay.refuse(refused, error, started)
             raise
+        head: bytes | None = environ.get(headers.CLIENT_HEAD)
+        if body:
+            given = (self._headers.get(head) if head is not None else None) or self._make_headers(environ, head)
+        else:
+            given = headers.to_upstream(environ, has_body=False)
         call = Call(
             api=endpoint.api,
             method=method,
             target=f"{path}?{query}" if query else path,
-            headers=self._to_headers(environ, has_body=bool(body)),
+            headers=given,
             body=body,
             outlives_client=not self._server.cancel_on_disconnect or envelope.is_true(values.get("background")),
             is_streamed=envelope.is_true(values.get("stream")) or (query is not None and _STREAM in query),
@@ -257,34 +261,19 @@ class CallServer:
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
             client=client.name if client is not None else None,
-            rollout_key=rollout_id or to_rollout_key(environ, values),
-            output_tokens=to_output_tokens(values, endpoint.api) if values else None,
+            rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
+            output_tokens=envelope.to_output_tokens(values, endpoint.api) if values else None,
         )
         return call, values
 
-    def _to_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
-        head = environ.get(headers.CLIENT_HEAD)
-        if head is None or not has_body:
-            return headers.to_upstream(environ, has_body=has_body)
-        made = self._headers.get(head)
-        if made is None:
+    def _make_headers(self, environ: dict[str, Any], head: bytes | None) -> headers.RequestHeaders:
+        """Return the headers of a call with a body, and keep them for the next one with the same head."""
+        made = headers.to_upstream(environ, has_body=True)
+        if head is not None:
             if len(self._headers) >= _MOST_HEADS:
                 self._headers.clear()
-            made = self._headers[head] = headers.to_upstream(environ, has_body=True)
+            self._headers[head] = made
         return made
-
-    def _read_body(self, environ: dict[str, Any], watch: CallWatch) -> bytes:
-        if type(environ["wsgi.input"]) is io.BytesIO:
-            # It came with the head: there is nothing to wait for.
-            return read_body(environ, self._server.max_body_bytes)
-        watch.arm(REQUEST_BODY)
-        try:
-            return read_body(environ, self._server.max_body_bytes)
-        except Cancelled as cancelled:
-            give_up_body(environ)
-            raise cancelled.reason from None
-        finally:
-            watch.disarm()
 
     def _rewrite(self, body: bytes, endpoint: Endpoint) -> tuple[envelope.Values, bytes]:
         assert endpoint.schema is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import io
 import itertools
 import secrets
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from openai_gateway.config import Secret
 from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.config.key_file import KeyFile, open_client_keys
 from openai_gateway.errors import (
+    Cancelled,
     ClientGone,
     Forbidden,
     InvalidRequest,
@@ -27,6 +29,7 @@ from openai_gateway.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from openai_gateway.transport.watch import REQUEST_BODY, CallWatch
 from openai_gateway.wire.encodings import BadEncoding, decode, split_encodings
 
 _process = ""
@@ -101,36 +104,38 @@ class GatewayKeys:
         return sum([hmac.compare_digest(given, key) for key in keys])
 
 
-def read_body(environ: dict[str, Any], max_body_bytes: int) -> bytes:
-    """Return the request's whole body, decoded; `b""` if it has none.
+def read_body(environ: dict[str, Any], max_body_bytes: int, watch: CallWatch) -> bytes:
+    """Return the request's whole body, decoded; `b""` if it has none; `watch` bounds each wait for the client.
 
     Raises RequestTooLarge before more than `max_body_bytes` are read or made, ClientGone if it ends too early.
     """
     if "HTTP_CONTENT_ENCODING" in environ:
-        return _read_encoded(environ, max_body_bytes)
-    _check_media_type(environ)
+        return _read_encoded(environ, max_body_bytes, watch)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if content_type not in ("", "application/json"):
+        _check_media_type(content_type)
     declared = environ.get("CONTENT_LENGTH")
     if not declared:
-        return _read_undeclared(environ, max_body_bytes)
+        return _read_undeclared(environ, max_body_bytes, watch)
     if not (declared.isascii() and declared.isdigit()):
         raise InvalidRequest("Content-Length is not a number.")
     length = int(declared)
     if length > max_body_bytes:
         raise _too_large(max_body_bytes)
-    body = _read(environ, length)
+    body = _read(environ["wsgi.input"], length, watch)
     if len(body) < length:
         raise ClientGone("the client left while it sent its body")
     return body
 
 
-def _read_encoded(environ: dict[str, Any], max_body_bytes: int) -> bytes:
+def _read_encoded(environ: dict[str, Any], max_body_bytes: int, watch: CallWatch) -> bytes:
     header = environ["HTTP_CONTENT_ENCODING"]
     names = split_encodings(header)
     if names is None:
         raise UnsupportedMediaType(
             f"A body with content encoding '{header[:40]}' is not taken; send it plain, or as gzip, deflate or zstd."
         )
-    body = read_body({key: environ[key] for key in environ if key != "HTTP_CONTENT_ENCODING"}, max_body_bytes)
+    body = read_body({key: environ[key] for key in environ if key != "HTTP_CONTENT_ENCODING"}, max_body_bytes, watch)
     for name in reversed(names):
         body = _decode(body, name, max_body_bytes)
     return body
@@ -151,39 +156,42 @@ def _decode(body: bytes, encoding: str, max_body_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def give_up_body(environ: dict[str, Any]) -> None:
-    """Have gunicorn close the connection: where the next request would start on it is unknown."""
-    # What interrupts a read is no Exception, so that gunicorn's Body doesn't note it itself.
-    with contextlib.suppress(AttributeError):
-        environ["wsgi.input"].failed = True
-
-
-def _read_undeclared(environ: dict[str, Any], max_body_bytes: int) -> bytes:
+def _read_undeclared(environ: dict[str, Any], max_body_bytes: int, watch: CallWatch) -> bytes:
     # Without this promise of the server, a body of no declared length can't be told from a connection kept open.
     if not environ.get("wsgi.input_terminated"):
         return b""
-    body = _read(environ, max_body_bytes + 1)
+    body = _read(environ["wsgi.input"], max_body_bytes + 1, watch)
     if len(body) > max_body_bytes:
         raise _too_large(max_body_bytes)
     return body
 
 
-def _read(environ: dict[str, Any], length: int) -> bytes:
+def _read(source: Any, length: int, watch: CallWatch) -> bytes:
+    if type(source) is io.BytesIO:
+        # It came with the head: there is nothing to wait for.
+        return source.read(length)
+    watch.arm(REQUEST_BODY)
     try:
-        body: bytes = environ["wsgi.input"].read(length)
+        body: bytes = source.read(length)
     except OSError:
         raise ClientGone("the client left while it sent its body") from None
     except MalformedBody:
         raise InvalidRequest("The request body's chunks are malformed.") from None
+    except Cancelled as cancelled:
+        # Have gunicorn close the connection, for where the next request would start is unknown. What interrupts a read
+        # is no Exception, so that gunicorn's Body doesn't note it itself.
+        with contextlib.suppress(AttributeError):
+            source.failed = True
+        raise cancelled.reason from None
+    finally:
+        watch.disarm()
     return body
 
 
-def _check_media_type(environ: dict[str, Any]) -> None:
-    content_type = environ.get("CONTENT_TYPE", "")
-    if content_type not in ("", "application/json"):
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            raise UnsupportedMediaType(f"The content type is '{media_type[:80]}'; send the body as 'application/json'.")
+def _check_media_type(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType(f"The content type is '{media_type[:80]}'; send the body as 'application/json'.")
 
 
 def _too_large(max_body_bytes: int) -> RequestTooLarge:

@@ -19,9 +19,9 @@ from openai_gateway.errors import Cancelled, ClientGone, GatewayError, NoRecordi
 from openai_gateway.recordings.kept import KeptAnswer, to_plain
 from openai_gateway.recordings.recordings import Bypass, Flight, Hit, Recordings, Shared
 from openai_gateway.transport.watch import CallWatch
-from openai_gateway.upstream.answer import Answer
+from openai_gateway.upstream.answer import Answer, write
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.pump import Sink, write
+from openai_gateway.upstream.pump import Sink
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope
 from openai_gateway.wire.cache_control import to_call_status, to_hit_status

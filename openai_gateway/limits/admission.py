@@ -27,7 +27,7 @@ from openai_gateway.limits.queue import Bounds, Queue, Turn
 from openai_gateway.limits.sharing import open_shared_limits
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
-from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_refusal
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_rate_limits, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
 _log = logging.getLogger("openai_gateway")
@@ -89,6 +89,10 @@ class Admission:
         self.queue = Queue(self.limiter, Order(is_fifo=server.schedule == "fifo"), bounds)
         self._server = server
         self._rollouts = Rollouts()
+        self._last_head: Head | None = None
+        self._answered_at = 0.0
+        self._limits: dict[str, RateLimit] = {}
+        self._limits_at = 0.0
         # Calls that wait for another attempt, by why the last one failed.
         self.retrying: Counter[str] = Counter()
 
@@ -132,9 +136,10 @@ class Admission:
             turn.sent = self.limiter.start(turn.sent.tokens, self.queue.slots.in_flight - 1, monotonic())
 
     def learn(self, queued: QueuedCall, head: Head, body: bytes) -> None:
-        """Learn from an answer that is no refusal; `body` may be none of it, or its beginning."""
+        """Learn from an answer, of a refusal (429) only what its headers say; `body` is b"" if it isn't whole."""
+        self._last_head, self._answered_at = head, time()
         sent = queued.turn.sent if queued.turn is not None else None
-        if sent is None:
+        if sent is None or head.status == 429:
             return
         limits: dict[str, RateLimit] = {}
         if "imit-" in head.text and sent.at > self.limiter.newest_reference_at:
@@ -188,6 +193,14 @@ class Admission:
             queue.reason if queue.waiting else "",
             max(0.0, self.limiter.pause_until - monotonic()),
         )
+
+    def rate_limits(self) -> tuple[dict[str, RateLimit], float]:
+        """Return the rate limits by the last answer that had any, and when that was (Unix time, 0.0: never)."""
+        said = self._last_head.headers if self._last_head is not None else ()
+        limits = read_rate_limits({name.lower(): value for name, value in said})
+        if limits:
+            self._limits, self._limits_at = limits, self._answered_at
+        return self._limits, self._limits_at
 
     def learned_limits(self) -> dict[str, LearnedLimit]:
         """Return what has been found out of the limits on requests and tokens."""

@@ -27,30 +27,31 @@ class Breaker:
     def __init__(self, cooldown_s: float | None) -> None:
         self._cooldown_s = cooldown_s
         self._refusals = 0
-        self._outcome: Outcome | None = None
+        # Why calls are refused, but for probes; None while closed.
+        self.outcome: Outcome | None = None
         self._probe_at = 0.0
         self._is_probing = False
 
     @property
     def is_open(self) -> bool:
         """Tell whether calls are refused, but for probes."""
-        return self._outcome is not None
+        return self.outcome is not None
 
     def refusal(self) -> UpstreamError | None:
         """Return the error that a call gets without being made, None if it may be made (closed, or it is the probe).
 
         A call that may be made while the breaker is open must end in `settle`.
         """
-        if self._outcome is None:
+        if self.outcome is None:
             return None
         if self._is_probing or monotonic() < self._probe_at:
-            return self._to_error(self._outcome)
+            return self._to_error(self.outcome)
         self._is_probing = True
         return None
 
     def blocks(self) -> bool:
         """Tell whether a call would be refused now."""
-        return self._outcome is not None and (self._is_probing or monotonic() < self._probe_at)
+        return self.outcome is not None and (self._is_probing or monotonic() < self._probe_at)
 
     def settle(self, refused: Outcome | None, *, is_answered: bool) -> None:
         """Learn how a call ended: `refused` is a final refusal; another answer closes, no answer changes nothing."""
@@ -58,14 +59,15 @@ class Breaker:
         if refused is not None:
             self._refusals += 1
             if self._cooldown_s is not None and self._refusals >= _REFUSALS_TO_OPEN:
-                self._outcome = refused
+                self.outcome = refused
                 self._probe_at = monotonic() + self._cooldown_s
         elif is_answered:
-            self.reset()
+            # As `reset` does: nearly all calls end so.
+            self.outcome, self._refusals = None, 0
 
     def reset(self) -> None:
         """Close: there is a new key."""
-        self._outcome = None
+        self.outcome = None
         self._refusals = 0
 
     def _to_error(self, outcome: Outcome) -> UpstreamError:

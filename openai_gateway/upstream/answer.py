@@ -15,19 +15,23 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
+from typing import Final
 
 import gevent
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import PeerError
-from openai_gateway.transport.watch import IDLE, CallWatch
+from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress
-from openai_gateway.upstream.pump import Nowhere, Pump, Sink, write
+from openai_gateway.upstream.pump import Nowhere, Pump, Sink
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import takes_events, to_closing_event
 from openai_gateway.wire.tail import Tail
+
+# Of the time before the last attempt.
+_WORTH_TELLING_S: Final = 0.01
 
 
 class Answer:
@@ -176,3 +180,30 @@ class Answer:
         if not takes_events(self.head.known):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
         return to_closing_event(reason, api=self._progress.call.api, tail=self._tail.end()[-4:])
+
+
+def write(sink: Sink, watch: CallWatch, piece: bytes, *, is_last: bool) -> None:
+    """Write a piece into the sink, waiting for the client as long as it may take. Raises OSError, Cancelled."""
+    rest = sink.offer(piece, is_last=is_last)
+    if rest:
+        watch.arm(CLIENT)
+        sink.send_all(rest)
+        watch.disarm()
+
+
+def to_own_headers(progress: Progress) -> list[Header]:
+    """Return the headers in which the gateway tells of a call."""
+    headers = [
+        ("x-gateway-request-id", progress.call.request_id),
+        ("x-gateway-attempts", str(progress.attempts)),
+        ("x-gateway-queue-ms", f"{progress.queue_wait_s * 1000:.0f}"),
+    ]
+    if progress.queue_reason:
+        headers.append(("x-gateway-queue-reason", progress.queue_reason))
+    if progress.retries:
+        headers.append(("x-gateway-retries", ",".join(progress.retries)))
+    waited_s = progress.last_attempt - progress.started
+    if progress.retries or waited_s > progress.queue_wait_s + _WORTH_TELLING_S:
+        # Earlier attempts and pauses, too.
+        headers.append(("x-gateway-wait-ms", f"{waited_s * 1000:.0f}"))
+    return headers

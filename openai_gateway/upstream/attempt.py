@@ -6,12 +6,13 @@ unnoticed; a stream is handed on as soon as its head is in, and can't be. Whethe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.key_file import KeyFile, UpstreamKey
+from openai_gateway.config.key_file import UpstreamKey
 from openai_gateway.errors import (
     Cancelled,
     OutOfDescriptors,
@@ -20,6 +21,7 @@ from openai_gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from openai_gateway.limits.breaker import Breaker
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import NoDescriptor, NotHttp, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.pool import ConnectionTerms
@@ -27,10 +29,11 @@ from openai_gateway.transport.proxy import parse_proxy
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.mask import KeyMask
-from openai_gateway.wire.retries import Outcome, to_error_code
+from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
 READ_AT_ONCE_BYTES: Final = 1024 * 1024
@@ -39,11 +42,17 @@ _CLIENTS_IDENTITY: Final = frozenset({"openai-organization", "openai-project", "
 
 
 class Sender:
-    """Makes the attempts of one server's calls over its session."""
+    """Makes the attempts of one server's calls over its session; `key_files` has the file of the key, if there is one.
 
-    def __init__(self, server: ServerConfig, on_new_key: Callable[[], None]) -> None:
+    The breaker hears of each attempt that a call makes, and is asked before it.
+    """
+
+    def __init__(self, server: ServerConfig) -> None:
+        self.breaker = Breaker(server.breaker_cooldown_s)
+        self._most_attempts = server.max_retries + 1
         self._session = _open_session(server)
-        self._key = UpstreamKey(server.openai_api_key, server.openai_api_key_file, on_new_key)
+        self._key = UpstreamKey(server.openai_api_key, server.openai_api_key_file, on_change=self.breaker.reset)
+        self.key_files = [self._key.file] if self._key.file is not None else []
         self._configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         self._mask = KeyMask(list(self._configured.values()))
         self.hide = self._mask.hide
@@ -53,43 +62,73 @@ class Sender:
         self._query = url.query
         self._own: Mapping[str, str] = {}
         self._key_in_own: str | None = None
+        if self._key.file is None:
+            self._take_key(self._key.reveal())
 
-    @property
-    def key_files(self) -> list[KeyFile]:
-        """The file of the key, if there is one."""
-        return [self._key.file] if self._key.file is not None else []
-
-    def own_headers(self) -> Mapping[str, str]:
+    def _own_headers(self) -> Mapping[str, str]:
         """Return the headers that win over the client's: the key, and those configured. They change with the key."""
-        key = self._key.reveal()
-        if key != self._key_in_own:
-            self._key_in_own = key
-            self._mask.learn(key)
-            self._own = {"host": self._host, "authorization": f"Bearer {key}", **self._configured}
+        if self._key.file is not None and (key := self._key.reveal()) != self._key_in_own:
+            self._take_key(key)
         return self._own
+
+    def _take_key(self, key: str) -> None:
+        self._key_in_own = key
+        self._mask.learn(key)
+        self._own = {"host": self._host, "authorization": f"Bearer {key}", **self._configured}
 
     def reveal_key(self) -> str | None:
         """Return the key as it is now."""
         return self._key.reveal()
 
-    def has_new_key(self) -> bool:
-        """Tell whether the key is another one than that of the last attempt."""
-        return self._key.reveal() != self._key_in_own
+    def attempt(self, progress: Progress, watch: CallWatch) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
+        """Make one attempt of a call: the answer, or the failure, and what decides about another one.
+
+        Raises UpstreamError if the breaker lets none be made; Cancelled if the client left.
+        """
+        if self.breaker.outcome is not None:
+            self._ask_breaker()
+        progress.attempts += 1
+        progress.last_attempt = monotonic()
+        call = progress.call
+        request = self.to_request(call, watch)
+        # Another send over a new connection counts as an attempt, too.
+        sends_left = self._most_attempts + 1 - progress.attempts + progress.retries.count("429")
+        request.most_sends = max(1, min(2, sends_left))
+        outcome, refused, is_answered = UNANSWERED, None, False
+        try:
+            raw = self.send(call, request)
+            is_answered = True
+            if raw.head.status >= 400:
+                outcome = _to_outcome(raw)
+                if is_final(outcome):
+                    refused, is_answered = (outcome if self._blames_key(call, request) else None), False
+            return raw, None, outcome
+        except UpstreamError as failure:
+            return None, failure, HOPELESS if failure.is_final else outcome
+        finally:
+            progress.attempts += request.sends == 2
+            self.breaker.settle(refused, is_answered=is_answered)
+
+    def _ask_breaker(self) -> None:
+        refusal = self.breaker.refusal()
+        # The breaker knows of the last attempt's key.
+        if refusal is not None and self._key.reveal() == self._key_in_own:
+            raise refusal
 
     def to_request(self, call: Call, watch: CallWatch) -> PeerRequest:
         """Return the request of an attempt that starts now, with the key that is in use now."""
         url = self._base + call.target
         if self._query:
             url += ("&" if "?" in call.target else "?") + self._query
-        return PeerRequest(call.method, url, call.headers.with_own(self.own_headers()), call.body, watch)
+        return PeerRequest(call.method, url, call.headers.with_own(self._own_headers()), call.body, watch)
 
-    def blames_key(self, call: Call, request: PeerRequest) -> bool:
+    def _blames_key(self, call: Call, request: PeerRequest) -> bool:
         """Tell whether a refusal of a request says something of the key in use, and not of an older one or the client.
 
         A client's own organization, say, may be one that the key isn't in.
         """
         is_of_client = any(name in call.headers and name not in self._configured for name in _CLIENTS_IDENTITY)
-        return not is_of_client and request.headers is call.headers.with_own(self.own_headers())
+        return not is_of_client and request.headers is call.headers.with_own(self._own_headers())
 
     def send(self, call: Call, request: PeerRequest, *, is_upgrade: bool = False) -> RawAnswer:
         """Return what came of one attempt. Raises UpstreamError, and Cancelled if the client left.
@@ -127,7 +166,7 @@ def _open_session(server: ServerConfig) -> PeerSession:
     return PeerSession(server.openai_base_url, tls, terms)
 
 
-def to_outcome(raw: RawAnswer) -> Outcome:
+def _to_outcome(raw: RawAnswer) -> Outcome:
     """Return what decides about another attempt."""
     head = raw.head
     headers = {name.lower(): value for name, value in head.headers}

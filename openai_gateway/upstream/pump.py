@@ -75,15 +75,6 @@ class Nowhere:
         """Send nothing."""
 
 
-def write(sink: Sink, watch: CallWatch, piece: bytes, *, is_last: bool) -> None:
-    """Write a piece into the sink, waiting for the client as long as it may take. Raises OSError, Cancelled."""
-    rest = sink.offer(piece, is_last=is_last)
-    if rest:
-        watch.arm(CLIENT)
-        sink.send_all(rest)
-        watch.disarm()
-
-
 class Pump:
     """Relays the body of one streamed answer, noting each piece in `tail`."""
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import Final, Protocol
 
 import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.call import CallRecord
+from openai_gateway.wire.retries import to_error_code
 from openai_gateway.wire.sse import is_event_stream
+from openai_gateway.wire.usage import NOTHING, read_answer, read_stream
 
 Observer = Callable[[CallRecord], None]
 _log = logging.getLogger("openai_gateway")
@@ -58,24 +60,19 @@ class Recorder:
     def add(self, progress: Progress) -> None:
         """Take a call that is over; a large one is not kept waiting, for its bytes would be kept with it."""
         try:
-            self._capture(progress)
+            if self._capturer is not None:
+                self._capture(progress)
         finally:
-            self._take(progress)
-
-    def _take(self, progress: Progress) -> None:
-        if not self._observers:
-            return
-        self._over.append(progress)
-        # Money is settled at once: what the next call may spend depends on it, and a worker may be killed.
-        if (
-            progress.call.reservation is not None
-            or len(self._over) >= _MOST_CALLS
-            or progress.held_bytes() > _LARGE_BYTES
-        ):
-            self.settle()
-        elif not self._is_timed:
-            self._is_timed = True
-            gevent.spawn_later(_DELAY_S, self._settle_in_time)
+            if self._observers:
+                self._over.append(progress)
+                held_bytes = progress.request_bytes + (progress.tail.length if progress.tail is not None else 0)
+                # Money is settled at once: what the next call may spend depends on it, and a worker may be killed.
+                is_urgent = progress.call.reservation is not None or held_bytes > _LARGE_BYTES
+                if is_urgent or len(self._over) >= _MOST_CALLS:
+                    self.settle()
+                elif not self._is_timed:
+                    self._is_timed = True
+                    gevent.spawn_later(_DELAY_S, self._settle_in_time)
 
     def capture_whole(self, progress: Progress) -> None:
         """Capture a call whose answer is here to its last byte, which hasn't gone out yet; waits until it is done."""
@@ -91,7 +88,7 @@ class Recorder:
         progress.is_captured = True
         content_type = progress.head.known.get("content-type", "") if progress.head is not None else ""
         try:
-            record, answer = self._to_record(progress), tail.kept() if tail is not None else b""
+            record, answer = self.to_record(progress), tail.kept() if tail is not None else b""
             self._capturer.capture(record, received, answer, is_stream=is_event_stream(content_type))
         except Exception:
             _log.exception("a call could not be captured")
@@ -100,28 +97,70 @@ class Recorder:
         """Have every call that is over observed now."""
         over, self._over = self._over, []
         for progress in over:
+            reservation = progress.call.reservation
             try:
-                self._record(progress)
+                record = self.to_record(progress)
+                if reservation is not None:
+                    record = msgspec.structs.replace(record, charged_usd=reservation.settle(record))
+                for observe in self._observers:
+                    observe(record)
             except Exception:
                 _log.exception("a call could not be recorded")
-                if progress.call.reservation is not None:
-                    progress.call.reservation.settle(None)
+                if reservation is not None:
+                    reservation.settle(None)
 
     def _settle_in_time(self) -> None:
         self._is_timed = False
         self.settle()
 
-    def _record(self, progress: Progress) -> None:
-        record = self._to_record(progress)
-        if progress.call.reservation is not None:
-            record = msgspec.structs.replace(record, charged_usd=progress.call.reservation.settle(record))
-        for observe in self._observers:
-            observe(record)
-
-    def _to_record(self, progress: Progress) -> CallRecord:
-        record = to_record(self._server, progress)
-        if record.error_code is None:
-            return record
-        # The upstream's code was decoded after its bytes were looked through for keys.
-        code = self._hide(record.error_code)[:_MAX_CODE_LENGTH]
-        return msgspec.structs.replace(record, error_code=code)
+    def to_record(self, progress: Progress) -> CallRecord:
+        """Return the record of a call that is over."""
+        call, tail, server = progress.call, progress.tail, self._server
+        headers = progress.head.known if progress.head is not None else {}
+        is_failed = (progress.status or 0) >= 400
+        report = NOTHING
+        if tail is not None and call.is_metered and not is_failed:
+            read = read_stream if is_event_stream(headers.get("content-type", "")) else read_answer
+            report = read(tail.end(), tail.beginning())
+        cost_usd = server.prices.cost_usd(report.model or server.openai_model, report.usage, report.service_tier)
+        error_code = None
+        if progress.error is not None:
+            error_code = progress.error.code
+        elif is_failed and tail is not None:
+            error_code = to_error_code(tail.end())
+        if error_code is not None:
+            # The upstream's code was decoded after its bytes were looked through for keys.
+            error_code = self._hide(error_code)[:_MAX_CODE_LENGTH]
+        return CallRecord(
+            time=time() - (monotonic() - progress.started),
+            server=server.name,
+            api=call.api,
+            method=call.method,
+            path=call.target.partition("?")[0],
+            rollout_id=call.rollout_id,
+            request_id=call.request_id,
+            client_request_id=call.headers.get("x-client-request-id"),
+            upstream_request_id=headers.get("x-request-id"),
+            outcome=progress.outcome,
+            status=progress.status,
+            error_code=error_code,
+            attempts=progress.attempts,
+            retries=progress.retries,
+            queue_wait_s=progress.queue_wait_s,
+            queue_reason=progress.queue_reason or None,
+            first_byte_s=tail.began - progress.started if tail is not None and tail.began is not None else None,
+            duration_s=progress.ended - progress.started,
+            request_bytes=progress.request_bytes,
+            answer_bytes=tail.length if tail is not None else 0,
+            is_metered=call.is_metered and not is_failed and tail is not None,
+            model=report.model,
+            finish_reason=report.finish_reason,
+            service_tier=report.service_tier,
+            system_fingerprint=report.system_fingerprint,
+            usage=report.usage,
+            cost_usd=0.0 if progress.is_replayed else cost_usd,
+            traceparent=call.headers.get("traceparent"),
+            is_replayed=progress.is_replayed,
+            saved_usd=cost_usd if progress.is_replayed else None,
+            client=call.client,
+        )

@@ -18,24 +18,21 @@ from time import monotonic, time
 import gevent
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
-from openai_gateway.limits.admission import Admission, UnderWay
-from openai_gateway.limits.breaker import Breaker
+from openai_gateway.limits.admission import Admission
 from openai_gateway.limits.pacing import Retries
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.upstream.answer import Answer
-from openai_gateway.upstream.attempt import Sender, to_outcome
+from openai_gateway.upstream.answer import Answer, to_own_headers
+from openai_gateway.upstream.attempt import Sender
 from openai_gateway.upstream.follower import Follower, to_followed_end
-from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.call import Call, CallRecord
-from openai_gateway.wire.head import Head, Header
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.head import Header
 from openai_gateway.wire.headers import RequestHeaders
-from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_rate_limits
-from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, is_retryable
+from openai_gateway.wire.retries import Outcome, is_retryable
 from openai_gateway.wire.tail import to_tail
 
 
@@ -55,14 +52,16 @@ class Relay:
         )
         self._server = server
         self._admission = Admission(server)
-        self._breaker = Breaker(server.breaker_cooldown_s)
-        self._sender = Sender(server, on_new_key=self._breaker.reset)
+        self._sender = Sender(server)
         self._retries = Retries(server, self._admission.retrying)
         self._recorder = Recorder(server, observers, capturer, self._sender.hide)
-        self._last_head: Head | None = None
-        self._answered_at = 0.0
-        self._limits: dict[str, RateLimit] = {}
-        self._limits_at = 0.0
+        self.to_headers = to_own_headers if server.gateway_headers else _to_nothing
+        # What others ask of a server, answered where it is known.
+        self.under_way, self.rate_limits = self._admission.under_way, self._admission.rate_limits
+        self.learned_limits = self._admission.learned_limits
+        self.is_refusing, self.key_files = self._sender.breaker.blocks, self._sender.key_files
+        self.to_record, self.settle_records = self._recorder.to_record, self._recorder.settle
+        self.capture_whole = self._recorder.capture_whole
 
     def send(self, call: Call, watch: CallWatch, follower: Follower | None = None) -> Answer:
         """Return the upstream's answer once its headers are in; `follower` gets it, too, and what becomes of the call.
@@ -78,12 +77,11 @@ class Relay:
         try:
             self._admission.admit(progress)
             progress.queue_wait_s = monotonic() - progress.started
-            raw = self._attempt_until_done(call, watch, progress)
+            raw = self._attempt_until_done(progress, watch)
             progress.status = raw.head.status
             if not raw.is_whole:
                 progress.drop_body()
-            self._answered_at = time()
-            progress.head = self._last_head = raw.head
+            progress.head = raw.head
             is_captured = call.received is not None
             if follower is None:
                 progress.tail = to_tail(raw.head, monotonic, is_captured=is_captured)
@@ -106,43 +104,10 @@ class Relay:
         """Share limits with the other workers of this host; once, after the fork."""
         self._admission.share(self._sender.reveal_key(), workers)
 
-    def under_way(self) -> UnderWay:
-        """Return how much is under way."""
-        return self._admission.under_way()
-
     @property
     def is_breaker_open(self) -> bool:
         """Tell whether calls are refused, but for probes: the upstream has refused the key or has no quota left."""
-        return self._breaker.is_open
-
-    def learned_limits(self) -> dict[str, LearnedLimit]:
-        """Return what has been found out of the upstream's limits, by kind."""
-        return self._admission.learned_limits()
-
-    @property
-    def key_files(self) -> list[KeyFile]:
-        """The file of the upstream's key, if there is one."""
-        return self._sender.key_files
-
-    def is_refusing(self) -> bool:
-        """Tell whether a call would be refused now, for the upstream has refused the key or has no quota left."""
-        return self._breaker.blocks()
-
-    def rate_limits(self) -> tuple[dict[str, RateLimit], float]:
-        """Return the rate limits by the last answer that had any, and when that was (Unix time, 0.0: never)."""
-        said = self._last_head.headers if self._last_head is not None else ()
-        limits = read_rate_limits({name.lower(): value for name, value in said})
-        if limits:
-            self._limits, self._limits_at = limits, self._answered_at
-        return self._limits, self._limits_at
-
-    def capture_whole(self, progress: Progress) -> None:
-        """Have a call captured, if it is to be, whose answer is whole but hasn't gone out to its last byte."""
-        self._recorder.capture_whole(progress)
-
-    def settle_records(self) -> None:
-        """Have every call that is over recorded now."""
-        self._recorder.settle()
+        return self._sender.breaker.is_open
 
     def probe(self, seconds: float) -> int | str:
         """Ask the upstream for its models, past cap and retries; return the status, or the code of what went wrong."""
@@ -190,26 +155,13 @@ class Relay:
         """
         self._end_early(Progress(call, started=started), error, self.end)
 
-    def to_headers(self, progress: Progress) -> list[Header]:
-        """Return the gateway's own headers of an answer."""
-        return progress.to_headers() if self._server.gateway_headers else []
-
-    def to_record(self, progress: Progress) -> CallRecord:
-        """Return the record of a call that is over."""
-        return to_record(self._server, progress)
-
-    def _attempt_until_done(self, call: Call, watch: CallWatch, progress: Progress) -> RawAnswer:
+    def _attempt_until_done(self, progress: Progress, watch: CallWatch) -> RawAnswer:
         budget_s = self._server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._retries.wait_for_pause(progress, deadline, self._breaker.blocks)
-            refusal = self._breaker.refusal()
-            if refusal is not None and not self._sender.has_new_key():
-                raise refusal
-            progress.attempts += 1
-            progress.last_attempt = monotonic()
-            raw, failure, outcome = self._attempt(call, watch, progress)
-            if raw is not None and outcome.status != 429:
+            self._retries.wait_for_pause(progress, deadline, self.is_refusing)
+            raw, failure, outcome = self._sender.attempt(progress, watch)
+            if raw is not None:
                 self._admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
             if raw is not None and raw.head.status < 400:
                 return raw
@@ -228,29 +180,6 @@ class Relay:
                 raw.close()
             self._retries.wait(wait_s, reason, progress)
             self._admission.charge_again(progress)
-
-    def _attempt(
-        self, call: Call, watch: CallWatch, progress: Progress
-    ) -> tuple[RawAnswer | None, UpstreamError | None, Outcome]:
-        """Make one attempt and tell the breaker: the answer, or the failure, and what decides about another one."""
-        request = self._sender.to_request(call, watch)
-        sends_left = self._server.max_retries + 2 - progress.attempts + progress.retries.count("429")
-        request.most_sends = max(1, min(2, sends_left))
-        outcome, refused, is_answered = UNANSWERED, None, False
-        try:
-            raw = self._sender.send(call, request)
-            is_answered = True
-            if raw.head.status >= 400:
-                outcome = to_outcome(raw)
-                if is_final(outcome):
-                    refused, is_answered = (outcome if self._sender.blames_key(call, request) else None), False
-            return raw, None, outcome
-        except UpstreamError as failure:
-            return None, failure, HOPELESS if failure.is_final else outcome
-        finally:
-            # A second send, over a new connection, is as good as another attempt.
-            progress.attempts += request.sends == 2
-            self._breaker.settle(refused, is_answered=is_answered)
 
     def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""
@@ -289,3 +218,7 @@ def _to_reason(error: BaseException) -> BaseException:
     if isinstance(error, gevent.GreenletExit):
         return Unavailable("The gateway is shutting down.", code="gateway_draining", retry_after_s=1)
     return error
+
+
+def _to_nothing(progress: Progress) -> list[Header]:
+    return []

@@ -16,6 +16,7 @@ import msgspec
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing
 
 from openai_gateway.errors import InvalidRequest
+from openai_gateway.wire.api import Api
 
 Values = dict[str, msgspec.Raw]
 
@@ -24,6 +25,9 @@ _items_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE: Final = re.compile(rb"\\u[dD]")
 _ABSENT: Final = msgspec.Raw(b"\0")
 _UTF8_WINDOW_BYTES: Final = 32 * 1024
+_TRUE: Final = ord("t")
+# Keys of rollouts are kept, thousands of them; the end of a longer one tells rollouts apart as well.
+_MOST_KEY_LENGTH: Final = 256
 _STARTS: Final = {"string": '"', "array": "[", "object": "{", "boolean": "tf", "null": "n"}
 _NAMES_OF_STARTS: Final = {
     '"': "a string",
@@ -153,12 +157,26 @@ def to_raw(values: Mapping[str, Any]) -> dict[str, msgspec.Raw]:
 
 def is_true(value: msgspec.Raw | None) -> bool:
     """Tell whether a raw value is `true`."""
-    return _start(value) == ord("t")
+    return value is not None and memoryview(value)[0] == _TRUE
 
 
 def is_given(value: msgspec.Raw | None) -> bool:
     """Tell whether there is a raw value, and it isn't `null`."""
     return _start(value) not in (0, ord("n"))
+
+
+def to_rollout_key(values: Mapping[str, msgspec.Raw], environ: Mapping[str, Any]) -> str | None:
+    """Return what tells which rollout a call belongs to, of one that its path doesn't tell; None if nothing does."""
+    key = values.get("prompt_cache_key") or environ.get("HTTP_SESSION_ID") or values.get("previous_response_id")
+    text = str(key, "utf-8", "replace") if isinstance(key, msgspec.Raw) else key
+    return text if text is None else text[-_MOST_KEY_LENGTH:]
+
+
+def to_output_tokens(values: Mapping[str, msgspec.Raw], api: Api) -> int | None:
+    """Return the body's bound of output tokens, None if it has none that is a number."""
+    given = values.get(api.token_limit) or values.get("max_tokens")
+    digits = bytes(given) if given is not None else b""
+    return int(digits) if digits.isdigit() and len(digits) < 10 else None
 
 
 class _Item(msgspec.Struct):

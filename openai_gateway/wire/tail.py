@@ -77,11 +77,15 @@ class Tail:
 
     def end(self) -> bytes:
         """Return the last bytes."""
-        return (b"" if self.beginning() else self._beginning) + self._window + self._join_events()
+        end, start = self._window, self._beginning
+        if self._pieces:
+            end += self._join_events()
+        # A beginning that is as long as may be doesn't reach to here.
+        return start + end if start and len(start) < _BEGINNING_BYTES else end
 
     def beginning(self) -> bytes:
         """Return the beginning of the line that `end()` begins within; `b""` if it begins with a line."""
-        # Unless it is as long as may be, what `end()` begins with follows at once.
+        # A shorter one is part of `end()`.
         return self._beginning if len(self._beginning) == _BEGINNING_BYTES else b""
 
     def kept(self) -> bytes | None:

@@ -55,6 +55,9 @@ class _Details(msgspec.Struct):
     audio_tokens: int | float | None = None
 
 
+_NO_DETAILS: Final = _Details()
+
+
 class _Usage(msgspec.Struct):
     input_tokens: int | float | None = None
     output_tokens: int | float | None = None
@@ -197,17 +200,16 @@ def _to_usage(found: _Usage | None) -> Usage | None:
     made = _to_count(found.output_tokens if found.output_tokens is not None else found.completion_tokens)
     if given is None or made is None:
         return None
-    of_input = found.input_tokens_details or found.prompt_tokens_details or _Details()
-    of_output = found.output_tokens_details or found.completion_tokens_details or _Details()
-    return Usage(
-        given,
-        made,
-        _to_count(of_input.cached_tokens),
-        _to_count(of_input.cache_write_tokens),
-        _to_count(of_output.reasoning_tokens),
-        _to_count(of_input.audio_tokens),
-        _to_count(of_output.audio_tokens),
+    of_input = found.input_tokens_details or found.prompt_tokens_details or _NO_DETAILS
+    of_output = found.output_tokens_details or found.completion_tokens_details or _NO_DETAILS
+    details = (
+        of_input.cached_tokens,
+        of_input.cache_write_tokens,
+        of_output.reasoning_tokens,
+        of_input.audio_tokens,
+        of_output.audio_tokens,
     )
+    return Usage(given, made, *[None if tokens is None else _to_count(tokens) for tokens in details])
 
 
 def _to_count(tokens: int | float | None) -> int | None:

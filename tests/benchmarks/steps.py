@@ -25,8 +25,9 @@ from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.exchange import _to_head
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.upstream.progress import Progress, to_record
+from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Pump
+from openai_gateway.upstream.recorder import Recorder
 from openai_gateway.wire import headers
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.body import ChunkedDecoder, to_decoder
@@ -67,6 +68,7 @@ HEAD = b"\r\n".join(
 )
 EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{"content":" token"}}]}\n\n' * 2
 SCHEMA = ChatEnvelope()
+WATCH = CallWatch(Timeouts())
 MODEL = msgspec.Raw(b'"the-model"')
 SENT = headers.to_upstream(ENVIRON, has_body=True).with_own(OWN)
 ANSWER_HEAD = parse_head(HEAD)
@@ -78,7 +80,7 @@ PLAIN_HEAD = (
     b"User-Agent: OpenAI/Python\r\nX-Stainless-Lang: python\r\nX-Stainless-Retry-Count: 0\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 )
-SERVER = ServerConfig("policy_model", "http://u/v1", "the-model", Secret("sk"))
+RECORDER = Recorder(ServerConfig("policy_model", "http://u/v1", "the-model", Secret("sk")), [])
 ANSWER = (
     b'{"id":"c","object":"chat.completion","model":"the-model","choices":[{"index":0,"finish_reason":"stop","message":'
     b'{"role":"assistant","content":"' + WORDS.encode() * 15 + b'"}}],"usage":{"prompt_tokens":300,'
@@ -90,11 +92,11 @@ def record() -> None:
     call = Call(Api.CHAT, "POST", "/chat/completions", SENT, BODY, request_id="gwreq_1", is_metered=True)
     tail = Tail(monotonic)
     tail.add(ANSWER)
-    to_record(SERVER, Progress(call, len(BODY), status=200, head=ANSWER_HEAD, outcome="completed", tail=tail))
+    RECORDER.to_record(Progress(call, len(BODY), status=200, head=ANSWER_HEAD, outcome="completed", tail=tail))
 
 
 def read() -> bytes:
-    return read_body({**ENVIRON, "wsgi.input": io.BytesIO(BODY)}, 1 << 20)
+    return read_body({**ENVIRON, "wsgi.input": io.BytesIO(BODY)}, 1 << 20, WATCH)
 
 
 def answer_head() -> None:

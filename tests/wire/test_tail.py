@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.upstream.progress import _to_report
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.tail import SMALL_BYTES, Tail, to_tail
-from openai_gateway.wire.usage import Report, Usage
+from openai_gateway.wire.usage import Report, Usage, read_answer, read_stream
 
 CHAT = Report(Usage(10, 5, 3, None, 2), "length", "m-1", "flex", "fp")
 RESPONSE = Report(Usage(10, 5, 3, None, 2), "max_output_tokens", "m-1", "flex")
@@ -84,7 +84,8 @@ ANSWERS = {
 
 
 def _report(tail: Tail, head: Head) -> Report:
-    return _to_report(head.known, tail)
+    read = read_stream if is_event_stream(head.known["content-type"]) else read_answer
+    return read(tail.end(), tail.beginning())
 
 
 def _add(tail: Tail, body: bytes, sizes: random.Random, most: int) -> None:

@@ -68,7 +68,7 @@ class CallServer:
         self.model = server.openai_model
         self.keys = GatewayKeys(server.gateway_api_keys, server.gateway_api_keys_file, clients, server.name)
         self.cross_origin = CrossOrigin(server.cors_origins, needs_key=self.keys.are_required)
-        self._probe = KeptProbe(relay.probe)
+        self.probe = KeptProbe(relay.probe).ask
         self._server = server
         self._relay = relay
         self._recorded = (
@@ -80,6 +80,8 @@ class CallServer:
         self._websocket = WebSocketServer(relay, is_on=server.websocket and server.recordings != REPLAY)
         self._timeouts = relay.timeouts
         self.share_limits = relay.share_limits
+        self.settle_records = relay.settle_records
+        self.is_refusing = relay.is_refusing
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
         self._is_captured = server.model_call_capture_dir is not None
@@ -107,18 +109,6 @@ class CallServer:
     def key_files(self) -> list[KeyFile]:
         """The files of keys: the clients', and the upstream's."""
         return [*self.keys.files, *self._relay.key_files]
-
-    def is_refusing(self) -> bool:
-        """Tell whether a call would be refused now."""
-        return self._relay.is_refusing()
-
-    def probe(self, seconds: float) -> int | str:
-        """Ask the upstream for its models, at most once in 10 s; return the status, or the code of what went wrong."""
-        return self._probe.ask(seconds)
-
-    def settle_records(self) -> None:
-        """Have every call that is over recorded now."""
-        self._relay.settle_records()
 
     def serve(self, environ: dict[str, Any], endpoint: Endpoint) -> flask.Response:
         """Relay one request, whose path starts with `/v1`, and return the response. Raises GatewayError."""

@@ -26,7 +26,8 @@ class Breaker:
 
     def __init__(self, cooldown_s: float | None) -> None:
         self._cooldown_s = cooldown_s
-        self._refusals = 0
+        # How many there were with no other answer since. While there are none, nothing else needs to be told.
+        self.refusals = 0
         # Why calls are refused, but for probes; None while closed.
         self.outcome: Outcome | None = None
         self._probe_at = 0.0
@@ -57,18 +58,17 @@ class Breaker:
         """Learn how a call ended: `refused` is a final refusal; another answer closes, no answer changes nothing."""
         self._is_probing = False
         if refused is not None:
-            self._refusals += 1
-            if self._cooldown_s is not None and self._refusals >= _REFUSALS_TO_OPEN:
+            self.refusals += 1
+            if self._cooldown_s is not None and self.refusals >= _REFUSALS_TO_OPEN:
                 self.outcome = refused
                 self._probe_at = monotonic() + self._cooldown_s
         elif is_answered:
-            # As `reset` does: nearly all calls end so.
-            self.outcome, self._refusals = None, 0
+            self.reset()
 
     def reset(self) -> None:
-        """Close: there is a new key."""
+        """Close: there is a new key, or the old one does again."""
         self.outcome = None
-        self._refusals = 0
+        self.refusals = 0
 
     def _to_error(self, outcome: Outcome) -> UpstreamError:
         left_s = max(1, math.ceil(self._probe_at - monotonic()))

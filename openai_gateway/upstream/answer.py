@@ -150,7 +150,9 @@ class Answer:
         on_over, self._on_over = self._on_over, None
         if on_over is not None:
             self._watch.stop()
-            self._raw.close()
+            if self.body is None:
+                # One whose body is all in has no connection any more.
+                self._raw.close()
             on_over(self._progress)
 
     def _read(self) -> bytes:

@@ -107,7 +107,8 @@ class Sender:
             return None, failure, HOPELESS if failure.is_final else outcome
         finally:
             progress.attempts += request.sends == 2
-            self.breaker.settle(refused, is_answered=is_answered)
+            if refused is not None or self.breaker.refusals:
+                self.breaker.settle(refused, is_answered=is_answered)
 
     def _ask_breaker(self) -> None:
         refusal = self.breaker.refusal()

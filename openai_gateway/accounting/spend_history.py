@@ -1,7 +1,7 @@
 """Sums up from the usage logs what clients have spent, when the gateway starts.
 
-A log may have been rotated to `<path>.<anything>`, compressed or not; all its parts are read, a line at a time. What
-becomes of the sums is `budgets`'.
+A log may have been rotated to `<path>.<anything>`, compressed or not; all its parts are read, a line at a time. See
+also: budgets (what becomes of the sums).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Chat Completions API's URLs below `/v1`.
 
-Each says how its calls are treated; relaying is `calls`'.
+Each says how its calls are treated. See also: calls (relaying).
 """
 
 from __future__ import annotations

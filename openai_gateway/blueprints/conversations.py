@@ -1,6 +1,6 @@
 """The Conversations API's URLs below `/v1`: passed on as stored objects are.
 
-Relaying is `calls`'.
+See also: calls (relaying).
 """
 
 from __future__ import annotations

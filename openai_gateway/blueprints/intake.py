@@ -1,6 +1,6 @@
 """Takes a client's request in: who it is from, and its body, within bounds and JSON by its content type.
 
-What the body says is `wire.envelope`'s.
+See also: wire.envelope (what the body says).
 """
 
 from __future__ import annotations

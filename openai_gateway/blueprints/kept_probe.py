@@ -1,6 +1,6 @@
 """Asks the upstream how it is for whoever wants to know, without a key: one at a time, and its answer is kept.
 
-How it is asked is `upstream`'s.
+See also: upstream.relay (how it is asked).
 """
 
 from __future__ import annotations

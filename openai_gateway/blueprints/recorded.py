@@ -1,6 +1,6 @@
 """The way of a create call where answers are kept: one that is there, one under way, or a call that is made and kept.
 
-Which of these it is, `recordings` decides; the call itself is `relay`'s.
+See also: recordings (which of these it is), upstream.relay (the call itself).
 """
 
 from __future__ import annotations

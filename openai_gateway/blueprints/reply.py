@@ -1,6 +1,6 @@
 """Makes an upstream's answer or one of our errors a response; the one place where errors get their form.
 
-Answers go out as they came; how their bytes reach gunicorn's socket is `writer`'s.
+Answers go out as they came. See also: server.writer (how their bytes reach the socket).
 """
 
 from __future__ import annotations

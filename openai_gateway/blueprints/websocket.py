@@ -1,7 +1,7 @@
 """The handshake of the Responses API's WebSocket mode: the upstream is asked first, and what it says decides.
 
 An upstream that has none is known for a while, and clients are told 426 at once, on which they go over to plain HTTP.
-What passes over the connection then is `websocket.tunnel`'s.
+See also: websocket.tunnel (what passes over the connection then).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`openai-gateway collect`: the answers to a file of prompts, through a running gateway or one of its own.
 
-Here are the options and how errors end it; the order of things is `collection`'s, the work `openai_gateway.collect`'s.
+Here are the options and how errors end it. See also: collection (the order of things), openai_gateway.collect (the
+work).
 """
 
 from __future__ import annotations

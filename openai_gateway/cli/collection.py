@@ -1,6 +1,6 @@
 """What `collect` does, in its order: survey the rows, tell what they come to, make the calls, and sum up.
 
-Options and how errors end the command are `collect`'s; each step's work is `openai_gateway.collect`'s.
+See also: collect (options, and how errors end the command), openai_gateway.collect (each step's work).
 """
 
 from __future__ import annotations

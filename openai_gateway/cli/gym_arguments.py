@@ -1,6 +1,6 @@
 """NeMo Gym's spelling of a collection's options, `+key=value` or `++key=value`, told from config overrides.
 
-What an option means is `collect`'s; overrides are read by `config`.
+See also: collect (what an option means), config (which reads overrides).
 """
 
 from __future__ import annotations

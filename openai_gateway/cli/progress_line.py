@@ -1,6 +1,6 @@
 """How a collection is shown while it runs: a status line, redrawn in a terminal and plain elsewhere.
 
-What is shown is `collect.run_progress`'; what it all came to is `summary`'s.
+See also: collect.run_progress (what is shown), summary (what it all came to).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a collection comes to, in words: before it as an estimate, after it as sums, and why it stopped.
 
-What is summed up is `collect.sums`' and `collect.plan`'s.
+See also: collect.sums and collect.plan (what is summed up).
 """
 
 from __future__ import annotations

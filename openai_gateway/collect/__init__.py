@@ -1,4 +1,4 @@
 """Collects the answers to a file of prompts: read as a stream, written a line at a time, resumed after any end.
 
-The screen is `cli.collect`'s; retries against the upstream are the gateway's.
+The gateway makes the retries against the upstream. See also: cli.collect (the screen).
 """

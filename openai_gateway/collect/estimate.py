@@ -2,8 +2,8 @@
 
 A call's input is counted by its bytes. Its answer is as long as the row or the config allow; where nothing bounds it,
 as the 95th percentile of the answers so far to inputs of about its size, and before there are any, as an assumption
-that may be far off: so `run` begins few such calls until real answers say more. Prices are `config.prices`', and what
-is spent is `budget`'s.
+that may be far off: so `run` begins few such calls until real answers say more. See also: config.prices, budget (what
+is spent).
 """
 
 from __future__ import annotations

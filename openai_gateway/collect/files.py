@@ -1,6 +1,6 @@
 """The names of a run's files, all beside the output, and whether they can be read and written at all.
 
-What is in them is `rows`', `journal`'s and `settings`'.
+See also: rows, journal and settings (what is in them).
 """
 
 from __future__ import annotations

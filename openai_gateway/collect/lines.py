@@ -1,6 +1,6 @@
 """Reads a file a line at a time, plain or gzip, one line in memory.
 
-What a line means is `rows`' and `journal`'s.
+See also: rows and journal (what a line means).
 """
 
 from __future__ import annotations

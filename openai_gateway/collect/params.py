@@ -1,6 +1,6 @@
 """The parameters of a row's call: those of the row, those given for all rows, and a seed for each repeat.
 
-Which field of a row holds them is `questions`'.
+See also: questions (which field of a row holds them).
 """
 
 from __future__ import annotations

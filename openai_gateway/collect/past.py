@@ -1,6 +1,6 @@
 """What earlier runs left in an output: which calls are done, how often others failed, and what it adds up to.
 
-Which row of the input a task is now is `matching`'s.
+See also: matching (which row of the input a task is now).
 """
 
 from __future__ import annotations

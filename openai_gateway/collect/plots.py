@@ -1,6 +1,6 @@
 """Draws a report's plots as SVG, which needs nothing but the page it stands in.
 
-Colours are the page's, by class. What is drawn is `report`'s.
+Colours are the page's, by class. See also: report (what is drawn).
 """
 
 from __future__ import annotations

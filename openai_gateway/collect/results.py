@@ -1,6 +1,6 @@
 """What came of a call: the response to keep or the failure, and the line that tells it.
 
-Where lines are written is `journal`'s.
+See also: journal (where lines are written).
 """
 
 from __future__ import annotations

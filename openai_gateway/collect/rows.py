@@ -1,6 +1,6 @@
 """The rows of an input file: each read by itself, checked, and made into the body of its call.
 
-What a row asks is `questions`', which parameters go out is `params`'; which calls are still to be made is `plan`'s.
+See also: questions (what a row asks), params (which parameters go out), plan (which calls are still to be made).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes the calls of a plan, so many at a time, and writes each answer as it comes; knows when to stop.
 
-What is to be done is `plan`'s; one call is `client`'s; what a person sees of it, `cli`'s.
+See also: plan (what is to be done), client (one call), cli.collection (what a person sees of it).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How values spread over magnitudes: counted by steps, of which eight make a doubling, the same size for any number.
 
-Of a report's token counts, costs, latencies and lengths. How they are drawn is `plots`'.
+Of a report's token counts, costs, latencies and lengths. See also: plots (how they are drawn).
 """
 
 from __future__ import annotations

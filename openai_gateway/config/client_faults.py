@@ -1,6 +1,6 @@
 """What must hold between the clients file and the servers, and what an operator should be told of clients' keys.
 
-What a clients file may say is `clients`'.
+See also: clients (what a clients file may say).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads config files, env.yaml and overrides, and merges them as NeMo Gym does.
 
 Which file wins: one named later over one named earlier, a file over those that it names itself, env.yaml over files,
-overrides over all. Interpolations stay for `interpolate`; what the keys mean is `keys`'.
+overrides over all. Interpolations stay for `interpolate`. See also: keys (what the keys mean).
 See also: merged (the rules of merging), overrides, inherit (Gym's directives).
 """
 

@@ -4,7 +4,7 @@
 the same without anything; `_inherit_from` and `${inherit_from:...}` take the entry away from where it stood. What they
 name is looked up in the tree as it was before any of them. `_delete_key: a, b` takes keys out of its mapping, inherited
 ones too. All is done in the order of the keys, depth first, as Gym does, even where the result depends on it.
-Source: NeMo Gym global_config. Interpolations other than these are `interpolate`'s.
+Source: NeMo Gym global_config. See also: interpolate (all other interpolations).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files of keys, one a line: the upstream's key, and the keys that let clients in.
 
-When such a file is read again is `watched_file`'s; what the keys open is the readers' business.
+See also: watched_file (when such a file is read again).
 """
 
 from __future__ import annotations

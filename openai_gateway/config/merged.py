@@ -1,6 +1,6 @@
 """The tree that all sources of a config are merged into, by OmegaConf's rules, with the origin of each of its keys.
 
-What is merged, and in which order, is `files`'.
+See also: files (what is merged, and in which order).
 """
 
 from __future__ import annotations

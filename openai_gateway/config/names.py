@@ -1,6 +1,6 @@
 """The names that may stand in a server's entry: our keys, their older names, NeMo Gym's own, and misspelt ones.
 
-What our keys mean is `keys`'; what is done with the others is `build`'s.
+See also: keys (what our keys mean), build (what is done with the others).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""Reads the value of a command line's `+key=value` as NeMo Gym's Hydra does: `
 Only null, true, false and decimal numbers are more than text: `yes`, `on`, `0x10` and `01` are strings. What Hydra
 would take for a function or a sweep over several values is refused. Beyond it, an unquoted text may hold any other
 character, and a mapping's key may be quoted, so that JSON is read, too (but for escapes: `\n` is two characters).
-Source: Hydra 1.3, OverrideLexer.g4 and OverrideParser.g4. What a key means is `files`'.
+Source: Hydra 1.3, OverrideLexer.g4 and OverrideParser.g4. See also: files (what a key means).
 """
 
 from __future__ import annotations

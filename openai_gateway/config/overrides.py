@@ -1,6 +1,6 @@
 """The command line's `+key=value` arguments: read, and laid over the merged files.
 
-How a value is read is `override_value`'s.
+See also: override_value (how a value is read).
 """
 
 from __future__ import annotations

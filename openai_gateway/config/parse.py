@@ -1,6 +1,6 @@
 """Turns YAML text into plain values, by the rules OmegaConf reads files with; no message repeats what the text says.
 
-Where text comes from is `files`'.
+See also: files (where text comes from).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A holder for secrets that never shows them.
 
-What else must not be shown, and how it is masked, is `redact`'s.
+See also: redact (what else must not be shown, and how it is masked).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the limiter knows of a call and of each of its attempts, and what the configuration tells it.
 
-Values only; what is made of them is `limiter`'s.
+Values only. See also: limiter (what is made of them).
 """
 
 from __future__ import annotations

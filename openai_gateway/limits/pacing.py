@@ -1,8 +1,14 @@
 """Whether and when a failed attempt of a call is made again: as the official SDKs would, and within bounds.
 
-The bounds are `max_retries`, `retry_budget_s`, and `retry_ratio` for all calls together; and all of them pause when
-their upstream says so. A refusal that passes by itself is no failure, but `admission`'s affair. Which outcomes may be
-tried again at all is `wire.retries`'.
+The bounds are `max_retries` and `retry_budget_s` for a call, and `retry_ratio` for all calls together: at an upstream
+that fails every call, retries must not multiply the load. A 429 or 503 that says how long to wait pauses all calls, for
+each would only be refused; when the pause is over they start spread, not all at once. A refusal that passes by itself
+(a limit) is no failure: its call is queued again.
+
+States of a call between two attempts: waiting (a wait of its own) -> paused (with all others) -> sent; or it gives up,
+and its last answer or error goes out.
+
+See also: admission (calls that met a limit), wire.retries (which outcomes may be tried again at all).
 """
 
 from __future__ import annotations

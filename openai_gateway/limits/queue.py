@@ -5,7 +5,7 @@ call comes, a slot is given back, the upstream said something, or the time came 
 Whoever is let go has slot and charge already when its greenlet wakes; a greenlet that is killed before gives both back.
 A call that finds nobody waiting, a slot, and no limit goes through without any of this.
 
-What is known of the limits is `limiter`'s, who goes first is `order`'s.
+See also: limiter (what is known of the limits), order (who goes first).
 """
 
 from __future__ import annotations

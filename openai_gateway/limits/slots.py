@@ -1,6 +1,6 @@
 """The slots that cap concurrent upstream calls of this process.
 
-Waiting for one is `queue`'s; that each is given back once is `Turn`'s.
+See also: queue (waiting for one; a Turn gives each back once).
 """
 
 from __future__ import annotations

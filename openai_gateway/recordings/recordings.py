@@ -4,7 +4,7 @@ A call that is made is a Flight, one for each key and asker; who asks for the sa
 once: landed (its answer is kept and handed to all who wait), or failed (an error of the upstream is handed to them; if
 its client left and nobody waits, there is nobody to hand anything to).
 
-Who has had which answer is `runs`', what lies on disk `store`'s.
+See also: runs (who has had which answer), store (what lies on disk).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ noted since, decides, and adds a note. Nothing in it is ever changed, so a proce
 flight whose process has ended counts as failed. States of a flight: begun (FLIGHT), then landed with an answer (LANDED)
 or failed (FAILED). An answer is claimed by one asker of the run (CLAIM), so that k equal calls get k different ones.
 
-Which answers there are is `index`'s.
+See also: index (which answers there are).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ index needs, so that a start reads 80 bytes a record; a payload is checked when 
 it writes leaves a torn last record, which is not read; nobody ever writes behind it, for a writer begins a file of its
 own. A writer holds a lock on its file (flock), which tells `prune` that the file may still grow.
 
-What a payload holds is `kept`'s; which answer goes to whom, `runs`'.
+See also: kept (what a payload holds), runs (which answer goes to whom).
 """
 
 from __future__ import annotations

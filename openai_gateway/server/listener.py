@@ -1,6 +1,6 @@
 """Accepts connections for a worker: in patience if there is no room, and after a worker that has fewer.
 
-What is done with a connection is its `handle`'s. See also: balance.
+See also: worker (what is done with a connection), balance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """gunicorn's settings for thousands of long calls: `gunicorn -c python:openai_gateway.server.settings`.
 
-HOST, PORT, WEB_CONCURRENCY and GRACEFUL_TIMEOUT in the environment change the most usual ones; what is served is
-`wsgi`'s.
+HOST, PORT, WEB_CONCURRENCY and GRACEFUL_TIMEOUT in the environment change the most usual ones. See also: wsgi (what is
+served).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """gunicorn's gevent worker with a connection's loop of its own, in which every request goes the same way.
 
-What one connection goes through is `connection`'s; which settings there are, `settings`'. gunicorn imports this module
+See also: connection (what one connection goes through), settings. gunicorn imports this module
 in its master, before anything is patched, and not anew at SIGHUP: nothing is opened here.
 """
 

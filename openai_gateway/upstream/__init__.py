@@ -1,4 +1,4 @@
-"""The half that does things: slots, sockets, time; gevent and requests live here.
+"""The order of things for one call: its turn, its attempts, its answer on the way to the client, its record.
 
-Knows nothing of Flask; blueprints hand it frozen calls and get answers.
+Blueprints hand it frozen calls and get answers. See also: limits (what may start when), transport (bytes), wire.
 """

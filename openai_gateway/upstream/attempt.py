@@ -1,7 +1,8 @@
 """One attempt of a call: sent, and its answer read as far as it must be before anything is relayed.
 
 An answer that nobody can use before its end is read to its end here, so that one that breaks off can be tried again
-unnoticed; a stream is handed on as soon as its head is in, and can't be. Whether there is another attempt is `relay`'s.
+unnoticed; a stream is handed on as soon as its head is in, and can't be. See also: relay (whether there is another
+attempt).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gives a sign of life while a stream is silent, so that no balancer on the way takes its connection for dead.
 
-Looks a few times within the interval whether the stream has moved, which costs its events nothing; what the sign is,
-and whether it may be given now, is the pump's.
+Looks a few times within the interval whether the stream has moved, which costs its events nothing. See also: pump (what
+the sign is, and whether it may be given now).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is known of a call while it is under way.
 
-The record made of it when it is over is `recorder`'s; what the limits know of it is limits.admission's.
+See also: recorder (the record made of it), limits.admission (what the limits know of it).
 """
 
 from __future__ import annotations

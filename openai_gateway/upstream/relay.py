@@ -4,9 +4,10 @@ States of a call: refused (it was never sent) | (queued -> (paused -> sent)*)* -
 answered, `send` holds what the call holds, and gives it back on any way out but success; from then on the Answer does.
 A failed attempt is tried again as the official SDKs would, within the bounds of `max_retries`, `retry_budget_s` and
 `retry_ratio`; a call keeps its turn meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
-One that met a limit goes back into the queue, which is `admission`'s affair.
+One that met a limit goes back into the queue.
 
-What each step does is in its own module; whether an outcome may be tried again is `wire.retries`'.
+What each step does is in its own module. See also: limits.admission (turns), limits.pacing (retries), attempt, answer,
+wire.retries (whether an outcome may be tried again).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The two APIs that are relayed, and what differs between them apart from the form of their bodies.
 
-Whoever would ask "responses or chat?" asks the `Api` instead. Requests' bodies are `envelope`'s, answers' `usage`'s.
+Whoever would ask "responses or chat?" asks the `Api` instead. See also: envelope (requests' bodies), usage (answers').
 """
 
 from __future__ import annotations

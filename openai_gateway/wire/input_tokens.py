@@ -1,6 +1,6 @@
 """About how many tokens a request's body has, told by its bytes: text, pictures, sounds and documents.
 
-Pure arithmetic over JSON text that nobody has parsed. What tokens cost is `config.prices`'.
+Pure arithmetic over JSON text that nobody has parsed. See also: config.prices (what tokens cost).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Upstreams speak dialects: OpenAI and those like it (`x-ratelimit-remaining-requests`; Azure's -1 and 0 mean unknown;
 Groq's requests are a day's), Anthropic-like ones (`anthropic-ratelimit-requests-remaining`, a reset being a time of
 RFC 3339), plain `ratelimit-remaining`, texts ("Limit 30000, Used 29500, Requested 1200. Please try again in 1.4s.",
-"Please retry in 46s") and none at all. All of them become the same few values; what they mean for the next call is
-`limits`'.
+"Please retry in 46s") and none at all. All of them become the same few values. See also: limits (what they mean
+for the next call).
 """
 
 from __future__ import annotations

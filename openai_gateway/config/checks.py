@@ -199,7 +199,7 @@ class Keys(Check):
         return tuple(self._key.convert(item) for item in value)
 
 
-class Origins(Check):
+class CorsOrigins(Check):
     """A list of web origins, or `*` for all; one alone may stand for a list."""
 
     kind = "list"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from openai_gateway.config.checks import Boolean, Integer, Keys, OneOf, Origins, Seconds
+from openai_gateway.config.checks import Boolean, CorsOrigins, Integer, Keys, OneOf, Seconds
 from openai_gateway.config.clients import Clients
 from openai_gateway.config.declaration import key, keys_of
 from openai_gateway.config.paths import CreatedFile, CreatedFolder, KeyFilePath, PathText, TextFile
@@ -59,7 +59,7 @@ class ServerConfig(RecordingKeys):
         shared=True,
     )
     cors_origins: tuple[str, ...] | None = key(
-        Origins(),
+        CorsOrigins(),
         None,
         "web origins whose pages may call with a client key, or `*`; null: with client keys all, without none",
         CLIENTS,

@@ -24,7 +24,7 @@ from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
 from openai_gateway.blueprints.websocket import WebSocketServer
 from openai_gateway.config import ServerConfig
-from openai_gateway.config.clients import Client, ClientsFile
+from openai_gateway.config.clients import ClientsFile
 from openai_gateway.config.key_file import KeyFile
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError
 from openai_gateway.recordings.recordings import REPLAY, Recordings
@@ -208,12 +208,13 @@ class CallServer:
         received: bytes | None = None
         rollout_id = environ.get("openai_gateway.rollout_id")
         values: Mapping[str, msgspec.Raw] = {}
-        client: Client | None = None
+        client: str | None = None
         try:
             if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
                 self.cross_origin.check(environ)
             if self.keys.are_required:
-                client = self.keys.authenticate(environ)
+                found = self.keys.authenticate(environ)
+                client = found.name if found is not None else None
             if method == "POST":
                 body = read_body(environ, self._server.max_body_bytes, watch)
                 if endpoint.schema is not None:
@@ -221,28 +222,18 @@ class CallServer:
                     values, body = self._rewrite(body, endpoint)
         except (GatewayError, ClientGone) as error:
             watch.stop()
+            empty = headers.RequestHeaders()
             refused = Call(
-                endpoint.api,
-                method,
-                path,
-                headers.RequestHeaders(),
-                None,
-                rollout_id=rollout_id,
-                request_id=request_id,
-                client=client.name if client is not None else None,
+                endpoint.api, method, path, empty, None, rollout_id=rollout_id, request_id=request_id, client=client
             )
             self._relay.refuse(refused, error, started)
             raise
-        head: bytes | None = environ.get(headers.CLIENT_HEAD)
-        if body:
-            given = (self._headers.get(head) if head is not None else None) or self._make_headers(environ, head)
-        else:
-            given = headers.to_upstream(environ, has_body=False)
+        kept = self._headers.get(environ.get(headers.CLIENT_HEAD, b"")) if body else None
         call = Call(
             api=endpoint.api,
             method=method,
             target=f"{path}?{query}" if query else path,
-            headers=given,
+            headers=kept or self._make_headers(environ, has_body=bool(body)),
             body=body,
             outlives_client=not self._server.cancel_on_disconnect or envelope.is_true(values.get("background")),
             is_streamed=envelope.is_true(values.get("stream")) or (query is not None and _STREAM in query),
@@ -250,16 +241,17 @@ class CallServer:
             request_id=request_id,
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
-            client=client.name if client is not None else None,
+            client=client,
             rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
             output_tokens=envelope.to_output_tokens(values, endpoint.api) if values else None,
         )
         return call, values
 
-    def _make_headers(self, environ: dict[str, Any], head: bytes | None) -> headers.RequestHeaders:
-        """Return the headers of a call with a body, and keep them for the next one with the same head."""
-        made = headers.to_upstream(environ, has_body=True)
-        if head is not None:
+    def _make_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
+        """Return the headers to send; those of a call with a body are kept for further ones with the same head."""
+        made = headers.to_upstream(environ, has_body=has_body)
+        head = environ.get(headers.CLIENT_HEAD)
+        if head is not None and has_body:
             if len(self._headers) >= _MOST_HEADS:
                 self._headers.clear()
             self._headers[head] = made

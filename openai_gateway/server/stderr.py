@@ -3,15 +3,18 @@
 A pipe whose reader has stopped (a hung journal, a paused `less`) takes 64 KB and then nothing: a worker that wrote to
 it itself would stand still, with all its calls. Here what finds no room in the queue is dropped and counted, and the
 next line that gets through is followed by one that says how many were lost. The thread is one of the system's:
-gevent's would be stopped by the write as well. See also: accounting.log, which makes the lines.
+gevent's would be stopped by the write as well. The master, which forks and so must have no thread, drops what the
+reader doesn't take at once: it would hear of no signal otherwise. See also: accounting.log, which makes the lines.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import logging
 import os
+import select
 import sys
 from time import monotonic
 from typing import Any, Final
@@ -91,6 +94,44 @@ class QueuedStream(io.TextIOBase):
             except OSError:
                 lost_lines.count += 1
                 return
+
+
+class DroppingStream(io.TextIOBase):
+    """A text stream that never blocks: what the reader doesn't take at once is dropped."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def writable(self) -> bool:
+        """Tell that it can be written to."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor behind it."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Tell whether a person reads along."""
+        return os.isatty(self._fd)
+
+    def write(self, text: str) -> int:
+        """Write the text as far as there is room."""
+        data = text.encode("utf-8", "backslashreplace")
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        with contextlib.suppress(OSError):
+            # A pipe that can be written to takes so much without blocking.
+            while data and poll.poll(0):
+                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
+        return len(text)
+
+
+def drop_stderr() -> None:
+    """Have nothing that this process, gunicorn's master, writes to stderr hold it up."""
+    sys.stderr = DroppingStream(sys.stderr.fileno())
+    for handler in logging.getLogger("gunicorn.error").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)
 
 
 def queue_stderr() -> None:

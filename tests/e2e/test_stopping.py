@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -227,6 +228,36 @@ def test_stop_waits_for_calls_in_flight_then_ends_streams_with_an_error_event(tm
             gateway.stop()
             streams.join()
             assert all(b'data: {"error": {"message": "The gateway is shutting down' in body for body in streams.bodies)
+
+
+def test_reader_of_the_log_that_has_stopped_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    with run_upstream(answer_always) as upstream, socket.create_server(("127.0.0.1", 0)) as listener:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        conf = str(ROOT / "conf" / "gunicorn.conf.py")
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LIKE_SYSTEMD, str(listener.fileno()), "-c", conf, "openai_gateway.wsgi:app"],
+            cwd=tmp_path,
+            env={**os.environ, "OPENAI_GATEWAY_CONFIG_PATHS": "gateway.yaml", "PYTHONPATH": str(ROOT)},
+            pass_fds=[listener.fileno()],
+            stdout=write_end,
+            stderr=write_end,
+        )
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            assert requests.get(f"{url}/healthz", timeout=60).ok
+            while select.select([], [write_end], [], 0)[1]:
+                os.write(write_end, b"x" * select.PIPE_BUF)
+            assert requests.post(url + PATHS["chat"], json={}, timeout=20).status_code == 400, (
+                "which is a line of the log"
+            )
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait(10)
+            os.close(read_end)
+            os.close(write_end)
 
 
 def _accepts(url: str) -> bool:

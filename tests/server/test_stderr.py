@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 
 import pytest
 
 from openai_gateway.accounting.log import lost_lines
-from openai_gateway.server.stderr import QueuedStream
+from openai_gateway.server.stderr import DroppingStream, QueuedStream
 
 
 @pytest.fixture
@@ -49,3 +50,18 @@ def test_reader_that_stopped_holds_nobody_up_and_is_told_what_it_missed(pipe: tu
                 whole += 1
     assert said == lost
     os.close(write_end)
+
+
+def test_stream_without_a_thread_drops_what_the_reader_does_not_take(pipe: tuple[int, int]) -> None:
+    read_end, write_end = pipe
+    stream = DroppingStream(write_end)
+    stream.write("the first line \udc80\n")
+    for _ in range(100):
+        stream.write("x" * 10_000 + "\n")
+    assert os.read(read_end, 100).startswith(b"the first line \\udc80\n")
+    while os.get_blocking(read_end) and select.select([read_end], [], [], 0)[0]:
+        os.read(read_end, 65536)
+    stream.write("the last line\n")
+    os.close(write_end)
+    with os.fdopen(read_end) as reader:
+        assert reader.read() == "the last line\n"

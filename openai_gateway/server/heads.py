@@ -12,7 +12,7 @@ from typing import Any, Final
 import gevent
 from gunicorn.config import Config
 from gunicorn.http.body import ChunkedReader
-from gunicorn.http.errors import LimitRequestHeaders, NoMoreData
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, NoMoreData
 from gunicorn.http.message import Request
 
 from openai_gateway.server.bodies import ChunkedBody, LengthBody, Unreader
@@ -22,6 +22,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 # Of a body that nobody has read, so much is read and thrown away; of more, the connection is closed.
 MAX_LEFT_BYTES: Final = 64 * 1024
 _END: Final = b"\r\n\r\n"
+_NO_START: Final = re.compile(rb"[^\r\n\x21-\x7e]")
 _BARE_FEED: Final = re.compile(rb"(?<!\r)\n")
 
 
@@ -68,6 +69,10 @@ class CheckedRequest(Request):  # type: ignore[misc]
 
     def should_close(self) -> bool:
         """Tell whether the connection must be closed after this request."""
+        # `close` among other options, or in a second header, is gunicorn's to overlook.
+        asked = ",".join(value for name, value in self.headers if name == "CONNECTION").lower()
+        if "close" in [option.strip() for option in asked.split(",")]:
+            return True
         return bool(super().should_close()) or not may_be_drained(self.body.count_left())
 
 
@@ -80,8 +85,11 @@ def gather_head(unreader: Unreader, received: bytes, limit_request_line: int) ->
     """Read on from `received` until the head is whole, and give it back to `unreader`.
 
     Ends early with what gunicorn's parser refuses at sight: a bare line feed, a request line that is too long. Raises
-    NoMoreData if the client leaves, LimitRequestHeaders if the head is too long.
+    NoMoreData if the client leaves, LimitRequestHeaders if the head is too long, InvalidRequestLine if it isn't HTTP.
     """
+    if _NO_START.match(received):
+        # TLS, mostly, whose client would wait for as long as a head may take.
+        raise InvalidRequestLine("not HTTP")
     head = bytearray(received)
     # Of what was looked at, the last three bytes may begin what the next piece completes.
     looked_at = 0

@@ -46,6 +46,7 @@ HEAD = b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-type: application/jso
         pytest.param(HEAD + b"x: a\x00b\r\ncontent-length: 2\r\n\r\n{}", id="a NUL in a header"),
         pytest.param(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", id="a bad chunk size"),
         pytest.param(b"POST /v1/responses\r\n\r\n", id="no version"),
+        pytest.param(bytes.fromhex("16030100c8010000c40303") + b"\xaa" * 190, id="TLS"),
         pytest.param(b"POST http://evil/v1/responses HTTP/9.9\r\n\r\n", id="a wild version"),
     ],
 )

@@ -188,6 +188,19 @@ def test_body_is_asked_for_once_its_client_is_let_in(key: str, gateway: Gunicorn
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [{"connection": "close, TE"}, {"connection": "te , Close"}, {"connection": "TE\r\nconnection: close"}],
+    ids=str,
+)
+def test_close_counts_beside_other_options(lines: dict[str, str], gateway: Gunicorn) -> None:
+    with _connect(gateway) as client:
+        client.sendall(_head(content_length=16, te="trailers", **lines) + b'{"messages": []}')
+        answer = _read_to_the_end(client)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in answer.lower()
+
+
 def test_body_that_comes_too_slowly_is_given_up(gateway: Gunicorn) -> None:
     with _connect(gateway) as client:
         client.sendall(_head(content_length=100) + b"{")

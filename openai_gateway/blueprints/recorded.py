@@ -27,7 +27,7 @@ from openai_gateway.wire import envelope
 from openai_gateway.wire.cache_control import to_call_status, to_hit_status
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head, Header
-from openai_gateway.wire.headers import RequestHeaders
+from openai_gateway.wire.headers import OF_CLIENT, RequestHeaders
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.tail import Tail, TimedTail, to_tail
 
@@ -172,10 +172,10 @@ class _Keeping:
                 self._flight.fail(progress.error)
             elif answer.status < 300 and self._is_complete(progress, answer):
                 self._flight.land(answer, is_had=progress.outcome == "completed")
-            else:
+            elif not any(name in progress.call.headers for name in OF_CLIENT):
                 self._flight.fail(answer)
         finally:
-            # Whatever happened: nobody waits for ever.
+            # Whatever happened: nobody waits for ever. What a client's own header was refused for is nobody else's.
             self._flight.fail()
 
     def _to_kept(self, progress: Progress) -> KeptAnswer | None:

@@ -27,6 +27,7 @@ from openai_gateway.limits.queue import Bounds, Queue, Turn
 from openai_gateway.limits.sharing import open_shared_limits
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.headers import OF_ACCOUNT
 from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_rate_limits, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
@@ -88,6 +89,8 @@ class Admission:
         )
         self.queue = Queue(self.limiter, Order(is_fifo=server.schedule == "fifo"), bounds)
         self._server = server
+        configured = {name.lower() for name in server.openai_default_headers}
+        self._of_client = [name for name in OF_ACCOUNT if name not in configured]
         self._rollouts = Rollouts()
         self._last_head: Head | None = None
         self._answered_at = 0.0
@@ -112,7 +115,10 @@ class Admission:
     def admit(self, queued: QueuedCall) -> None:
         """Give a call its turn, waiting for it if need be. Raises Saturated."""
         call = queued.call
+        # A client that names another account has that one's limits, which nobody else must wait for.
         is_limited, tokens = call.is_metered, 0.0
+        for name in self._of_client:
+            is_limited = is_limited and name not in call.headers
         if is_limited:
             output_tokens = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
             tokens = self.limiter.token_factor * (queued.request_bytes / 4 + output_tokens)

@@ -33,13 +33,12 @@ from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.call import Call
+from openai_gateway.wire.headers import OF_CLIENT
 from openai_gateway.wire.mask import KeyMask
 from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, to_error_code
 from openai_gateway.wire.sse import is_event_stream
 
 READ_AT_ONCE_BYTES: Final = 1024 * 1024
-# What a client may send of these can have its own call refused, and says nothing of the gateway's key.
-_CLIENTS_IDENTITY: Final = frozenset({"openai-organization", "openai-project", "openai-beta"})
 
 
 class Sender:
@@ -129,7 +128,7 @@ class Sender:
 
         A client's own organization, say, may be one that the key isn't in.
         """
-        is_of_client = any(name in call.headers and name not in self._configured for name in _CLIENTS_IDENTITY)
+        is_of_client = any(name in call.headers and name not in self._configured for name in OF_CLIENT)
         return not is_of_client and request.headers is call.headers.with_own(self._own_headers())
 
     def send(self, call: Call, request: PeerRequest, *, is_upgrade: bool = False) -> RawAnswer:

@@ -45,6 +45,10 @@ _NOT_TO_UPSTREAM: Final = HOP_BY_HOP | {
     "content-encoding",
     "origin",
 }
+# By these a client makes a call another account's: what that is refused for, or limited to, is not the gateway's own.
+OF_ACCOUNT: Final = ("openai-organization", "openai-project")
+# What a client may send of these can have its own call refused, and says nothing of anybody else's.
+OF_CLIENT: Final = (*OF_ACCOUNT, "openai-beta")
 _MAX_CACHED_NAMES: Final = 1024
 
 _to_upstream_names: dict[str, str] = {}
@@ -97,9 +101,10 @@ def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders
             if name and name not in nominated:
                 headers[name] = value
     for name, value in environ.get(UNDERSCORED, ()):
-        # An upstream may take the one for the other, so what may not pass by its usual name doesn't by this one.
+        # An upstream may take the one for the other, so what may not pass by its usual name doesn't by this one, nor
+        # what matters to the gateway.
         usual = name.replace("_", "-")
-        if may_pass_upstream(usual) and usual not in nominated:
+        if may_pass_upstream(usual) and usual not in nominated and not usual.startswith("openai-"):
             headers[name] = value
     return headers
 

@@ -191,6 +191,32 @@ def test_equal_calls_at_once_are_one_call(kept: tuple[Gunicorn, Path], simulator
     assert _count(simulator) == before + 1
 
 
+def test_who_waits_for_a_call_is_not_told_what_its_clients_own_header_was_refused_for(tmp_path: Path) -> None:
+    has_come, go_on = threading.Event(), threading.Event()
+
+    def refuse_project(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            if "openai-project" in request.headers:
+                has_come.set()
+                go_on.wait(30)
+                talk.send(to_answer(b'{"error": {"code": "mismatched_project"}}', status="401 No"))
+            else:
+                talk.send(to_answer(b'{"choices":[]}'))
+
+    settings = _settings(tmp_path, "reuse", max_retries=0)
+    with run_upstream(refuse_project) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
+        url = f"{gateway.url}/ng-rollout/r1{PATHS['chat']}"
+        body = to_request_body("chat")
+        with ThreadPoolExecutor(2) as pool:
+            own = pool.submit(requests.post, url, json=body, headers={"openai-project": "mine"}, timeout=30)
+            assert has_come.wait(20)
+            other = pool.submit(requests.post, url, json=body, timeout=30)
+            # Waits, or is still on its way, in which case it makes a call of its own.
+            time.sleep(0.5)
+            go_on.set()
+            assert (own.result(30).status_code, other.result(30).status_code) == (401, 200)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_cut_answer_is_not_kept(stream: bool, tmp_path: Path) -> None:
     def cut(talk: Conversation) -> None:

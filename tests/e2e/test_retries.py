@@ -291,6 +291,26 @@ def test_what_a_clients_own_header_is_refused_for_stops_nobody_else(
         assert [_post(gateway).status_code for _ in range(2)] == [200] * 2
 
 
+@pytest.mark.parametrize("name", ["OpenAI-Project", "openai-organization"])
+def test_limit_of_a_clients_own_account_holds_up_nobody_else(
+    name: str, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    def limit_one(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            limits = "retry-after: 60\r\nx-ratelimit-limit-requests: 1\r\nx-ratelimit-remaining-requests: 0\r\n"
+            body = b'{"error": {"code": "rate_limit_exceeded", "message": "Rate limit reached"}}'
+            is_limited = name.lower() in request.headers
+            talk.send(to_answer(body, status="429 No", headers=limits) if is_limited else to_answer(b'{"ok": true}'))
+
+    upstream.script = limit_one
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 0}) as gateway:
+        assert _post(gateway, headers={name: "mine"}).status_code == 429
+        for _ in range(3):
+            assert _post(gateway).headers["x-gateway-queue-ms"] == "0"
+        # The gateway's own header is nobody's but its own.
+        assert _post(gateway, headers={name.replace("-", "_"): "mine"}).status_code == 200
+
+
 def test_new_key_in_the_file_is_used_by_queued_calls_and_closes_the_breaker(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:

@@ -9,8 +9,9 @@ own key there: its `location` is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+from urllib.parse import quote
 
 from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.head import Head, Header
@@ -25,7 +26,7 @@ class KeyMask:
     """Knows the secrets of one server: configured header values, and the keys in use."""
 
     def __init__(self, configured: Sequence[str]) -> None:
-        self._configured = tuple(value for value in configured if len(value) >= _LEAST_LENGTH)
+        self._configured = _to_secrets(value for value in configured if len(value) >= _LEAST_LENGTH)
         self._keys: tuple[str, ...] = ()
         self._secrets = self._configured
 
@@ -33,7 +34,7 @@ class KeyMask:
         """Mask this key from now on, too, and the one before it."""
         if key:
             self._keys = (key, *self._keys)[:_MOST_KEYS]
-            self._secrets = (*self._keys, *self._configured)
+            self._secrets = (*_to_secrets(self._keys), *self._configured)
 
     def hide(self, text: str) -> str:
         """Return a text without the keys."""
@@ -76,6 +77,11 @@ class KeyMask:
         if encoding != "identity":
             headers[:] = [header for header in headers if header[0].lower() != "content-encoding"]
         return masked
+
+
+def _to_secrets(values: Iterable[str]) -> tuple[str, ...]:
+    """Return values as they are and, where that differs, as a URL has them."""
+    return tuple(dict.fromkeys(secret for value in values for secret in (value, quote(value, safe=""))))
 
 
 def _to_pattern(secret: str) -> re.Pattern[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -37,9 +38,18 @@ def _apply(mask: KeyMask, head: Head, body: bytes) -> tuple[Head, bytes]:
         KEY.replace("/", "\\/"),
         KEY.replace("=", "\\u003d").replace("+", "\\u002B").replace("&", "\\u0026").replace("<", "\\u003C"),
         "".join(f"\\u{ord(character):04x}" for character in KEY),
+        quote(KEY, safe=""),
         "configured-secret",
     ],
-    ids=["plain", "as json.dumps has it", "slashes", "as Go has it", "every character", "a configured header"],
+    ids=[
+        "plain",
+        "as json.dumps has it",
+        "slashes",
+        "as Go has it",
+        "every character",
+        "in a URL",
+        "a configured header",
+    ],
 )
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("status", [302, 401])

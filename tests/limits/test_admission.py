@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,6 +17,7 @@ class _Server:
     max_queue = queue_timeout_s = None
     learn_limits = True
     schedule = "rollouts"
+    openai_default_headers: ClassVar[dict[str, str]] = {}
 
 
 def _admission() -> Admission:

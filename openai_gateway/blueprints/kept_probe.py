@@ -12,20 +12,19 @@ from typing import Final
 from gevent.lock import BoundedSemaphore
 
 KEPT_S: Final = 10.0
-Answer = int | str
 
 
 class KeptProbe:
     """What a probe said last; whoever asks meanwhile waits for the one that is under way."""
 
-    def __init__(self, probe: Callable[[float], Answer], clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, probe: Callable[[float], int | str], clock: Callable[[], float] = monotonic) -> None:
         self._probe = probe
         self._clock = clock
         self._turn = BoundedSemaphore(1)
-        self._answer: Answer = ""
+        self._answer: int | str = ""
         self._answered_at = float("-inf")
 
-    def ask(self, seconds: float) -> Answer:
+    def ask(self, seconds: float) -> int | str:
         """Return the answer, made within `seconds` or at most KEPT_S old."""
         with self._turn:
             if self._clock() - self._answered_at >= KEPT_S:

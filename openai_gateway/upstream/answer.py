@@ -5,8 +5,11 @@ RawAnswer), the slot (by its Progress), and the watch. `close()` gives them back
 call recorded; whoever got the answer has to call it, once or more often. It is an object and no generator because a
 generator that was never started runs none of its `finally`.
 
-The body goes out in one of two ways: pumped into a `Sink` (under gunicorn), or iterated (under any other server). How
-it went is noted in the Progress: `client_gone` until the last byte is out or something breaks.
+The body goes out in one of two ways: pumped into a `Sink` (under gunicorn), or iterated (under any other server).
+States: made -> going out -> delivered (the last byte is out) | failed (the upstream broke) | its client left -> closed.
+Which of the three it was is noted in the Progress, and stands there as `client_gone` until another is known.
+
+See also: pump (how a stream's bytes are moved), recorder (what becomes of a call that is over).
 """
 
 from __future__ import annotations

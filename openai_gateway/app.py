@@ -36,6 +36,7 @@ from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSH
 from openai_gateway.blueprints.websocket import is_handshake
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.clients import Clients, ClientsFile, open_clients
+from openai_gateway.config.secret import Secret
 from openai_gateway.errors import (
     ClientGone,
     Forbidden,
@@ -45,6 +46,8 @@ from openai_gateway.errors import (
     UnknownUrl,
     UpgradeRefused,
 )
+from openai_gateway.limits.exchange import Exchange
+from openai_gateway.limits.redis_link import RedisLink
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
 from openai_gateway.recordings.opening import open_recordings
@@ -120,6 +123,7 @@ class GatewayApp(flask.Flask):
             for name, server in config.servers.items()
         }
         self._default_server = config.default_server
+        self._urls = {name: server.limits_url for name, server in config.servers.items()}
         self.extensions[SERVERS] = self._servers
 
     @property
@@ -128,9 +132,18 @@ class GatewayApp(flask.Flask):
         return not all(server.keys.are_required for server in self._servers.values())
 
     def share_limits(self, workers: int) -> None:
-        """Share the upstreams' limits with the other workers of this host; once, after the fork."""
-        for server in self._servers.values():
-            server.share_limits(workers)
+        """Share the upstreams' limits with the host's other workers, and with other hosts; once, after the fork."""
+        parts = {name: server.share_limits(workers) for name, server in self._servers.items()}
+        exchanges: dict[Secret, Exchange] = {}
+        for name, part in parts.items():
+            url = self._urls[name]
+            if url is not None and part is not None:
+                exchange = exchanges.get(url)
+                if exchange is None:
+                    exchange = exchanges[url] = Exchange(RedisLink(url))
+                exchange.add(part)
+        for exchange in exchanges.values():
+            exchange.start()
 
     def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""

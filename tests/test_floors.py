@@ -46,6 +46,7 @@ ROOMS = {
     "omegaconf": {"config"},
     "opentelemetry": {"accounting"},
     "prometheus_client": {"accounting"},
+    "redis": {"limits"},
     "yaml": {"config", "simulator", "cli"},
     "marshmallow": {"config", "wire"},
     "msgspec": {
@@ -100,6 +101,15 @@ def test_module_imports_downwards_and_keeps_to_its_libraries(module: Path) -> No
             assert room in {"cli", "simulator"}
         elif target != room and room in FLOORS:
             assert FLOORS[target] < FLOORS[room], f"{room} imports {target}"
+
+
+def test_redis_is_imported_in_one_module_and_only_when_it_is_used() -> None:
+    """It is an extra, and half a second to import."""
+    using = {module for module in MODULES if any(name.split(".")[0] == "redis" for name in _imports(module))}
+    assert using == {PACKAGE / "limits" / "redis_link.py"}
+    tree = ast.parse((PACKAGE / "limits" / "redis_link.py").read_text())
+    at_top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node for node in at_top if "redis" in ast.unparse(node).replace("openai_gateway", "")]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -168,7 +168,12 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     learned = _gauge("learned_limit_per_minute", "The limit that the gateway has found out.", ["server", "kind"])
     free = _gauge("learned_limit_free", "What is free of it now.", ["server", "kind"])
     others = _gauge("learned_limit_others_per_minute", "What other users of the key take of it.", ["server", "kind"])
+    redis_up = _gauge("limits_redis_up", "1 while other hosts share limits; absent without Redis.", ["server"])
+    hosts = _gauge("limits_hosts", "Hosts that share limits, this one included; absent without Redis.", ["server"])
     for name, state in to_states(workers).items():
+        if state.is_redis_up is not None:
+            redis_up.add_metric([name], state.is_redis_up)
+            hosts.add_metric([name], state.hosts)
         pause.add_metric([name], state.paused_s)
         for reason, count in state.retrying.items():
             retrying.add_metric([name, reason], count)
@@ -186,6 +191,7 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
                 if value is not None:
                     family.add_metric([name, kind], value)
     yield from (in_flight, queued, cap, breaker, limit, remaining, reset, pause, retrying, learned, free, others)
+    yield from (redis_up, hosts)
     yield GaugeMetricFamily(_PREFIX + "workers", "Worker processes that serve.", value=len(workers))
     yield GaugeMetricFamily(
         _PREFIX + "websockets",

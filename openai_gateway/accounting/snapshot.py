@@ -27,6 +27,7 @@ from openai_gateway.wire.rate_limits import RateLimit
 
 _log = logging.getLogger("openai_gateway")
 _INTERVAL_S: Final = 0.5
+_REDIS_AWAY: Final = "Redis is away. Calls go on; limits, total cap and budgets are each host's own until it is back."
 
 
 class Snapshots:
@@ -50,7 +51,7 @@ class Snapshots:
         """Write the totals if they have changed; a failure is logged once until it is over."""
         try:
             states = self._aggregate.look()
-            states_now = [(state.in_flight, state.queued) for state in states.values()]
+            states_now = [(state.in_flight, state.queued, state.is_redis_up, state.hosts) for state in states.values()]
             now = (self._aggregate.calls, self._aggregate.totals.websockets, states_now)
             if self._files is not None and (now != self._published or not self._files.is_written()):
                 self._files.write(self._aggregate.totals)
@@ -132,6 +133,7 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
             state.queue_reason = state.queue_reason or theirs.queue_reason
             state.paused_s = max(state.paused_s, theirs.paused_s)
             add_counts(state.retrying, theirs.retrying)
+            state.is_redis_up, state.hosts = theirs.is_redis_up, theirs.hosts
             state.learned_limits = {**state.learned_limits, **theirs.learned_limits}
             if theirs.limits_at >= state.limits_at:
                 state.rate_limits, state.limits_at = theirs.rate_limits, theirs.limits_at
@@ -164,12 +166,14 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "queued": state.queued,
         "cap": state.cap,
         "breaker_open": state.is_breaker_open,
-        "notes": list(state.notes),
+        "notes": [*state.notes, *([_REDIS_AWAY] if state.is_redis_up is False else ())],
         "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},
         "learned_limits": {kind: msgspec.structs.asdict(limit) for kind, limit in state.learned_limits.items()},
         "queue_reason": state.queue_reason,
         "paused_s": state.paused_s,
         "retrying": state.retrying,
+        "redis_up": state.is_redis_up,
+        "hosts": state.hosts,
         "calls": sum(count for _, count in outcomes),
         "failed": sum(count for outcome, count in outcomes if outcome == "failed"),
         "client_gone": sum(account.client_gone for account in accounts),

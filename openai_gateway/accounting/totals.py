@@ -201,7 +201,8 @@ class ServerState(msgspec.Struct):
     """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`.
 
     `queue_reason` is why calls wait in the queue, `retrying` how many wait for another attempt, by why the last one
-    failed. `notes` are what its operator should know.
+    failed. `is_redis_up` tells whether its limits are shared with other hosts now (None: they aren't to be), and
+    `hosts` how many there are. `notes` are what its operator should know.
     """
 
     model: str
@@ -216,6 +217,8 @@ class ServerState(msgspec.Struct):
     queue_reason: str = ""
     paused_s: float = 0.0
     retrying: dict[str, int] = {}
+    is_redis_up: bool | None = None
+    hosts: int = 1
     notes: tuple[str, ...] = ()
 
 

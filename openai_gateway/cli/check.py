@@ -5,6 +5,7 @@ See also: probe.examination (what is tried, and what a finding means). Here is h
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from openai_gateway.config import GatewayConfig
 from openai_gateway.config.redact import mask_url
 from openai_gateway.probe.examination import FAILED, OK, UNKNOWN, Examination, Finding
 from openai_gateway.probe.probes import FEW_TOKENS, TOOL_TOKENS
+from openai_gateway.probe.redis_probe import examine_redis
 from openai_gateway.wire.api import Api
 
 _CURE_START: Final = "      -> "
@@ -81,7 +83,8 @@ def check_servers(
                 click.echo(f"  {warning}")
         findings: list[Finding] = []
         found[name] = findings
-        for finding in Examination(server, apis, timeout_s, _find_origins(chosen, name)).run():
+        examination = Examination(server, apis, timeout_s, _find_origins(chosen, name))
+        for finding in itertools.chain(examine_redis(server), examination.run()):
             findings.append(finding)
             if not is_json:
                 _print_finding(finding)

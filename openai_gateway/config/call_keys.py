@@ -11,6 +11,8 @@ from typing import Final
 from openai_gateway.config.checks import Boolean, Integer, Number, OneOf, Seconds
 from openai_gateway.config.connection_keys import ConnectionKeys
 from openai_gateway.config.declaration import key
+from openai_gateway.config.redis_url import RedisUrl
+from openai_gateway.config.secret import Secret
 
 LIMITS: Final = "Limits"
 TIMES: Final = "Times"
@@ -27,7 +29,7 @@ class CallKeys(ConnectionKeys):
     max_concurrent_requests_total: int | None = key(
         Integer(1),
         None,
-        "the same for all workers of this host together",
+        "the same for all workers of this host together, and of all hosts with `limits_url`",
         LIMITS,
     )
     max_queue: int | None = key(
@@ -53,6 +55,14 @@ class CallKeys(ConnectionKeys):
         "rollouts",
         "order of waiting calls: `rollouts`: that of the rollout that began first; `fifo`: as they came",
         LIMITS,
+    )
+    limits_url: Secret | None = key(
+        RedisUrl(),
+        None,
+        "Redis or Valkey, `redis://[user:password@]host[:port][/db]` (`rediss://`: TLS), by which hosts share limits, "
+        "the total cap and budgets; needs `pip install 'openai_gateway[redis]'`; null: each host goes by itself",
+        LIMITS,
+        shared=True,
     )
     connect_timeout_s: float | None = key(Seconds(), 10.0, "for name lookup, connection and TLS", TIMES)
     first_byte_timeout_s: float | None = key(

@@ -21,10 +21,11 @@ import msgspec
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
 from openai_gateway.limits.queue import Bounds, Queue, Turn
-from openai_gateway.limits.sharing import open_shared_limits
+from openai_gateway.limits.sharing import SharedLimits, to_limits_path
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import OF_ACCOUNT
@@ -63,7 +64,8 @@ class UnderWay(msgspec.Struct, frozen=True):
     """How much is under way in this process; `cap` None is no cap.
 
     `retrying` counts the calls that wait for another attempt, by why the last one failed. `queue_reason` is why calls
-    wait in the queue, `paused_s` how long a refusal still holds all of them up.
+    wait in the queue, `paused_s` how long a refusal still holds all of them up. `is_redis_up` tells whether other hosts
+    share the limits now (None: they aren't to), `hosts` how many there are.
     """
 
     in_flight: int
@@ -72,15 +74,18 @@ class UnderWay(msgspec.Struct, frozen=True):
     retrying: dict[str, int]
     queue_reason: str
     paused_s: float
+    is_redis_up: bool | None = None
+    hosts: int = 1
 
 
 class Admission:
     """The queue of one server, as calls see it; one for the life of the process."""
 
     def __init__(self, server: ServerConfig) -> None:
-        told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
+        self._told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
         self._learns = server.learn_limits
-        self.limiter = Limiter(told, monotonic())
+        self.limiter = Limiter(self._told, monotonic())
+        self._shared: SharedLimits | None = None
         bounds = Bounds(
             server.max_concurrent_requests,
             server.max_concurrent_requests_total,
@@ -99,18 +104,28 @@ class Admission:
         # Calls that wait for another attempt, by why the last one failed.
         self.retrying: Counter[str] = Counter()
 
-    def share(self, key: str | None, workers: int) -> None:
-        """Share limits and total cap with the other workers of this host, if there may be any."""
-        total = self._server.max_concurrent_requests_total
-        if total is None and (workers == 1 or not self._learns):
-            return
+    def share(self, key: str | None, workers: int) -> UpstreamPart | None:
+        """Share limits and total cap with the other workers of this host, if there may be any.
+
+        Return what is to be shared with other hosts, None if nothing is.
+        """
+        server, total = self._server, self._server.max_concurrent_requests_total
+        has_hosts = server.limits_url is not None
+        if total is None and not has_hosts and (workers == 1 or not self._learns):
+            return None
         try:
-            shared = open_shared_limits(self._server.openai_base_url, key or "", self._server.openai_model)
+            path = to_limits_path(server.openai_base_url, key or "", server.openai_model)
+            self._shared = SharedLimits(path, is_leased=has_hosts)
+            self.queue.share(self._shared)
+            return UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None
         except OSError as error:
             what = "limits and max_concurrent_requests_total are" if total is not None else "limits are"
             _log.warning("%s each worker's own: no file to share them (%s)", what, error)
-        else:
-            self.queue.share(shared)
+            return None
+
+    @property
+    def _link(self) -> tuple[bool, int] | None:
+        return self._shared.link if self._shared is not None and self._server.limits_url is not None else None
 
     def admit(self, queued: QueuedCall) -> None:
         """Give a call its turn, waiting for it if need be. Raises Saturated."""
@@ -198,6 +213,7 @@ class Admission:
             {reason: count for reason, count in self.retrying.items() if count},
             queue.reason if queue.waiting else "",
             max(0.0, self.limiter.pause_until - monotonic()),
+            *(self._link or ()),
         )
 
     def rate_limits(self) -> tuple[dict[str, RateLimit], float]:

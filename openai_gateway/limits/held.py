@@ -28,6 +28,8 @@ class HeldPace:
         self.free_at = 0.0
         self._rate = math.inf
         self._growth = 1.0
+        # What share of the pace this host has.
+        self.share = 1.0
 
     def hold(self, rate: float, growth: float, now: float) -> None:
         """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes."""
@@ -40,7 +42,11 @@ class HeldPace:
             return math.inf
         return float(self._rate * self._growth ** ((now - self.since) / _GROWTH_S))
 
+    def scale(self, factor: float) -> None:
+        """Hold this host alone from now on, or again all: to `factor` times what it was."""
+        self._rate *= factor
+
     def take(self, now: float) -> None:
         """Count a call that is sent now."""
         if self.since is not None:
-            self.free_at = max(self.free_at, now - _LATE_S) + 1 / self.rate(now)
+            self.free_at = max(self.free_at, now - _LATE_S) + 1 / (self.share * self.rate(now))

@@ -12,6 +12,10 @@ of two seconds. What the bucket can hold is the most that was ever left in it: a
 
 Spending: evenly, at what flows in plus what is above a margin over four seconds. A 429 widens the margin; it fades.
 
+With several hosts, what the others charge is charged here, too: what they said they have, and what they are expected to
+have since, by their rate (`hear`). Each paces its calls to its share of the speed. While they can't hear of each other,
+the others are drain.
+
 A fixed window is told from a bucket by its end, which stays the same while nothing flows in. It is spent evenly.
 
 Pure: the clock (monotonic seconds) is an argument. See also: `limiter`, which asks this for both kinds of limit.
@@ -22,6 +26,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from openai_gateway.limits.news import BucketNews
 from openai_gateway.wire.rate_limits import RateLimit
 
 _TAU_S: Final = 2.0
@@ -64,6 +69,13 @@ class Bucket:
         # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
         self._earlier: tuple[float, float, float, float] | None = None
         self._longer_seen = (60.0, 0.0)
+        # How many hosts charge it, and what share of the speed this one has.
+        self.hosts = 1
+        self.share = 1.0
+        # What is taken to be of other hosts in `spent`, and what they add a second from then on.
+        self.others = 0.0
+        self._others_per_s = 0.0
+        self._others_at = 0.0
 
     @property
     def is_known(self) -> bool:
@@ -77,6 +89,8 @@ class Bucket:
 
     def level(self, now: float) -> float:
         """Return how much is left; below 0 if more was spent than there was."""
+        if self._others_per_s:
+            self._expect(now)
         if self.window_ends_at is not None and now >= self.window_ends_at:
             # Whoever used the last one is forgotten with it.
             self._set_base(now, self.most, self.spent, is_reference=False)
@@ -99,7 +113,7 @@ class Bucket:
 
     def margin(self, now: float) -> float:
         """Return what is left untouched, for calls that overtake each other and for what can't be known."""
-        margin = max(self._unit, min(_MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most))
+        margin = max(self.hosts * self._unit, min(_MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most))
         return margin + self._widened * math.exp((self._widened_at - now) / _FADE_S)
 
     def wait_s(self, charge: float, now: float) -> float:
@@ -114,9 +128,11 @@ class Bucket:
 
     def take(self, charge: float, now: float) -> None:
         """Charge a call that is sent now."""
+        if self._others_per_s:
+            self._expect(now)
         self.spent += charge
         if self.most > 0.0:
-            self.free_at = max(self.free_at, now - _CATCH_UP_S) + charge / self._speed(now)
+            self.free_at = max(self.free_at, now - _CATCH_UP_S) + charge / (self.share * self.speed(now))
 
     def give_back(self, charge: float) -> None:
         """Take back the charge of a call that was refused or never sent."""
@@ -143,11 +159,47 @@ class Bucket:
         self.referred_at = sent_at
         self._set_base(sent_at, told.remaining, spent, is_reference=True)
 
-    def _speed(self, now: float) -> float:
+    def speed(self, now: float) -> float:
+        """Return how much a second may be spent, by all hosts together."""
         surplus = self.level(now) - self.margin(now)
         if self.window_ends_at is not None:
             return max(surplus, self._unit) / max(self.window_ends_at - now, 0.05)
         return max(self.inflow + surplus / _SPREAD_S, 0.2 * self.inflow, _SLOWEST * self.rate, 1e-9)
+
+    def hear(self, others: float, per_s: float, now: float) -> None:
+        """Charge what other hosts have charged by now, in all, and from now on what they add a second."""
+        self.spent += others - self.others
+        self.others, self._others_per_s, self._others_at = others, per_s, now
+
+    def _expect(self, now: float) -> None:
+        charge = self._others_per_s * (now - self._others_at)
+        self.hear(self.others + charge, self._others_per_s, now)
+
+    def add_drain(self, drain: float, now: float) -> None:
+        """Take hosts that can't be heard of any more for other users of the key; below 0: they are heard of again."""
+        self._expect(now)
+        self._others_per_s = 0.0
+        if not self.is_known:
+            return
+        self._set_base(now, self.level(now), self.spent, is_reference=False)
+        self.drain = min(self.drain + drain, (1 - _SLOWEST) * self.rate)
+
+    def to_news(self, now: float) -> BucketNews | None:
+        """Return what another host wants to know; None if nothing is known."""
+        if not self.is_known or self.referred_at == -math.inf:
+            return None
+        level = self.level(now)
+        ends_in_s = None if self.window_ends_at is None else self.window_ends_at - now
+        told = (self.limit, self.rate, self.drain, self.most, self.period_s, ends_in_s)
+        return BucketNews(*told, level, now - self.referred_at)
+
+    def adopt(self, news: BucketNews, level: float, referred_at: float, now: float) -> None:
+        """Take what another host has heard of the upstream in place of what was known; `level` is what is left now."""
+        self.limit, self.rate, self.drain, self.period_s = news.limit, news.rate, news.drain, news.period_s
+        self.most, self.referred_at = max(self.most, news.most), referred_at
+        ends_in_s = news.window_ends_in_s
+        self.window_ends_at = None if ends_in_s is None else now + ends_in_s
+        self._set_base(now, level, self.spent, is_reference=False)
 
     def _set_base(self, at: float, level: float, spent: float, *, is_reference: bool) -> None:
         self._at, self._level_at, self._spent_at, self._is_reference = at, level, spent, is_reference

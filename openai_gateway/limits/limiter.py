@@ -219,7 +219,7 @@ class Limiter:
     def slow_down(self, now: float) -> None:
         """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""
         self._is_bound = True
-        self.held.hold(self.seen_rate(now), SLOW_DOWN_GROWTH, now)
+        self.held.hold(self.seen_rate(now) / self.held.share, SLOW_DOWN_GROWTH, now)
 
     def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)

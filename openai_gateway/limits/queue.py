@@ -203,7 +203,7 @@ class Queue:
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
         try:
-            if self._most_of_host is not None and running >= self._most_of_host:
+            if self._most_of_host is not None and running >= self._to_most(now):
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
@@ -216,7 +216,7 @@ class Queue:
                 if is_limited:
                     sent = self.limiter.start(tokens, running, now)
             elif self.slots.on_host is not None:
-                self.slots.on_host.say_head(rollout, now)
+                self.slots.on_host.say_head(rollout, now, waits_for, max(1, len(self.waiting)))
         finally:
             self._end(has_learnt=sent is not None)
         if wait_s > 0:
@@ -225,6 +225,10 @@ class Queue:
             self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if self.slots.on_host is not None else wait_s + _LATER_S)
             return None
         return Turn(self.slots, sent)
+
+    def _to_most(self, now: float) -> int:
+        most, shared = self._most_of_host or 0, self.slots.on_host
+        return most if shared is None else shared.most(most, now)
 
     def _is_elders_turn(self, rollout: float, now: float) -> bool:
         """Tell whether another worker has an older call waiting, which has a moment to take its turn.

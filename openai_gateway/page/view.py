@@ -88,10 +88,12 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _to_slots(snapshot: Mapping[str, Any]) -> str:
-    """Return how many slots there are, and how many WebSockets are open, if any."""
+    """Return how many slots there are, how many WebSockets are open, and how many hosts share limits, if any."""
     websockets = sum(worker["websockets"] for worker in snapshot["workers"])
+    hosts = max((server["hosts"] for server in snapshot["servers"] if server["redis_up"]), default=0)
     slots = _to_caps(snapshot["servers"])
-    return f"{slots}; {to_count(websockets)} WebSockets open" if websockets else slots
+    slots = f"{slots}; {to_count(websockets)} WebSockets open" if websockets else slots
+    return f"{slots}; {to_count(hosts)} {'hosts share' if hosts > 1 else 'host shares'} limits" if hosts else slots
 
 
 def _to_caps(servers: Sequence[Mapping[str, Any]]) -> str:

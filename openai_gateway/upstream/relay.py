@@ -21,6 +21,7 @@ import gevent
 from openai_gateway.config import ServerConfig
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable, UpstreamError
 from openai_gateway.limits.admission import Admission
+from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.pacing import Retries
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
@@ -101,9 +102,9 @@ class Relay:
                 raise
             raise reason from None
 
-    def share_limits(self, workers: int) -> None:
-        """Share limits with the other workers of this host; once, after the fork."""
-        self._admission.share(self._sender.reveal_key(), workers)
+    def share_limits(self, workers: int) -> UpstreamPart | None:
+        """Share limits with the other workers of this host; once, after the fork. Return what other hosts share."""
+        return self._admission.share(self._sender.reveal_key(), workers)
 
     @property
     def is_breaker_open(self) -> bool:

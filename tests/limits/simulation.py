@@ -320,8 +320,12 @@ class Gateway:
 
 def simulate(spec: Upstream, **given: Any) -> Report:
     """Run a simulation; return its report, with what the limits allowed and what their buckets still hold."""
-    simulation = Simulation(spec, **given)
-    report = simulation.run()
+    return finish(Simulation(spec, **given))
+
+
+def finish(simulation: Simulation) -> Report:
+    """Run a simulation to its end; return its report."""
+    spec, report = simulation.spec, simulation.run()
     if spec.rpm is not None:
         shares = {WARM_UP_S: 1.0} | dict(spec.changes) | {simulation.seconds: 0.0}
         report.allowed = simulation.at_start["requests"]

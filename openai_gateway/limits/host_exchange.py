@@ -1,0 +1,126 @@
+"""What one worker does for its host at one upstream: it tells other hosts, and writes down what they say.
+
+The strategy. Between the workers and Redis stands the file that the workers share anyway: here it is read and written
+four times a second, and a call never waits for Redis. See also: sharing (the workers' side), host_ledger (charges and
+rates), permits (the cap), exchange (when, and what if Redis is away).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.host_ledger import HostLedger
+from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.leadership import Leadership
+from openai_gateway.limits.limits_file import LimitsFile
+from openai_gateway.limits.permits import Permits
+from openai_gateway.limits.redis_link import Command
+
+_KEY: Final = "openai-gateway:limits:"
+_TABLE: Final = "openai-gateway:permits:"
+_KEPT_MS: Final = 3_600_000
+
+
+class UpstreamPart:
+    """This host's part in sharing one upstream; `cap` is that on calls in flight of all hosts, None is none.
+
+    Raises OSError, as do its methods, if the file can't be used.
+    """
+
+    def __init__(self, path: Path, told: Told, cap: int | None, now: float) -> None:
+        self.name = path.name
+        self._file = LimitsFile(path)
+        self._leadership = Leadership(path.with_suffix(".leader"))
+        self._limiter = HostLimiter(told, now)
+        self._permits = Permits(cap) if cap is not None else None
+        self._cap = cap
+        self._ledger: HostLedger | None = None
+        self._asked_at = now
+        self._has_told = False
+
+    def lead(self, now: float) -> bool:
+        """Tell whether this worker speaks for its host."""
+        is_leading = self._leadership.confirm(now)
+        if not is_leading:
+            self._ledger = None
+        elif self._ledger is None:
+            self._ledger = HostLedger(self._file.host, self._file.read_notes())
+        return is_leading
+
+    def to_commands(self, now: float, clock: float) -> list[Command]:
+        """Return what to ask Redis, whose time is `clock`."""
+        self._asked_at = now
+        commands: list[Command] = []
+        key, ledger = _KEY + self.name, self._ledger
+        assert ledger is not None
+        self._begin()
+        try:
+            demand = self._file.demand(now)
+            self._has_told = self._file.is_in_use
+            if self._has_told:
+                news = ledger.to_news(self._limiter, demand.for_rate, now, clock)
+                commands += [("HSET", key, self._file.host, news), ("PEXPIRE", key, _KEPT_MS)]
+            commands.append(("HGETALL", key))
+            if self._permits is not None:
+                lease = self._file.lease
+                kept = self._permits.to_kept(lease.permits, demand.running, demand.for_slot)
+                if lease.is_known:
+                    # First nobody uses what is given back, then others are told of it.
+                    self._file.set_lease(kept, lease.until)
+                asked = demand.running + demand.for_slot
+                commands.append(self._permits.to_command(_TABLE + self.name, self._file.host, kept, asked, clock))
+        finally:
+            self._file.end(None)
+        return commands
+
+    def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
+        """Write down what Redis said; return what to tell it next time, besides."""
+        ledger = self._ledger
+        assert ledger is not None
+        if self._permits is not None:
+            permits, until = self._permits.take(replies.pop(), self._asked_at)
+        found: Mapping[bytes, bytes] = replies.pop()
+        self._begin()
+        state = None
+        try:
+            if self._permits is not None:
+                self._file.set_lease(permits, until)
+            demand = self._file.demand(now)
+            said = {name.decode("latin-1"): news for name, news in found.items()}
+            is_of_use, forgotten = ledger.take(self._limiter, said, demand.for_rate, now, clock)
+            if is_of_use:
+                self._file.put_in_use()
+                state = self._limiter.to_state()
+            self._file.write_notes(ledger.to_notes())
+            self._file.set_link(is_up=True, hosts=ledger.others + 1)
+        finally:
+            self._file.end(state)
+        return [("HDEL", _KEY + self.name, *forgotten)] if forgotten else []
+
+    def miss(self, now: float) -> None:
+        """Go on alone, for Redis is away: with the pace and the permits that this host has."""
+        ledger = self._ledger
+        assert ledger is not None
+        self._begin()
+        state = None
+        try:
+            if self._permits is not None and self._cap is not None:
+                self._permits.forget()
+                lease = self._file.lease
+                self._file.set_lease(lease.permits if lease.is_known else self._cap, math.inf)
+            if self._file.is_in_use:
+                ledger.miss(self._limiter, now)
+                state = self._limiter.to_state()
+            self._file.write_notes(ledger.to_notes())
+            self._file.set_link(is_up=False, hosts=1)
+        finally:
+            self._file.end(state)
+
+    def _begin(self) -> None:
+        state = self._file.begin()
+        if state is not None:
+            self._limiter.take_state(state)

@@ -1,0 +1,46 @@
+"""What one host tells the others of an upstream's limits: values only, as they go through Redis.
+
+Times are given as how long ago something was, for each host has a monotonic clock of its own. What is made of them is
+`host_ledger`'s.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BucketNews(msgspec.Struct, array_like=True, frozen=True):
+    """One limit as a host knows it; `level` is what is left, `sent_ago_s` how old the call is that told it."""
+
+    limit: float
+    rate: float
+    drain: float
+    most: float
+    period_s: float
+    window_ends_in_s: float | None
+    level: float
+    sent_ago_s: float
+
+
+class Sums(msgspec.Struct, array_like=True, frozen=True):
+    """What was charged in all."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+
+
+class HostNews(msgspec.Struct, array_like=True, frozen=True):
+    """What one host says at `at` (Redis's clock): what it has charged since its `epoch`, and what it knows.
+
+    `for_rate` calls wait for the limits. `counted` is what it had heard from others by then, in the same epochs.
+    """
+
+    at: float
+    epoch: int
+    charged: Sums
+    for_rate: int
+    counted: dict[str, Sums]
+    requests: BucketNews | None = None
+    tokens: BucketNews | None = None
+    token_factor: float = 1.0
+    pause_s: float = 0.0

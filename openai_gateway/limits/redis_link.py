@@ -1,0 +1,117 @@
+"""The one connection of this process to Redis (or Valkey): commands in one round trip, each bounded in time.
+
+Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). When to ask what is `exchange`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from openai_gateway.config.secret import Secret
+
+# Beyond that Redis is away: whoever exchanges every quarter of a second can't wait longer for one.
+_TIMEOUT_S: Final = 1.0
+# A round trip that took longer tells the time no better than is known.
+_EXACT_S: Final = 0.05
+
+Command = tuple[str | bytes | int | float, ...]
+
+
+class RedisAway(Exception):
+    """Redis can't be asked now; the message says why in a few words, without the URL."""
+
+
+class Link(Protocol):
+    """What an exchange needs of Redis."""
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the commands' replies. Raises RedisAway."""
+
+    def clock(self) -> float:
+        """Return Redis's time (Unix, seconds); all hosts read the same clock. Raises RedisAway."""
+
+    def close(self) -> None:
+        """Close the connection until it is needed again."""
+
+
+class RedisLink:
+    """A connection that is made when it is needed, and again after a failure."""
+
+    def __init__(self, url: Secret) -> None:
+        # Here, for it takes half a second, in which no call is under way as yet.
+        import redis
+
+        self._redis: Any = redis
+        self._url = url
+        self._client: Any = None
+        # What this process's monotonic clock lacks to Redis's.
+        self._ahead_s = 0.0
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the commands' replies, in one round trip. Raises RedisAway."""
+        try:
+            if self._client is None:
+                self._connect()
+            pipeline = self._client.pipeline(transaction=False)
+            for command in (("TIME",), *commands):
+                pipeline.execute_command(*command)
+            began = monotonic()
+            replies: list[Any] = pipeline.execute()
+            seconds, microseconds = replies.pop(0)
+            self._learn_time(seconds + microseconds / 1e6, began)
+        except (self._redis.RedisError, OSError, UnicodeError) as error:
+            self.close()
+            raise RedisAway(_to_words(error)) from None
+        except BaseException:
+            # Of a connection that was left in the midst of a reply nothing more can be read.
+            self.close()
+            raise
+        return replies
+
+    def clock(self) -> float:
+        """Return Redis's time. Raises RedisAway if it was never reached."""
+        if self._client is None:
+            self.ask(())
+        return monotonic() + self._ahead_s
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _connect(self) -> None:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        self._client = self._redis.Redis.from_url(
+            self._url.reveal(),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            single_connection_client=True,
+        )
+        self._ahead_s = -math.inf
+
+    def _learn_time(self, told: float, began: float) -> None:
+        passed_s = monotonic() - began
+        if passed_s < _EXACT_S or self._ahead_s == -math.inf:
+            self._ahead_s = told - began - passed_s / 2
+
+
+def _to_words(error: Exception) -> str:
+    """Say what went wrong without what was sent: a message of Redis may repeat it."""
+    name, code = type(error).__name__, str(error).rpartition("caused error: ")[2].partition(" ")[0]
+    cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+    if "Timeout" in name or isinstance(cause, TimeoutError):
+        return f"no answer within {_TIMEOUT_S:g} s"
+    if name in ("AuthenticationError", "NoPermissionError", "AuthorizationError"):
+        return "it refuses the user or password, or what the user may do"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    # LOADING, READONLY, OOM and their kin.
+    return code if code.isalpha() and code.isupper() else name

@@ -1,0 +1,65 @@
+"""Hosts in a simulation, in touch through a Redis that is a dict: exact, fast, and away when it is told to be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.host_ledger import HostLedger
+from openai_gateway.limits.host_limiter import HostLimiter
+from tests.limits.simulation import Gateway, Report, Simulation, Upstream, finish
+
+PERIOD_S = 0.25
+# Redis's clock isn't that of any host.
+AHEAD_S = 1e9
+
+
+class Host:
+    """One gateway's part in the exchange."""
+
+    def __init__(self, name: str, gateway: Gateway, redis: Redis, told: Told) -> None:
+        self.name, self.gateway, self.redis = name, gateway, redis
+        self.limiter = gateway.limiter = HostLimiter(told, 0.0)
+        self.ledger = HostLedger(name, b"")
+
+    def exchange(self) -> None:
+        simulation, limiter = self.gateway.simulation, self.limiter
+        simulation.later(PERIOD_S, self.exchange)
+        now, waiting = simulation.now, len(self.gateway.waiting)
+        if self.redis.is_away(now):
+            self.ledger.miss(limiter, now)
+            return
+        clock = now + AHEAD_S
+        if limiter.is_bound:
+            self.redis.said[self.name] = self.ledger.to_news(limiter, waiting, now, clock)
+        self.ledger.take(limiter, dict(self.redis.said), waiting, now, clock)
+        # Whoever takes over knows what was noted.
+        self.ledger = HostLedger(self.name, self.ledger.to_notes()) if self.redis.is_forgetful else self.ledger
+
+
+class Redis:
+    """What hosts said; `away` are the times when it can't be asked, and `is_emptied` if it then forgets."""
+
+    def __init__(self, away: tuple[float, float] = (math.inf, math.inf), *, is_forgetful: bool = False) -> None:
+        self.said: dict[str, bytes] = {}
+        self.away = away
+        self.is_forgetful = is_forgetful
+
+    def is_away(self, now: float) -> bool:
+        if self.away[0] <= now < self.away[1]:
+            self.said.clear()
+            return True
+        return False
+
+
+def simulate_hosts(
+    spec: Upstream, hosts: int, redis: Redis | None = None, told: Told | None = None, **given: Any
+) -> tuple[Report, list[Host]]:
+    """Run a simulation of hosts in touch; return its report, and them."""
+    simulation = Simulation(spec, gateways=hosts, told=told, **given)
+    redis = redis or Redis()
+    found = [Host(f"h{n}", gateway, redis, told or Told()) for n, gateway in enumerate(simulation.gateways)]
+    for number, host in enumerate(found):
+        simulation.later(PERIOD_S * (number + 0.5) / hosts, host.exchange)
+    return finish(simulation), found

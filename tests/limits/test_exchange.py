@@ -1,0 +1,196 @@
+"""The exchange with Redis: one line when it goes and when it is back, and one worker that speaks."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openai_gateway.config.secret import Secret
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.exchange import Exchange
+from openai_gateway.limits.host_exchange import UpstreamPart
+from openai_gateway.limits.leadership import Leadership
+from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
+from openai_gateway.limits.sharing import SharedLimits
+from tests.support.redis_server import needs_redis, run_redis
+
+
+class _Link:
+    """Answers `b"yes"` to each command, unless it is away."""
+
+    def __init__(self) -> None:
+        self.why = ""
+        self.asked: list[Command] = []
+
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        if self.why:
+            raise RedisAway(self.why)
+        self.asked += commands
+        return [b"yes"] * len(commands)
+
+    def clock(self) -> float:
+        if self.why:
+            raise RedisAway(self.why)
+        return 1e9
+
+    def close(self) -> None:
+        pass
+
+
+class _Part:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.leads = True
+        self.took: list[list[Any]] = []
+        self.missed = 0
+
+    def lead(self, now: float) -> bool:
+        return self.leads
+
+    def to_commands(self, now: float, clock: float) -> list[Command]:
+        return [("GET", self.name), ("GET", self.name)]
+
+    def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
+        self.took.append(replies)
+        return [("DEL", self.name)]
+
+    def miss(self, now: float) -> None:
+        self.missed += 1
+
+
+def test_each_part_gets_its_replies_and_says_more_the_next_time() -> None:
+    link = _Link()
+    exchange, parts = Exchange(link), [_Part("one"), _Part("two")]
+    for part in parts:
+        exchange.add(part)
+    exchange.once()
+    assert [part.took for part in parts] == [[[b"yes", b"yes"]]] * 2
+    link.asked.clear()
+    exchange.once()
+    assert link.asked[:2] == [("DEL", "one"), ("DEL", "two")]
+
+
+def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    link, part = _Link(), _Part("one")
+    exchange = Exchange(link)
+    exchange.add(part)
+    with caplog.at_level(logging.INFO):
+        for why in ("", "refused", "refused", "no answer", "", ""):
+            link.why = why
+            exchange.once()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "Redis is away (refused)" in caplog.text
+    assert part.missed == 3
+    assert len(part.took) == 3
+
+
+def test_what_another_worker_speaks_for_is_not_asked() -> None:
+    link, part = _Link(), _Part("one")
+    part.leads = False
+    exchange = Exchange(link)
+    exchange.add(part)
+    exchange.once()
+    assert not link.asked
+    assert not part.took
+
+
+def _lead_and_wait(path: Path, leads: Any) -> None:
+    leadership = Leadership(path)
+    while True:
+        leads.value = 2 if leadership.confirm(time.monotonic()) else 1
+        time.sleep(0.01)
+
+
+def test_another_worker_leads_as_soon_as_the_first_has_ended(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    own, leads = Leadership(tmp_path / "leader"), fork.RawValue("i", 0)
+    now = time.monotonic()
+    other = fork.Process(target=_lead_and_wait, args=(tmp_path / "leader", leads), daemon=True)
+    other.start()
+    try:
+        while leads.value == 0:
+            assert time.monotonic() < now + 30
+        assert leads.value == 2
+        assert not own.confirm(time.monotonic())
+        # One that stands still is replaced, too, after a while.
+        assert own.confirm(time.monotonic() + 10)
+        assert own.confirm(time.monotonic())
+    finally:
+        other.kill()
+        other.join()
+    assert own.confirm(time.monotonic())
+
+
+@needs_redis
+def test_frozen_redis_is_away_after_a_second_and_its_late_answer_goes_to_nobody(tmp_path: Path) -> None:
+    with run_redis(tmp_path) as redis:
+        link = RedisLink(Secret(redis.url))
+        link.ask([("SET", "one", "1")])
+        redis.freeze()
+        with pytest.raises(RedisAway, match="no answer within 1 s"):
+            link.ask([("GET", "one")])
+        redis.thaw()
+        assert link.ask([("GET", "two"), ("GET", "one")]) == [None, b"1"]
+        link.close()
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    ("password", "given", "why"),
+    [("right-word", ":wrong-word@", "refuses the user"), ("right-word", "", "refuses the user"), ("", "", "refused")],
+    ids=["wrong", "none", "no server"],
+)
+def test_why_redis_is_away_is_told_without_url_or_password(tmp_path: Path, password: str, given: str, why: str) -> None:
+    with run_redis(tmp_path, password) as redis:
+        if not password:
+            redis.stop()
+        link = RedisLink(Secret(f"redis://{given}127.0.0.1:{redis.port}/0"))
+        with pytest.raises(RedisAway) as away:
+            link.ask([("GET", "one")])
+    assert why in str(away.value)
+    assert "word" not in str(away.value).replace("password", "")
+    assert str(redis.port) not in str(away.value)
+
+
+def _part(path: Path, cap: int | None) -> tuple[SharedLimits, UpstreamPart]:
+    # Another boot would be another host; here the file alone tells hosts apart.
+    shared = SharedLimits(path, is_leased=True)
+    return shared, UpstreamPart(path, Told(), cap, time.monotonic())
+
+
+@needs_redis
+def test_host_that_stood_still_starts_nothing_before_it_has_asked_again(tmp_path: Path) -> None:
+    shared, part = _part(tmp_path / "limits", 5)
+    now = time.monotonic()
+    assert shared.most(5, now) == 0, "nothing is known before the first exchange"
+    assert part.lead(now)
+    part.miss(now)
+    assert shared.most(5, now + 1000) == 5, "Redis is away: what it has, it keeps"
+    with run_redis(tmp_path) as redis:
+        exchange = Exchange(RedisLink(Secret(redis.url)))
+        exchange.add(part)
+        shared.count(2)
+        exchange.once()
+        now = time.monotonic()
+        assert shared.most(5, now) == 2, "what it uses is its own until others had time to say what they have"
+        assert shared.most(5, now + 60) == 0
+
+
+@needs_redis
+def test_gateway_that_is_started_again_keeps_the_name_of_its_host_and_its_permits(tmp_path: Path) -> None:
+    shared, part = _part(tmp_path / "limits", 5)
+    assert part.lead(time.monotonic())
+    part.miss(time.monotonic())
+    host = shared.host
+    # As if this worker had ended: its row is nobody's.
+    shared._map[128 : 128 + 36] = bytes(36)
+    again = SharedLimits(tmp_path / "limits", is_leased=True)
+    assert again.host == host
+    assert again.lease.permits == 5
+    assert again.most(5, time.monotonic()) == 0, "others may have been given them meanwhile"

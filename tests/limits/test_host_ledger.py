@@ -1,0 +1,198 @@
+"""Hosts that share an upstream's limits use it as one would, count nothing twice, and go on without Redis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.host_ledger import GONE_S, HostLedger
+from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.news import Sums
+from openai_gateway.wire.rate_limits import RateLimit
+from tests.limits.hosts import AHEAD_S, Redis, simulate_hosts
+from tests.limits.simulation import Report, Upstream, simulate
+
+RPM = Upstream(rpm=3000)
+BOTH = Upstream(rpm=3000, tpm=4_200_000, burst_s=1)
+
+
+def _fairness(report: Report) -> float:
+    counts = list(report.per_caller.values())
+    return float(sum(counts)) ** 2 / (len(counts) * sum(count**2 for count in counts))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(RPM, id="requests"),
+        pytest.param(replace(RPM, foreign=0.4), id="somebody else uses two fifths"),
+        pytest.param(replace(RPM, refusals_charged=True), id="refusals are charged"),
+        pytest.param(replace(RPM, changes=((10, 0.5), (20, 1.0))), id="halved and restored"),
+    ],
+)
+def test_hosts_in_touch_use_a_limit_as_one_gateway_does(spec: Upstream, hosts: int) -> None:
+    alone, (report, found) = simulate(spec), simulate_hosts(spec, hosts)
+    assert report.failed == 0
+    assert report.used >= 0.99
+    assert report.refused_share <= 0.002
+    assert _fairness(report) >= _fairness(alone) - 0.02
+    assert all(abs(host.limiter.requests.share - 1 / hosts) < 0.15 for host in found)
+
+
+def test_hosts_share_requests_and_tokens_in_bursts_of_a_second() -> None:
+    """Where four that share nothing have more than a quarter of their calls refused."""
+    alone, (report, _) = simulate(BOTH, gateways=4), simulate_hosts(BOTH, 4)
+    assert alone.refused_share > 0.1
+    assert report.refused_share <= 0.02
+    assert report.used >= 0.98
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_what_other_hosts_charge_is_no_drain_by_unknown_users(hosts: int) -> None:
+    _, found = simulate_hosts(RPM, hosts)
+    assert all(abs(host.limiter.requests.drain) < 4 for host in found)
+
+
+def test_redis_away_for_ten_seconds_costs_nothing_of_the_limit() -> None:
+    report, found = simulate_hosts(RPM, 4, Redis((10, 20)))
+    assert report.failed == 0
+    assert report.used >= 0.99
+    assert report.refused_share <= 0.002
+    assert all(abs(host.limiter.requests.share - 0.25) < 0.15 for host in found)
+    assert all(abs(host.limiter.requests.drain) < 5 for host in found)
+
+
+def test_hosts_without_redis_take_each_other_for_other_users_of_the_key() -> None:
+    report, found = simulate_hosts(RPM, 2, Redis((10, 1000)))
+    assert report.used >= 0.99
+    assert all(host.limiter.requests.share == 1.0 for host in found)
+    assert all(15 < host.limiter.requests.drain < 35 for host in found)
+
+
+def test_whoever_speaks_for_a_host_next_goes_on_where_the_one_before_was() -> None:
+    report, found = simulate_hosts(RPM, 2, Redis(is_forgetful=True))
+    assert report.used >= 0.99
+    assert report.refused_share <= 0.002
+    assert all(abs(host.limiter.requests.drain) < 4 for host in found)
+
+
+def test_requests_per_minute_bounds_all_hosts_together() -> None:
+    report, _ = simulate_hosts(Upstream(rpm=6000, headers=""), 2, told=Told(1200, None))
+    assert report.refused == 0
+    assert 0.9 * 20 * 25 <= report.admitted <= 1.05 * 20 * 25 + 10
+
+
+class _Side:
+    """One host by hand: `charge` sends calls, `exchange` is a round."""
+
+    def __init__(self, name: str, said: dict[str, bytes]) -> None:
+        self.name, self.said = name, said
+        self.limiter = HostLimiter(Told(), 0.0)
+        self.ledger = HostLedger(name, b"")
+
+    def charge(self, calls: int, now: float) -> None:
+        for _ in range(calls):
+            self.limiter.start(100.0, 0, now)
+
+    def refer(self, remaining: float, now: float) -> None:
+        sent = self.limiter.start(100.0, 0, now)
+        self.limiter.answer(sent, {"requests": RateLimit(6000.0, remaining, None)}, 1)
+
+    def exchange(self, now: float, waiting: int = 0) -> bool:
+        if self.limiter.is_bound:
+            self.said[self.name] = self.ledger.to_news(self.limiter, waiting, now, now + AHEAD_S)
+        is_of_use, _ = self.ledger.take(self.limiter, dict(self.said), waiting, now, now + AHEAD_S)
+        return is_of_use
+
+
+def _two() -> tuple[_Side, _Side]:
+    said: dict[str, bytes] = {}
+    one, other = _Side("one", said), _Side("other", said)
+    for side in (one, other):
+        side.refer(1000.0, 0.0)
+    for side in (one, other, one, other):
+        side.exchange(0.1)
+    return one, other
+
+
+def test_charge_is_counted_once_however_often_it_is_said_and_whatever_redis_forgets() -> None:
+    one, other = _two()
+    now = 0.25
+    for round_ in range(40):
+        one.charge(5, now)
+        one.exchange(now)
+        if round_ % 7 == 3:
+            one.said.clear()  # FLUSHALL
+            one.exchange(now)
+        other.exchange(now + 0.1)
+        other.exchange(now + 0.1)
+        now += 0.25
+    one.exchange(now)
+    other.exchange(now)
+    one.exchange(now + 2.0)
+    other.exchange(now + 2.0)
+    assert other.limiter.others.requests == pytest.approx(200, abs=1)
+    assert other.limiter.own == Sums(1.0, 100.0)
+    assert one.limiter.own.requests == 201
+    assert one.limiter.others.requests == pytest.approx(0, abs=1)
+
+
+def test_host_that_knows_nothing_learns_from_the_first_exchange() -> None:
+    said: dict[str, bytes] = {}
+    one, other = _Side("one", said), _Side("other", said)
+    one.refer(500.0, 10.0)
+    one.exchange(10.1)
+    assert not other.limiter.is_bound
+    assert other.exchange(10.2)
+    assert other.limiter.is_bound
+    assert other.limiter.requests.limit == 6000.0
+    assert other.limiter.requests.level(10.2) == pytest.approx(one.limiter.requests.level(10.2), abs=2)
+
+
+def test_host_without_calls_leaves_its_share_to_those_with_calls_waiting() -> None:
+    one, other = _two()
+    for round_ in range(1, 8):
+        one.exchange(round_ * 0.25, waiting=30)
+        other.exchange(round_ * 0.25)
+    assert one.limiter.requests.share > 0.9
+    one.exchange(2.0, waiting=30)
+    other.exchange(2.0, waiting=10)
+    one.exchange(2.25, waiting=30)
+    assert one.limiter.requests.share == pytest.approx(0.75)
+    assert other.limiter.requests.share == pytest.approx(0.25)
+
+
+def test_share_of_a_host_that_has_ended_is_free_after_seconds() -> None:
+    one, other = _two()
+    other.exchange(0.2, waiting=10)
+    one.exchange(0.3, waiting=10)
+    assert one.limiter.requests.share == pytest.approx(0.5)
+    one.exchange(0.4 + GONE_S, waiting=10)
+    assert one.limiter.requests.share == 1.0
+    assert one.ledger.others == 1, "it may come back, and is known then"
+
+
+def test_host_that_was_started_anew_is_not_charged_for_what_it_did_before() -> None:
+    one, other = _two()
+    one.charge(50, 0.2)
+    one.exchange(0.3)
+    other.exchange(0.3)
+    before = other.limiter.others.requests
+    anew = _Side("one", one.said)
+    anew.refer(900.0, 0.4)
+    for side in (anew, other):
+        side.exchange(0.5)
+    anew.charge(10, 0.6)
+    for side in (anew, other):
+        side.exchange(0.7)
+    assert other.limiter.others.requests == pytest.approx(before + 10, abs=2)
+
+
+def test_news_that_cannot_be_read_are_forgotten() -> None:
+    one, _ = _two()
+    one.said["third"] = b"\xc1"
+    _, forgotten = one.ledger.take(one.limiter, one.said, 0, 1.0, 1.0 + AHEAD_S)
+    assert forgotten == ["third"]

@@ -133,16 +133,19 @@ class GatewayApp(flask.Flask):
 
     def share_limits(self, workers: int) -> None:
         """Share the upstreams' limits with the host's other workers, and with other hosts; once, after the fork."""
-        parts = {name: server.share_limits(workers) for name, server in self._servers.items()}
         exchanges: dict[Secret, Exchange] = {}
-        for name, part in parts.items():
-            url = self._urls[name]
+        for name, server in self._servers.items():
+            part, url = server.share_limits(workers), self._urls[name]
+            if url is not None and url not in exchanges:
+                exchanges[url] = Exchange(RedisLink(url))
             if url is not None and part is not None:
-                exchange = exchanges.get(url)
-                if exchange is None:
-                    exchange = exchanges[url] = Exchange(RedisLink(url))
-                exchange.add(part)
+                exchanges[url].add(part)
+        budgets = self.budgets.to_part()
         for exchange in exchanges.values():
+            # Budgets are those of all servers: they have one place.
+            if budgets is not None:
+                exchange.add(budgets)
+                budgets = None
             exchange.start()
 
     def wsgi_app(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from openai_gateway.accounting.estimates import Asked, Experience, guess_usd
-from openai_gateway.accounting.spend_file import NANO, Full, Limit, Spend, SpendFile
+from openai_gateway.accounting.spend import NANO, Full, Limit, Spend
+from openai_gateway.accounting.spend_exchange import SpendPart
+from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.accounting.spend_history import sum_up_spend
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.clients import Client
@@ -77,6 +79,10 @@ class Budgets:
     def read(self, names: Iterable[str]) -> dict[str, Spend]:
         """Return what these clients have spent and reserved."""
         return self._open().read(names, time.time())
+
+    def to_part(self) -> SpendPart | None:
+        """Return what other hosts share of it; None for money of this process alone."""
+        return SpendPart(self._path, self._open, self._names) if self._path is not None else None
 
     def open(self) -> None:
         """Find what was spent before; a failure is logged, and met again by the first call."""

@@ -7,14 +7,14 @@ changed at any time; what is reserved and in flight stands in one column for eac
 an open file description's lock on a byte beyond the file's end: the kernel gives that up when the worker ends, however
 it ends, and whoever sees it free clears the column. So a reservation never outlives its worker.
 
-The file stays: a restart finds in it what was spent. See also: spend_history (the usage log's word on the same).
+The file stays: a restart finds in it what was spent. With several hosts, a row also has what the others said of theirs,
+and counts as the sum. See also: spend_history (the usage log's word on the same), spend_exchange (the other hosts).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import mmap
 import os
 import struct
@@ -25,12 +25,16 @@ from typing import Final
 
 import msgspec
 
-_MAGIC: Final = b"OGSPEND1"
+from openai_gateway.accounting.spend import Full, Limit, Spend, Sums, to_key, to_periods
+
+_MAGIC: Final = b"OGSPEND2"
 _WORKERS: Final = 128
 _MOST_ROWS: Final = 4096
-# The magic and the number of rows; then a byte for each worker's column: whether it may hold anything.
+# The magic and the number of rows; the host's name; a byte for each worker's column: whether it may hold anything.
 _HEADER: Final = struct.Struct("=8sI")
-_COLUMNS_AT: Final = _HEADER.size
+_HOST_AT: Final = _HEADER.size
+_HOST_BYTES: Final = 16
+_COLUMNS_AT: Final = _HOST_AT + _HOST_BYTES
 _ROWS_AT: Final = 192
 # Key, whether it is a run's, last use; day and month that are counted in; spent in the day, the month, in all.
 _HEAD: Final = struct.Struct("=16sIqiiqqq")
@@ -38,40 +42,15 @@ _RESERVED: Final = struct.Struct(f"={_WORKERS}q")
 _IN_FLIGHT: Final = struct.Struct(f"={_WORKERS}i")
 _RESERVED_AT: Final = _HEAD.size
 _IN_FLIGHT_AT: Final = _RESERVED_AT + _RESERVED.size
-_ROW_BYTES: Final = _IN_FLIGHT_AT + _IN_FLIGHT.size
+# Of the other hosts: day and month, spent in the day, the month, in all; reserved, in flight.
+_OTHERS: Final = struct.Struct("=iiqqqqi")
+_OTHERS_AT: Final = _IN_FLIGHT_AT + _IN_FLIGHT.size
+_ROW_BYTES: Final = _OTHERS_AT + _OTHERS.size
 _SIZE: Final = _ROWS_AT + _MOST_ROWS * _ROW_BYTES
 _LOCKS_AT: Final = 1 << 40
-NANO: Final = 1_000_000_000
+_RUN_IDLE_S: Final = 60.0
 # Far beyond any budget, and sums of it still fit.
 _MOST_NANO_USD: Final = 1 << 60
-
-
-class Limit(msgspec.Struct, frozen=True):
-    """What bounds a row: nano-dollars in its period, and calls at a time; None: nothing."""
-
-    name: str
-    nano_usd: int | None = None
-    per: str = "total"
-    most_in_flight: int | None = None
-    is_run: bool = False
-
-
-class Spend(msgspec.Struct, frozen=True):
-    """A row as it stands, in nano-dollars; `spent` by period."""
-
-    spent: Mapping[str, int]
-    reserved: int
-    in_flight: int
-
-
-class Full(Exception):
-    """A limit leaves no room for a call; `spend` is how its row stands."""
-
-    def __init__(self, limit: Limit, spend: Spend, *, is_busy: bool) -> None:
-        super().__init__(limit.name)
-        self.limit = limit
-        self.spend = spend
-        self.is_busy = is_busy
 
 
 class SpendFile:
@@ -85,7 +64,7 @@ class SpendFile:
         self._worker = 0
         if path is None:
             self._map: mmap.mmap = mmap.mmap(-1, _SIZE)
-            _HEADER.pack_into(self._map, 0, _MAGIC, 0)
+            self._begin_anew()
             return
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
@@ -95,7 +74,7 @@ class SpendFile:
             self._map = mmap.mmap(self._fd, _SIZE)
             if _HEADER.unpack_from(self._map)[0] != _MAGIC:
                 self._map[:] = bytes(_SIZE)
-                _HEADER.pack_into(self._map, 0, _MAGIC, 0)
+                self._begin_anew()
             self._worker = self._own_column()
             self._clear_dead()
             self.is_first = not any(self._is_alive(worker) for worker in range(_WORKERS) if worker != self._worker)
@@ -139,11 +118,54 @@ class SpendFile:
         """Make sure that a row has spent at least this much; return by how much it had spent more, in all."""
         with self._locked():
             row = self._find_row(name, is_run=False)
-            key, is_run, _, day, month, of_day, of_month, total = self._roll(row, now)
-            more = total - spent["total"]
-            highest = (max(of_day, spent["day"]), max(of_month, spent["month"]), max(total, spent["total"]))
-            _HEAD.pack_into(self._map, row, key, is_run, int(now), day, month, *highest)
+            more = self._to_own(row, now).total - spent["total"]
+            day, month = to_periods(now)
+            self._raise(row, Sums(day, month, spent["day"], spent["month"], spent["total"]), now)
             return max(more, 0)
+
+    def _begin_anew(self) -> None:
+        _HEADER.pack_into(self._map, 0, _MAGIC, 0)
+        self._map[_HOST_AT : _HOST_AT + _HOST_BYTES] = os.urandom(_HOST_BYTES)
+
+    @property
+    def host(self) -> str:
+        """The name of this file's host among those that share budgets."""
+        return self._map[_HOST_AT : _HOST_AT + _HOST_BYTES].hex()
+
+    def read_own(self, names: Iterable[str], now: float) -> dict[bytes, Sums]:
+        """Return what this host has spent, by the row's key: clients (`names` among them), and runs under way."""
+        with self._locked():
+            self._clear_dead()
+            for name in names:
+                self._find_row(name, is_run=False)
+            rows = [row for row in self._all_rows() if self._is_under_way(row, now)]
+            return {self._map[row : row + 16]: self._to_own(row, now) for row in rows}
+
+    def write_others(self, others: Mapping[bytes, Sums], own: Mapping[bytes, Sums], now: float) -> None:
+        """Note what other hosts have spent, and at least which of it this one had; by rows' keys."""
+        with self._locked():
+            for row in self._all_rows():
+                key = self._map[row : row + 16]
+                if key in others:
+                    _OTHERS.pack_into(self._map, row + _OTHERS_AT, *msgspec.structs.astuple(others[key]))
+                if key in own:
+                    self._raise(row, own[key], now)
+
+    def _is_under_way(self, row: int, now: float) -> bool:
+        _, is_run, used, *_ = _HEAD.unpack_from(self._map, row)
+        return not is_run or used > now - _RUN_IDLE_S or any(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
+
+    def _raise(self, row: int, least: Sums, now: float) -> None:
+        key, is_run, used, day, month, of_day, of_month, total = self._roll(row, now)
+        of_day = max(of_day, least.of_day if least.day == day else 0)
+        of_month = max(of_month, least.of_month if least.month == month else 0)
+        _HEAD.pack_into(self._map, row, key, is_run, used, day, month, of_day, of_month, max(total, least.total))
+
+    def _to_own(self, row: int, now: float) -> Sums:
+        _, _, _, day, month, of_day, of_month, total = self._roll(row, now)
+        reserved = sum(_RESERVED.unpack_from(self._map, row + _RESERVED_AT))
+        in_flight = sum(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
+        return Sums(day, month, of_day, of_month, total, reserved, in_flight)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -192,14 +214,17 @@ class SpendFile:
         return key, is_run, int(now), day, month, of_day, of_month, total
 
     def _to_spend(self, row: int, now: float) -> Spend:
-        _, _, _, _, _, of_day, of_month, total = self._roll(row, now)
-        reserved = sum(_RESERVED.unpack_from(self._map, row + _RESERVED_AT))
-        in_flight = sum(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
-        return Spend({"day": of_day, "month": of_month, "total": total}, reserved, in_flight)
+        own, others = self._to_own(row, now), Sums(*_OTHERS.unpack_from(self._map, row + _OTHERS_AT))
+        spent = {
+            "day": own.of_day + (others.of_day if others.day == own.day else 0),
+            "month": own.of_month + (others.of_month if others.month == own.month else 0),
+            "total": own.total + others.total,
+        }
+        return Spend(spent, own.reserved + others.reserved, own.in_flight + others.in_flight)
 
     def _seek(self, name: str) -> int | None:
         """Return where a name's row begins, None if it has none."""
-        key = hashlib.sha256(name.encode()).digest()[:16]
+        key = to_key(name)
         row = self._rows.get(name)
         # A run's row may have become another's.
         if row is not None and self._map[row : row + 16] == key:
@@ -221,8 +246,7 @@ class SpendFile:
         else:
             row = self._oldest_run()
         self._map[row : row + _ROW_BYTES] = bytes(_ROW_BYTES)
-        key = hashlib.sha256(name.encode()).digest()[:16]
-        _HEAD.pack_into(self._map, row, key, is_run, int(time.time()), 0, 0, 0, 0, 0)
+        _HEAD.pack_into(self._map, row, to_key(name), is_run, int(time.time()), 0, 0, 0, 0, 0)
         if len(self._rows) >= 2 * _MOST_ROWS:
             # Of runs that have lost their row to others.
             self._rows.clear()
@@ -269,12 +293,6 @@ class SpendFile:
             struct.pack_into("=q", self._map, row + _RESERVED_AT + 8 * worker, 0)
             struct.pack_into("=i", self._map, row + _IN_FLIGHT_AT + 4 * worker, 0)
         self._map[_COLUMNS_AT + worker] = 0
-
-
-def to_periods(moment: float) -> tuple[int, int]:
-    """Return the numbers of the day and the month (UTC) of a moment in Unix time."""
-    date = time.gmtime(moment)
-    return int(moment // 86_400), date.tm_year * 12 + date.tm_mon
 
 
 def _to_lock(kind: int, worker: int) -> bytes:

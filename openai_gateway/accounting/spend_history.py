@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.accounting.spend_file import NANO, to_periods
+from openai_gateway.accounting.spend import NANO, to_periods
 
 
 class _Line(msgspec.Struct):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from openai_gateway.accounting.budgets import Budgets
-from openai_gateway.accounting.spend_file import NANO, Spend
+from openai_gateway.accounting.spend import NANO, Spend
 from openai_gateway.accounting.totals import ClientSums, Totals
 from openai_gateway.config.clients import Client, ClientsFile
 from openai_gateway.config.watched_file import WatchedFile

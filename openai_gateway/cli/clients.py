@@ -20,7 +20,7 @@ import click
 import yaml
 
 from openai_gateway.accounting.budgets import Budgets, to_budgets_path
-from openai_gateway.accounting.spend_file import NANO, Spend
+from openai_gateway.accounting.spend import NANO, Spend
 from openai_gateway.config import ConfigError, load_config
 from openai_gateway.config.clients import PERIODS, Client, Clients, hash_key, parse_clients
 from openai_gateway.config.files import read

@@ -19,7 +19,8 @@ import pytest
 from openai_gateway.accounting import spend_file
 from openai_gateway.accounting.budgets import Budgets, Reservation, read_run_limit
 from openai_gateway.accounting.estimates import ASSUMED_OUTPUT_TOKENS, Asked, to_asked
-from openai_gateway.accounting.spend_file import NANO, Limit, SpendFile
+from openai_gateway.accounting.spend import NANO, Limit
+from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.config import Secret, ServerConfig
 from openai_gateway.config.clients import Client
 from openai_gateway.config.prices import Price, PriceTable

@@ -19,7 +19,8 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from openai_gateway.accounting.spend_file import NANO, SpendFile
+from openai_gateway.accounting.spend import NANO
+from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.cli.main import main
 from tests.support.processes import Gunicorn, eventually, run_gateway
 from tests.support.upstreams import Conversation, run_upstream

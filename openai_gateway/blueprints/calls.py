@@ -161,7 +161,7 @@ class CallServer:
         endpoint = Endpoint(Api.RESPONSES, envelope.ResponsesEnvelope(), takes_defaults=True)
         rollout_id = environ.get("openai_gateway.rollout_id")
 
-        def to_call(text: bytes) -> Call:
+        def to_call(text: bytes | None) -> Call:
             made = Call(
                 api=Api.RESPONSES,
                 method="WEBSOCKET",
@@ -178,7 +178,8 @@ class CallServer:
                 # Each time: a key that is taken out of the file ends with the next call, not with the connection.
                 client = self.keys.authenticate(environ)
                 made = msgspec.structs.replace(made, client=client.name if client is not None else None)
-                values, body = self._rewrite(text, endpoint)
+                # None: the upstream has begun it by itself.
+                values, body = self._rewrite(text, endpoint) if text is not None else ({}, b"")
             except GatewayError as error:
                 self._relay.refuse(made, error, started)
                 raise

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import flask
 
-from openai_gateway.errors import InvalidRequest, UpgradeRefused, UpstreamProtocolError
+from openai_gateway.errors import Cancelled, InvalidRequest, UpgradeRefused, UpstreamProtocolError
 from openai_gateway.server import draining
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
+from openai_gateway.upstream.sockets import Socket
 from openai_gateway.websocket.tunnel import Tunnel
 from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames, headers
@@ -29,10 +30,10 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 
 _VERSION: Final = "13"
-# For how long an upstream is taken at its word. A 400 may be about one client's headers, and says nothing of others'
-# handshakes.
+# For how long an upstream is taken at its word. A 400 may be about one client's headers, as anything may be about its
+# query, and says nothing of others' handshakes.
 _TRUSTED_S: Final = 300.0
-_NOT_PASSED: Final = ("sec-websocket-accept", "sec-websocket-extensions")
+_NOT_PASSED: Final = ("sec-websocket-accept",)
 _PLAIN: Final = "send the call as a POST"
 
 
@@ -49,11 +50,11 @@ class WebSocketServer:
         self._is_on = is_on
         self._has_none_until = 0.0
 
-    def serve(self, environ: Mapping[str, Any], to_call: Callable[[bytes], Call]) -> flask.Response:
+    def serve(self, environ: Mapping[str, Any], to_call: Callable[[bytes | None], Call]) -> flask.Response:
         """Carry a WebSocket to its end, or return the answer that the upstream refuses it with.
 
-        Raises GatewayError if there is to be none; ConnectionResetError, on which the server closes the connection,
-        once it is over.
+        Raises GatewayError or ClientGone if there is to be none; ConnectionResetError, on which the server closes the
+        connection, once it is over.
         """
         client = environ.get("gunicorn.socket")
         if not self._is_on or client is None:
@@ -62,11 +63,12 @@ class WebSocketServer:
         if monotonic() < self._has_none_until:
             raise _to_refusal()
         our_key = base64.b64encode(secrets.token_bytes(16)).decode()
-        raw = self._ask(environ, our_key)
+        socket = self._ask(environ, our_key)
+        raw = socket.raw
         if raw.head.status != 101:
-            return self._refuse(raw)
-        upstream_headers = {name.lower(): value for name, value in raw.head.headers}
-        if upstream_headers.get("sec-websocket-accept") != frames.to_accept(our_key):
+            return self._refuse(raw, is_common=not environ.get("QUERY_STRING"))
+        said = {name.lower(): value for name, value in raw.head.headers}
+        if said.get("sec-websocket-accept") != frames.to_accept(our_key) or "sec-websocket-extensions" in said:
             raw.close()
             raise UpstreamProtocolError("The upstream answered the WebSocket handshake wrongly.")
         tunnel = Tunnel(
@@ -74,7 +76,7 @@ class WebSocketServer:
             raw.received,
             client,
             self._relay.timeouts,
-            lambda tunnel: Turns(self._relay, self._relay.timeouts, to_call, tunnel.send, tunnel.tell),
+            lambda tunnel: Turns(socket, self._relay.timeouts, to_call, tunnel.send, tunnel.tell),
         )
         passing = [header for header in raw.head.passing if header[0].lower() not in _NOT_PASSED]
         try:
@@ -85,7 +87,7 @@ class WebSocketServer:
         tunnel.run(lambda: draining.is_on)
         raise ConnectionResetError(errno.ECONNRESET, "the WebSocket is over")
 
-    def _ask(self, environ: Mapping[str, Any], our_key: str) -> RawAnswer:
+    def _ask(self, environ: Mapping[str, Any], our_key: str) -> Socket:
         query = environ.get("QUERY_STRING")
         given = headers.to_upstream(environ, has_body=False)
         own = {
@@ -105,15 +107,17 @@ class WebSocketServer:
         watch = CallWatch(self._relay.timeouts)
         try:
             watch.begin(environ["gunicorn.socket"].fileno())
-            return self._relay.upgrade(call, watch)
+            return self._relay.sockets.open(call, watch)
+        except Cancelled as cancelled:
+            raise cancelled.reason from None
         finally:
             watch.stop()
 
-    def _refuse(self, raw: RawAnswer) -> flask.Response:
-        """Return the upstream's own answer, unless it means that there are no WebSockets."""
+    def _refuse(self, raw: RawAnswer, *, is_common: bool) -> flask.Response:
+        """Return the upstream's own answer, unless it means that there are no WebSockets; to all, if `is_common`."""
         raw.close()
         if raw.head.status in frames.HAVE_NO_WEBSOCKETS:
-            if raw.head.status != 400:
+            if is_common and raw.head.status != 400:
                 self._has_none_until = monotonic() + _TRUSTED_S
             raise _to_refusal()
         return flask.Response(raw.body, raw.head.status, headers=raw.head.passing)

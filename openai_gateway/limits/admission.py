@@ -20,7 +20,7 @@ import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.attempts import Sent, Told, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
@@ -150,6 +150,12 @@ class Admission:
                 queued.queue_reason = turn.reason if turn is not None else self.queue.reason
         queued.turn = turn
 
+    def admit_at_once(self, queued: QueuedCall) -> None:
+        """Give a call that is under way already a turn, if one is free."""
+        queued.rollout_began = queued.started
+        tokens = self.limiter.token_factor * _OUTPUT_TOKENS
+        queued.turn = self.queue.take_at_once(queued.started, tokens, is_limited=True)
+
     def charge_again(self, queued: QueuedCall) -> None:
         """Charge a further attempt of a call that keeps its turn."""
         turn = queued.turn
@@ -169,6 +175,19 @@ class Admission:
         if body and self.queue.waiting and queued.call.rollout_key is None:
             self._follow(body, queued)
 
+    def learn_event(self, queued: QueuedCall, outcome: Outcome, text: bytes) -> None:
+        """Learn from the first event of an answer over a WebSocket; one that is a refusal is its call's last."""
+        sent = queued.turn.sent if queued.turn is not None else None
+        if sent is None:
+            return
+        if may_readmit(outcome, is_learning=self._learns):
+            self._learn_refusal(sent, queued, outcome, text)
+            self.queue.learn()
+            return
+        self.queue.answer(sent, _read_limits(outcome.headers) if outcome.headers else {})
+        if self.queue.waiting and queued.call.rollout_key is None:
+            self._follow(text, queued)
+
     def readmit(self, queued: QueuedCall, outcome: Outcome, body: bytes, deadline: float | None) -> bool:
         """Give a call that got this 429 another turn; False if there is to be none, and the 429 goes out.
 
@@ -178,10 +197,7 @@ class Admission:
         if turn is None or turn.sent is None or not may_readmit(outcome, is_learning=self._learns):
             return False
         now = monotonic()
-        refusal = read_refusal(outcome.headers, body, time())
-        if outcome.error_code == _SLOW_DOWN:
-            self.limiter.slow_down(now)
-        wait_s = self.queue.refuse(turn.sent, _read_limits(outcome.headers), refusal, queued.tries, now)
+        wait_s = self._learn_refusal(turn.sent, queued, outcome, body)
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False
@@ -202,6 +218,14 @@ class Admission:
         queued.retries += ("429",)
         queued.queue_reason = queued.turn.reason or queued.queue_reason
         return True
+
+    def _learn_refusal(self, sent: Sent, queued: QueuedCall, outcome: Outcome, body: bytes) -> float | None:
+        """Return how long the call must wait at least, None if it can't pass at all."""
+        now = monotonic()
+        refusal = read_refusal(outcome.headers, body, time())
+        if outcome.error_code == _SLOW_DOWN:
+            self.limiter.slow_down(now)
+        return self.queue.refuse(sent, _read_limits(outcome.headers), refusal, queued.tries, now)
 
     def under_way(self) -> UnderWay:
         """Return how much is under way."""

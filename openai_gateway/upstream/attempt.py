@@ -86,7 +86,7 @@ class Sender:
         Raises UpstreamError if the breaker lets none be made; Cancelled if the client left.
         """
         if self.breaker.outcome is not None:
-            self._ask_breaker()
+            self.ask_breaker()
         progress.attempts += 1
         progress.last_attempt = monotonic()
         call = progress.call
@@ -99,9 +99,9 @@ class Sender:
             raw = self.send(call, request)
             is_answered = True
             if raw.head.status >= 400:
-                outcome = _to_outcome(raw)
+                outcome = to_outcome(raw)
                 if is_final(outcome):
-                    refused, is_answered = (outcome if self._blames_key(call, request) else None), False
+                    refused, is_answered = (outcome if self.blames_key(call, request) else None), False
             return raw, None, outcome
         except UpstreamError as failure:
             return None, failure, HOPELESS if failure.is_final else outcome
@@ -110,7 +110,8 @@ class Sender:
             if refused is not None or self.breaker.refusals:
                 self.breaker.settle(refused, is_answered=is_answered)
 
-    def _ask_breaker(self) -> None:
+    def ask_breaker(self) -> None:
+        """Raise UpstreamError if the breaker lets no attempt be made; one that may be made has to settle it."""
         refusal = self.breaker.refusal()
         # The breaker knows of the last attempt's key.
         if refusal is not None and self._key.reveal() == self._key_in_own:
@@ -123,7 +124,7 @@ class Sender:
             url += ("&" if "?" in call.target else "?") + self._query
         return PeerRequest(call.method, url, call.headers.with_own(self._own_headers()), call.body, watch)
 
-    def _blames_key(self, call: Call, request: PeerRequest) -> bool:
+    def blames_key(self, call: Call, request: PeerRequest) -> bool:
         """Tell whether a refusal of a request says something of the key in use, and not of an older one or the client.
 
         A client's own organization, say, may be one that the key isn't in.
@@ -167,7 +168,7 @@ def _open_session(server: ServerConfig) -> PeerSession:
     return PeerSession(server.openai_base_url, tls, terms)
 
 
-def _to_outcome(raw: RawAnswer) -> Outcome:
+def to_outcome(raw: RawAnswer) -> Outcome:
     """Return what decides about another attempt."""
     head = raw.head
     headers = {name.lower(): value for name, value in head.headers}

@@ -30,6 +30,7 @@ from openai_gateway.upstream.attempt import Sender
 from openai_gateway.upstream.follower import Follower, to_followed_end
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
+from openai_gateway.upstream.sockets import Sockets
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
@@ -64,6 +65,7 @@ class Relay:
         self.is_refusing, self.key_files = self._sender.breaker.blocks, self._sender.key_files
         self.to_record, self.settle_records = self._recorder.to_record, self._recorder.settle
         self.capture_whole = self._recorder.capture_whole
+        self.sockets = Sockets(self._admission, self._sender, self._fail, self.end)
 
     def send(self, call: Call, watch: CallWatch, follower: Follower | None = None) -> Answer:
         """Return the upstream's answer once its headers are in; `follower` gets it, too, and what becomes of the call.
@@ -129,27 +131,6 @@ class Relay:
             if raw is not None:
                 raw.close()
 
-    def upgrade(self, call: Call, watch: CallWatch) -> RawAnswer:
-        """Ask the upstream for a WebSocket; a 101 gives the caller the connection. Raises UpstreamError, Cancelled."""
-        return self._sender.send(call, self._sender.to_request(call, watch), is_upgrade=True)
-
-    def begin_turn(self, call: Call) -> Progress:
-        """Return the state of a WebSocket's call that may be sent now, having waited for its turn.
-
-        It must end in `end`. Raises GatewayError, ClientGone.
-        """
-        progress = Progress(call, len(call.body or b""))
-        try:
-            self._admission.admit(progress)
-            progress.queue_wait_s = monotonic() - progress.started
-            progress.attempts = 1
-        except BaseException as error:
-            progress.queue_wait_s = monotonic() - progress.started
-            reason = _to_reason(error)
-            self._end_early(progress, reason, self.end)
-            raise reason from None
-        return progress
-
     def refuse(self, call: Call, error: GatewayError | ClientGone, started: float) -> None:
         """Record a request that was never sent: it was malformed, or its client left while sending it.
 
@@ -204,6 +185,12 @@ class Relay:
             reason.added_headers = self.to_headers(progress)
         progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
         on_over(progress)
+
+    def _fail(self, progress: Progress, error: BaseException) -> BaseException:
+        """End a call that was never sent; return the error that it ends with."""
+        reason = _to_reason(error)
+        self._end_early(progress, reason, self.end)
+        return reason
 
     def end(self, progress: Progress) -> None:
         """Give back what a call holds, and have it recorded."""

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final
 
 import gevent
-import msgspec
 
-from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRequest, Unavailable, UpstreamTimeout
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRequest, Unavailable
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
+from openai_gateway.websocket import events
+from openai_gateway.websocket.events import ServerEvent, read_client_event, read_error_event, read_server_event
+from openai_gateway.websocket.lanes import Keeper, Lane, Turn
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
+from openai_gateway.wire.retries import Outcome
 from openai_gateway.wire.tail import to_tail
 
 _log = logging.getLogger("openai_gateway")
-_CREATE: Final = "response.create"
-_LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 # What one connection may have waiting and under way: far more than the API runs at once (16).
 _MOST_MESSAGES: Final = 256
 _MOST_WAITING_BYTES: Final = 32 * 1024 * 1024
@@ -36,83 +36,22 @@ _MOST_NAME_LENGTH: Final = 256
 # Records read a turn's events as they read a stream's.
 _EVENTS: Final = Head(200, "OK", [("content-type", "text/event-stream")])
 _ERROR: Final = Head(200, "OK", [("content-type", "application/json")])
-
-
-class Keeper(Protocol):
-    """What a turn needs of the relay."""
-
-    def begin_turn(self, call: Call) -> Progress:
-        """Return the state of a call that may be sent now, having waited for its slot. Raises GatewayError."""
-
-    def end(self, progress: Progress) -> None:
-        """Give everything back, and have the call recorded."""
-
-
-class _ClientEvent(msgspec.Struct):
-    # Of any type: whether a create with a wrong one is refused is not for its reader here to decide.
-    type: Any = None
-    stream_id: Any = None
-
-
-class _ErrorFields(msgspec.Struct):
-    code: str | int | None = None
-
-
-class _ServerEvent(msgspec.Struct):
-    type: str | None = None
-    stream_id: str | None = None
-    status: int | None = None
-
-
-class _Turn:
-    __slots__ = ("has_begun", "moved_at", "progress")
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.moved_at = monotonic()
-        self.has_begun = False
-
-
-class _Lane:
-    __slots__ = ("running", "sender", "waiting")
-
-    def __init__(self) -> None:
-        # Messages that are still to be sent: a create's text, or another's frames.
-        self.waiting: deque[tuple[bytes | None, bytes]] = deque()
-        self.running: deque[_Turn] = deque()
-        self.sender: gevent.Greenlet[..., None] | None = None
-
-
-_client_events = msgspec.json.Decoder(_ClientEvent)
-_server_events = msgspec.json.Decoder(_ServerEvent)
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-def _read(text: bytes) -> _ClientEvent:
-    """Return what a client's message is; one that isn't JSON, but may be a create for who reads more, is a create.
-
-    As such it is refused, where it would pass the slots, the budgets and the model by.
-    """
-    try:
-        return _client_events.decode(text)
-    except _UNREADABLE:
-        # UTF-16, too, is read by some.
-        bare = text.replace(b"\0", b"")
-        return _ClientEvent(_CREATE if b"response.create" in bare or b"\\u" in bare else None)
+_ANSWERED: Final = Outcome(200, {})
 
 
 class Turns:
     """The turns of one connection.
 
-    `to_call` makes a create's text a call; it raises GatewayError, and then has recorded it. `send` sends bytes
-    upstream as a text message, or frames as they are; `tell` gives the client an event.
+    `to_call` makes a create's text a call, and None a call of what the upstream has begun by itself; it raises
+    GatewayError, and then has recorded it. `send` sends bytes upstream as a text message, or frames as they are; `tell`
+    gives the client an event.
     """
 
     def __init__(
         self,
         keeper: Keeper,
         timeouts: Timeouts,
-        to_call: Callable[[bytes], Call],
+        to_call: Callable[[bytes | None], Call],
         send: Callable[[bytes | None, bytes], None],
         tell: Callable[[bytes], None],
     ) -> None:
@@ -122,7 +61,7 @@ class Turns:
         self._send = send
         self._tell = tell
         # Only those in which something runs, waits or is being sent.
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._waiting = 0
         self._waiting_bytes = 0
         self.is_draining = False
@@ -140,10 +79,10 @@ class Turns:
 
     def take(self, text: bytes, frames: bytes) -> None:
         """Take a client's message; `frames` are the bytes that it came in."""
-        event = _read(text)
+        event = read_client_event(text)
         name = event.stream_id if isinstance(event.stream_id, str) else ""
         lane = self._lanes.get(name)
-        is_create = event.type == _CREATE
+        is_create = event.type == events.CREATE
         if not is_create and (lane is None or lane.sender is None):
             self._send(None, frames)
             return
@@ -156,14 +95,14 @@ class Turns:
                 InvalidRequest("Too many messages of this connection wait.", code="too_many_messages"), name
             )
         else:
-            lane = self._lanes.setdefault(name, lane or _Lane())
+            lane = self._lanes.setdefault(name, lane or Lane())
             lane.waiting.append((text if is_create else None, frames))
             self._waiting += 1
             self._waiting_bytes += len(frames)
             if lane.sender is None:
                 lane.sender = gevent.spawn(self._send_waiting, name, lane)
 
-    def _send_waiting(self, name: str, lane: _Lane) -> None:
+    def _send_waiting(self, name: str, lane: Lane) -> None:
         try:
             while lane.waiting:
                 text, frames = lane.waiting.popleft()
@@ -182,12 +121,12 @@ class Turns:
             lane.sender = None
             self._forget(name, lane)
 
-    def _forget(self, name: str, lane: _Lane) -> None:
+    def _forget(self, name: str, lane: Lane) -> None:
         """Have no lane in which nothing is going on: a client may name any number of them."""
         if not (lane.running or lane.waiting or lane.sender) and self._lanes.get(name) is lane:
             del self._lanes[name]
 
-    def _begin(self, text: bytes, name: str, lane: _Lane) -> None:
+    def _begin(self, text: bytes, name: str, lane: Lane) -> None:
         try:
             call = self._to_call(text)
             progress = self._keeper.begin_turn(call)
@@ -202,63 +141,111 @@ class Turns:
             return
         if self._is_over:
             # Its slot came free by the end of the others, at the same moment.
-            self._keeper.end(progress)
+            self._keeper.end_turn(progress)
             raise ClientGone
+        self._start(progress, lane)
+        self._send(call.body or b"", b"")
+
+    def _start(self, progress: Progress, lane: Lane) -> None:
         progress.status, progress.head = 200, _EVENTS
-        progress.tail = to_tail(_EVENTS, monotonic, is_captured=call.received is not None)
-        turn = _Turn(progress)
-        lane.running.append(turn)
-        body = call.body or b""
+        progress.tail = to_tail(_EVENTS, monotonic, is_captured=progress.call.received is not None)
         progress.drop_body()
-        self._send(body, b"")
+        lane.running.append(Turn(progress))
 
     def _tell_error(self, error: GatewayError, name: str) -> None:
         lane = {"stream_id": name} if name else {}
         self._tell(json.dumps({"type": "error", "status": error.status, **error.to_body(), **lane}).encode())
 
-    def see(self, text: bytes) -> None:
-        """Note an event that the upstream has sent."""
+    def pass_on(self, texts: list[memoryview]) -> bool:
+        """Note events that have come and may pass at once; False, and nothing is noted, if one of them is for `see`.
+
+        That is whatever begins or ends a response, or is to be captured.
+        """
+        turns = []
         try:
-            event = _server_events.decode(text)
-        except _UNREADABLE:
+            for text in texts:
+                event = events.decode_server_event(text)
+                turn = self._lanes[event.stream_id or ""].running[0]
+                if turn.tail is None or event.type in events.LAST:
+                    return False
+                turns.append(turn)
+        except (*events.UNREADABLE, LookupError):
+            return False
+        for turn, text in zip(turns, texts, strict=True):
+            turn.has_moved = True
+            turn.tail.length += len(text)  # type: ignore[union-attr]
+        return True
+
+    def see(self, text: bytes) -> None:
+        """Note an event that the upstream has sent. Raises GatewayError for a response that must not go on."""
+        event = read_server_event(text)
+        found = self._find(event) if event is not None else None
+        if event is None or found is None:
             return
+        name, lane = found
+        turn = lane.running[0]
+        turn.has_moved = True
+        progress = turn.progress
+        if not turn.has_begun:
+            self._begin_answer(turn, event, text)
+        elif progress.tail is not None:
+            if turn.tail is None or event.type in events.LAST:
+                progress.tail.add(events.to_stream_event(text))
+            else:
+                progress.tail.length += len(text)
+        if event.type in events.LAST:
+            lane.running.popleft()
+            if lane.running:
+                # The next one's time begins now.
+                lane.running[0].moved_at = monotonic()
+            self._forget(name, lane)
+            progress.outcome = "completed"
+            self._keeper.end_turn(progress)
+
+    def _begin_answer(self, turn: Turn, event: ServerEvent, text: bytes) -> None:
+        """Note the first event: an error is an answer of that status; of a later one, what came before may be paid."""
+        turn.has_begun = True
+        progress, outcome = turn.progress, _ANSWERED
+        tail = progress.tail
+        assert tail is not None
+        if event.type == events.ERROR:
+            error = read_error_event(text)
+            progress.status, progress.head = error.status, _ERROR
+            progress.tail = to_tail(_ERROR, monotonic, is_captured=progress.call.received is not None)
+            progress.tail.add(text)
+            headers = {name.lower(): str(value) for name, value in (error.error.headers or {}).items()}
+            outcome = Outcome(error.status, headers, error.error.code)
+        else:
+            tail.add(events.to_stream_event(text))
+            if progress.call.received is None:
+                turn.tail = tail
+        self._keeper.answer_turn(progress, outcome, text)
+
+    def _find(self, event: ServerEvent) -> tuple[str, Lane] | None:
+        """Return the lane that an event is of, in which something runs; None if it is of none."""
         name = event.stream_id or ""
         lane = self._lanes.get(name)
-        if lane is None or not lane.running:
-            found = self._find_only_lane() if event.type == "error" and event.stream_id is None else None
-            if found is None:
-                return
-            name, lane = found
-        turn = lane.running[0]
-        turn.moved_at, turn.has_begun = monotonic(), True
-        tail = turn.progress.tail
-        assert tail is not None
-        if event.type == "error":
-            turn.progress.status, turn.progress.head = event.status or 500, _ERROR
-            began, length = tail.began, tail.length
-            tail = turn.progress.tail = to_tail(_ERROR, monotonic, is_captured=False)
-            tail.add(text)
-            tail.began, tail.length = began or tail.began, length + tail.length
-        else:
-            tail.add(b"data: " + text + b"\n\n")
-        if event.type in _LAST_EVENTS:
-            lane.running.popleft()
-            self._forget(name, lane)
-            turn.progress.outcome = "completed"
-            self._keeper.end(turn.progress)
+        if lane is not None and lane.running:
+            return name, lane
+        if event.stream_id is None and (event.type == events.ERROR or event.is_of_response):
+            # An error may name no lane, and some upstreams know of none.
+            found = [(name, lane) for name, lane in self._lanes.items() if lane.running]
+            if len(found) == 1 and len(found[0][1].running) == 1:
+                return found[0]
+        if not event.is_of_response:
+            return None
+        # Nobody asked for it here: what was steered goes on in a response that the upstream begins.
+        progress = self._keeper.join_turn(self._to_call(None))
+        lane = self._lanes.setdefault(name, lane or Lane())
+        self._start(progress, lane)
+        return name, lane
 
-    def _find_only_lane(self) -> tuple[str, _Lane] | None:
-        """Return the one lane in which something runs, with its name: an error that names no lane is its own."""
-        found = [(name, lane) for name, lane in self._lanes.items() if lane.running]
-        return found[0] if len(found) == 1 and len(found[0][1].running) == 1 else None
-
-    def find_overdue(self, now: float) -> UpstreamTimeout | None:
+    def find_overdue(self, now: float) -> GatewayError | None:
         """Return the error for a response for which nothing has come for too long, if there is one."""
         for lane in self._lanes.values():
-            for turn in list(lane.running)[:1]:
-                bound_s = self._timeouts.idle_s if turn.has_begun else self._timeouts.first_byte_s
-                if bound_s is not None and now - turn.moved_at > bound_s:
-                    return UpstreamTimeout(f"The upstream sent nothing for {bound_s:g} s.")
+            overdue = lane.find_overdue(self._timeouts, now)
+            if overdue is not None:
+                return overdue
         return None
 
     def refuse(self, error: GatewayError) -> None:
@@ -274,10 +261,10 @@ class Turns:
         for lane in lanes:
             lane.waiting.clear()
             if lane.sender is not None:
-                lane.sender.kill(Cancelled(ClientGone()), block=False)
+                lane.sender.kill(Cancelled(error or ClientGone()), block=False)
         for lane in lanes:
             while lane.running:
                 progress = lane.running.popleft().progress
                 progress.outcome, progress.error = ("failed", error) if error is not None else ("client_gone", None)
-                self._keeper.end(progress)
+                self._keeper.end_turn(progress)
         self._lanes.clear()

@@ -12,7 +12,7 @@ from wsproto.events import CloseConnection, Message, Ping, Pong, TextMessage
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from openai_gateway.wire import frames
-from openai_gateway.wire.frames import BadFrame, Frame, FrameReader, to_frame
+from openai_gateway.wire.frames import Frame, FrameReader, read_texts, to_frame
 
 MOST = 1 << 24
 
@@ -28,19 +28,16 @@ def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
 def _ours(pieces: list[bytes], *, is_masked: bool) -> tuple[list[Any], bool]:
     reader, found = FrameReader(is_masked=is_masked, most_bytes=MOST), []
     text = b""
-    try:
-        for piece in pieces:
-            for frame in reader.feed(piece):
-                if frame.is_control:
-                    found.append((frame.opcode, frame.payload))
-                    continue
-                text += frame.payload
-                if frame.is_final:
-                    found.append(("message", text))
-                    text = b""
-    except BadFrame:
-        return found, False
-    return found, True
+    for piece in pieces:
+        for frame in reader.feed(piece):
+            if frame.is_control:
+                found.append((frame.opcode, frame.payload))
+                continue
+            text += frame.payload
+            if frame.is_final:
+                found.append(("message", text))
+                text = b""
+    return found, reader.bad is None
 
 
 def _theirs(pieces: list[bytes], *, is_masked: bool) -> tuple[list[Any], bool]:
@@ -88,6 +85,30 @@ def test_messages_are_those_that_wsproto_reads(sent: list[Any], sizes: list[int]
     assert reader.is_between_messages
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    sent=st.lists(st.tuples(st.booleans(), st.integers(0, 700) | st.integers(65_530, 65_540)), max_size=4),
+    cut=st.integers(0, 10),
+    junk=st.binary(max_size=4),
+)
+def test_texts_are_read_at_once_if_they_are_all_that_has_come(
+    sent: list[tuple[bool, int]], cut: int, junk: bytes
+) -> None:
+    whole = [to_frame(frames.TEXT if is_text else frames.PING, b"x" * length, is_masked=False)
+             for is_text, length in sent]  # fmt: skip
+    data = b"".join(whole) + junk
+    data = data[: len(data) - cut]
+    texts = read_texts(data)
+    reader = FrameReader(is_masked=False, most_bytes=MOST)
+    found = reader.feed(data)
+    if texts is not None:
+        assert [bytes(text) for text in texts] == [frame.payload for frame in found]
+        assert {frame.opcode for frame in found} <= {frames.TEXT}
+        assert reader.is_empty
+    elif reader.is_empty and not junk and not cut:
+        assert any(not is_text or not 2 <= length <= 65535 for is_text, length in sent)
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(min_size=1, max_size=60), is_masked=st.booleans())
 def test_what_wsproto_refuses_is_refused(data: bytes, is_masked: bool) -> None:
@@ -120,9 +141,18 @@ def test_what_wsproto_refuses_is_refused(data: bytes, is_masked: bool) -> None:
          "half a code", "1005", "reason", "too big"],
 )  # fmt: skip
 def test_broken_frame_is_refused_with_its_code(data: bytes, code: int) -> None:
-    with pytest.raises(BadFrame) as caught:
-        FrameReader(is_masked=False, most_bytes=1 << 20).feed(data)
-    assert caught.value.code == code
+    reader = FrameReader(is_masked=False, most_bytes=1 << 20)
+    reader.feed(data)
+    assert reader.bad is not None
+    assert reader.bad.code == code
+    assert not reader.is_empty
+
+
+def test_frames_before_a_broken_one_are_good_and_none_after_it() -> None:
+    reader = FrameReader(is_masked=False, most_bytes=100)
+    assert [frame.payload for frame in reader.feed(b"\x81\x02{}\xc1\x00\x81\x02[]")] == [b"{}"]
+    assert reader.bad is not None
+    assert reader.feed(b"\x81\x02[]") == []
 
 
 def test_message_in_fragments_with_a_ping_between() -> None:
@@ -137,9 +167,9 @@ def test_message_in_fragments_with_a_ping_between() -> None:
 def test_message_of_empty_frames_is_too_large_at_some_time() -> None:
     reader = FrameReader(is_masked=False, most_bytes=1000)
     reader.feed(b"\x01\x00")
-    with pytest.raises(BadFrame) as refused:
-        reader.feed(b"\x00\x00" * 1000)
-    assert refused.value.code == frames.TOO_BIG
+    reader.feed(b"\x00\x00" * 1000)
+    assert reader.bad is not None
+    assert reader.bad.code == frames.TOO_BIG
 
 
 def test_handshake_is_answered_as_in_the_rfc() -> None:

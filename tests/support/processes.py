@@ -159,7 +159,9 @@ def run_gateway(
 def run_simulator(folder: Path, settings: Mapping[str, Any] | None = None) -> Iterator[Gunicorn]:
     """Run the built-in simulator."""
     environ = {"OPENAI_GATEWAY_SIMULATOR_OVERRIDES": json.dumps(dict(settings or {}))}
-    with run_gunicorn("openai_gateway.simulator.wsgi:app", folder, environ=environ) as running:
+    # gunicorn bounds the wait for a new connection's first request by this, too: at its default of 2 s a worker that a
+    # busy machine held up for longer closed connections whose requests it had not read yet.
+    with run_gunicorn("openai_gateway.simulator.wsgi:app", folder, "--keep-alive", "75", environ=environ) as running:
         yield running
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +21,11 @@ from openai_gateway.cli.summary import to_estimate, to_metrics, to_plural, to_re
 from openai_gateway.cli.target import Target
 from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway
+from openai_gateway.collect.entries import Entry, JournalError
 from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_metrics_path, to_replaced_path
 from openai_gateway.collect.gym_sums import write_gym_sums
 from openai_gateway.collect.journal import Journal
+from openai_gateway.collect.marks import DONE, Marks
 from openai_gateway.collect.params import Additions
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import Plan, Survey
@@ -78,11 +80,14 @@ def collect(order: Order, target: Target) -> int:
     with Journal(order.output, may_resume=order.may_resume) as journal:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
-        if order.is_redo:
-            _take_out_cut_off(order, journal)
         past = _read_past(order, target, order.may_resume)
         plan = _to_plan(order, past)
         survey = plan.survey(target.estimator)
+        # Only now, as what is wrong with the input or the settings has been told.
+        if order.is_redo and _take_out_cut_off(order, journal, plan):
+            past = _read_past(order, target, order.may_resume)
+            plan = plan.renew(past)
+            survey = plan.survey(target.estimator)
         click.echo(
             to_estimate(survey, target.estimator, order.max_cost, _to_concurrency(order, target)),
             err=True,
@@ -101,13 +106,21 @@ def collect(order: Order, target: Target) -> int:
         return _finish(order, target, survey, run)
 
 
-def _take_out_cut_off(order: Order, journal: Journal) -> None:
+def _take_out_cut_off(order: Order, journal: Journal, plan: Plan) -> int:
+    """Move the answers out that were cut off and that the plan asks for again; return how many."""
+    wanted = Marks()
+    for call in plan.all_calls():
+        wanted.finish(call.row.task_index, call.rollout_index)
+
+    def is_unwanted(entry: Entry) -> bool:
+        is_cut_off = read_answer(bytes(entry.response)).finish_reason in CUT_OFF
+        return is_cut_off and wanted.get(entry.task_index, entry.rollout_index) == DONE
+
     replaced = to_replaced_path(order.output)
-    count = journal.answers.take_out(
-        lambda entry: read_answer(bytes(entry.response)).finish_reason in CUT_OFF, replaced
-    )
+    count = journal.answers.take_out(is_unwanted, replaced)
     if count:
         click.echo(f"{to_plural(count, 'answer')} cut off before: asked for again, and kept in {replaced}", err=True)
+    return count
 
 
 def write_metrics(output: Path, found: Mapping[str, Any]) -> Path:
@@ -198,16 +211,30 @@ def _run(order: Order, target: Target, gateway: Gateway, survey: Survey, run: Ru
 def _finish(order: Order, target: Target, survey: Survey, run: Run) -> int:
     """Write and show the sums, say why not all is done, and return the exit code."""
     found = to_metrics(survey, run.progress)
-    beside = [write_metrics(order.output, found).name]
-    if survey.has_agents and (gym := write_gym_sums(order.output)) is not None:
-        beside += [to_inputs_path(order.output).name, gym.name]
-    if order.report is not None:
-        write_report(order.report, order.output, target.estimator, order.group_by)
-        beside.append(str(order.report))
-    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {order.output}, {', '.join(beside)}")
+    files, error = [str(order.output)], None
+    try:
+        for path in _write_beside(order, target, survey, found):
+            files.append(path)
+    except (OSError, JournalError) as failed:
+        error = failed
+    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {', '.join(files)}")
     reason = to_reason(run, order.max_cost)
     if reason:
         click.echo(reason, err=True)
+    if error is not None:
+        click.echo(f"Not all files were written: {exits.describe(error)}", err=True)
     if run.progress.stopping == INTERRUPTED:
         return exits.INTERRUPTED
-    return exits.OK if survey.done + run.progress.answered == survey.calls else exits.FAILED
+    is_all_done = survey.done + run.progress.answered == survey.calls
+    return exits.OK if is_all_done and run.error is None and error is None else exits.FAILED
+
+
+def _write_beside(order: Order, target: Target, survey: Survey, found: Mapping[str, Any]) -> Iterator[str]:
+    """Write the files beside the output and yield the name of each. Raises OSError, JournalError."""
+    yield write_metrics(order.output, found).name
+    if survey.has_agents and (gym := write_gym_sums(order.output)) is not None:
+        yield to_inputs_path(order.output).name
+        yield gym.name
+    if order.report is not None:
+        write_report(order.report, order.output, target.estimator, order.group_by)
+        yield str(order.report)

@@ -124,7 +124,7 @@ def to_summary(found: Mapping[str, Any], failures: Path) -> str:
 
 def to_reason(run: Run, limit_usd: float | None) -> str:
     """Return why not all calls were made and how to go on; "" if they were."""
-    stopping = run.progress.stopping
+    stopping = run.progress.stopping if run.error is None else BROKEN
     if stopping == GENERAL_FAILURE and run.failure is not None:
         failure = run.failure
         said = " ".join(str(part) for part in (failure.status, failure.code, failure.message) if part)

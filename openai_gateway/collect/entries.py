@@ -13,7 +13,16 @@ import msgspec
 
 from openai_gateway.collect.lines import is_gzip, read_raw_lines
 from openai_gateway.collect.questions import QUESTIONS, BadRow, to_checksum, to_question
-from openai_gateway.collect.rows import DURATION, FAILURE, FAILURE_CLASS, LATENCY, REPLAYED, ROLLOUT_INDEX, TASK_INDEX
+from openai_gateway.collect.rows import (
+    DURATION,
+    FAILURE,
+    FAILURE_CLASS,
+    LATENCY,
+    PERHAPS_BILLED,
+    REPLAYED,
+    ROLLOUT_INDEX,
+    TASK_INDEX,
+)
 
 
 class JournalError(Exception):
@@ -32,6 +41,7 @@ _NAMES: Final = {
     "duration_s": DURATION,
     "latency_s": LATENCY,
     "is_replayed": REPLAYED,
+    "perhaps_billed_usd": PERHAPS_BILLED,
 }
 
 
@@ -44,6 +54,7 @@ class Entry(msgspec.Struct, rename=_NAMES):
     duration_s: float | None = None
     latency_s: float | None = None
     is_replayed: bool = False
+    perhaps_billed_usd: float = 0.0
     responses_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     chat_create_params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from openai_gateway.collect.append_file import AppendFile
 from openai_gateway.collect.entries import JournalError, read_entries_and_lines
 from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_replaced_path
 from openai_gateway.collect.journal import Journal
@@ -52,12 +53,12 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
         for part in parts:
             for entry, line in read_entries_and_lines(part):
                 if marks.finish(entry.task_index, entry.rollout_index):
-                    journal.answers.append(_to_whole(line))
+                    _append(journal.answers, line)
                     merged.answers += 1
                 else:
                     merged.doubled += 1
             for _, line in read_entries_and_lines(to_failures_path(part)):
-                journal.failures.append(_to_whole(line))
+                _append(journal.failures, line)
         journal.sync()
     _find_missing(merged, runs, marks)
     if known:
@@ -108,5 +109,7 @@ def _find_missing(merged: Merged, runs: Sequence[Settings | None], marks: Marks)
         merged.notes.append(f"missing: {'; '.join(shown)}{more}: resume their parts, then merge again")
 
 
-def _to_whole(line: bytes) -> bytes:
-    return line if line.endswith(b"\n") else line + b"\n"
+def _append(file: AppendFile, line: bytes) -> None:
+    file.append(line if line.endswith(b"\n") else line + b"\n")
+    if file.error is not None:
+        raise file.error

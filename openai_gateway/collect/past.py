@@ -75,6 +75,7 @@ class Past:
         report = read_answer(bytes(entry.response))
         cost_usd = 0.0 if entry.is_replayed else estimator.to_cost_usd(report)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
+        self.sums.perhaps_billed_usd += entry.perhaps_billed_usd
         if cost_usd is None:
             self.sums.estimated_usd += estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
 
@@ -87,9 +88,9 @@ class Past:
 
 def _to_spent_usd(entry: Entry, estimator: Estimator) -> float:
     if entry.is_replayed:
-        return 0.0
+        return entry.perhaps_billed_usd
     report = read_answer(bytes(entry.response))
     cost_usd = estimator.to_cost_usd(report)
     if cost_usd is None:
         cost_usd = estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
-    return cost_usd
+    return cost_usd + entry.perhaps_billed_usd

@@ -98,6 +98,13 @@ class Plan:
         self._additions = additions
         self._shard = shard
         self._indices: array[int] | None = None
+        self._matches: Matches | None = None
+
+    def renew(self, past: Past) -> Plan:
+        """Return the plan for an output that answers were taken out of: rows stay where they were found before."""
+        plan = Plan(self._source, self._num_repeats, self._limit, past, self._additions, self._shard)
+        plan._indices, plan._matches = self._indices, self._matches
+        return plan
 
     def calls(self) -> Iterator[PlannedCall]:
         """Yield the calls to do, the repeats of a row after one another. Raises BadInput, OSError."""
@@ -132,8 +139,9 @@ class Plan:
                 f"{MOST_CALLS:,} calls; lower --num-repeats, or give a --limit"
             )
         survey = Survey(all_rows=count)
-        if self._past.answers:
-            survey.matches = self._match()
+        if self._past.answers and self._matches is None:
+            self._matches = self._match()
+        survey.matches = self._matches or Matches()
         problems: list[str] = []
         seen = Marks()
         for position, number, text in self._of_shard():

@@ -19,6 +19,7 @@ from openai_gateway.collect.rows import (
     FAILURE,
     FAILURE_CLASS,
     LATENCY,
+    PERHAPS_BILLED,
     REPLAYED,
     RESPONSE,
     ROLLOUT_INDEX,
@@ -82,17 +83,26 @@ def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
     return None
 
 
+class AnswerTimes(msgspec.Struct, frozen=True):
+    """How long an answer took, with all waiting, and its last attempt alone."""
+
+    duration_s: float
+    latency_s: float
+
+
 def to_answer_line(
-    call: PlannedCall, response: bytes, duration_s: float, latency_s: float, *, is_replayed: bool
+    call: PlannedCall, found: GatewayAnswer, response: bytes, times: AnswerTimes, perhaps_billed_usd: float
 ) -> bytes:
-    """Return the output's line of an answer, in NeMo Gym's form."""
+    """Return the output's line of an answer, in NeMo Gym's form, with what its earlier attempts may have cost."""
     where = {TASK_INDEX: call.row.task_index, ROLLOUT_INDEX: call.rollout_index}
-    took: dict[str, float | bool] = {DURATION: round(duration_s, 3)}
-    if latency_s < duration_s:
-        took[LATENCY] = round(latency_s, 3)
-    if is_replayed:
-        took[REPLAYED] = True
-    return to_line(call.row.to_fields(call.rollout_index), {RESPONSE: msgspec.Raw(response), **where, **took})
+    told: dict[str, float | bool] = {DURATION: round(times.duration_s, 3)}
+    if times.latency_s < times.duration_s:
+        told[LATENCY] = round(times.latency_s, 3)
+    if found.is_replayed:
+        told[REPLAYED] = True
+    if perhaps_billed_usd:
+        told[PERHAPS_BILLED] = round(perhaps_billed_usd, 6)
+    return to_line(call.row.to_fields(call.rollout_index), {RESPONSE: msgspec.Raw(response), **where, **told})
 
 
 def to_failure_line(call: PlannedCall, failure: Failure, perhaps_billed_usd: float) -> bytes:

@@ -40,8 +40,20 @@ DURATION: Final = "_ng_duration_s"
 LATENCY: Final = "_ng_latency_s"
 # Only there if the answer was one that recordings had, which cost nothing.
 REPLAYED: Final = "_ng_is_replayed"
+# What earlier attempts of an answer may have cost that timed out; only there if some did.
+PERHAPS_BILLED: Final = "_ng_perhaps_billed_usd"
 AGENT_REF: Final = "agent_ref"
-_ADDED: Final = (RESPONSE, TASK_INDEX, ROLLOUT_INDEX, FAILURE_CLASS, FAILURE, DURATION, LATENCY, REPLAYED)
+_ADDED: Final = (
+    RESPONSE,
+    TASK_INDEX,
+    ROLLOUT_INDEX,
+    FAILURE_CLASS,
+    FAILURE,
+    DURATION,
+    LATENCY,
+    REPLAYED,
+    PERHAPS_BILLED,
+)
 _MAX_INDEX: Final = 2**53
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # A string, which is passed over, or what Python writes though JSON has no such number.

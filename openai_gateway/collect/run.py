@@ -22,7 +22,7 @@ from openai_gateway.collect.estimate import Claim, Estimator
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
-from openai_gateway.collect.results import to_answer_line, to_failure_line, to_result
+from openai_gateway.collect.results import AnswerTimes, to_answer_line, to_failure_line, to_result
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
 from openai_gateway.wire.usage import read_answer
 
@@ -86,7 +86,12 @@ class Run:
             gevent.killall(clocks)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._journal.sync()
+            try:
+                self._journal.finish()
+            except JournalError as error:
+                # It says where answers are that are not in the output.
+                self.error = error
+                self._stop(BROKEN)
 
     def _admit(self, claim: Claim, concurrency: int) -> bool:
         """Wait until one more call may be made; False if none may be any more."""
@@ -117,6 +122,8 @@ class Run:
                 found = gateway.wait_for_response(found, call.rollout_id)
             if found is not None:
                 cost_usd = self._take(call, found, monotonic() - started)
+            if self._journal.error is not None:
+                self._break(self._journal.error)
             if self._in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
                 self._stop(ALL_FAIL)
         except Exception as error:
@@ -145,7 +152,7 @@ class Run:
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
         latency_s = max(duration_s - found.waited_s, 0.0)
         self._journal.answers.append(
-            to_answer_line(call, response, duration_s, latency_s, is_replayed=found.is_replayed)
+            to_answer_line(call, found, response, AnswerTimes(duration_s, latency_s), lost_usd)
         )
         self._in_a_row = 0
         progress.answered += 1
@@ -198,8 +205,8 @@ class Run:
     def _look(self) -> None:
         self.progress.sample()
         try:
-            self._journal.check_place()
-        except (JournalError, OSError) as error:
+            self._journal.look()
+        except JournalError as error:
             self._break(error)
 
     def _read_waits(self, gateway: Gateway) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
 from pathlib import Path
 
 import pytest
 
 from openai_gateway.collect.entries import JournalError, read_entries
 from openai_gateway.collect.files import to_failures_path
-from openai_gateway.collect.journal import AppendFile, Journal
+from openai_gateway.collect.journal import Journal
 
 
 def _line(task: int, rollout: int = 0) -> bytes:
@@ -99,22 +98,6 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_line_that_does_not_fit_on_the_disk_leaves_no_part_of_itself(tmp_path: Path) -> None:
-    file = AppendFile(tmp_path / "o.jsonl")
-    file.append(_line(0))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python ignores SIGXFSZ: the write comes out short, as on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.size + 10, before[1]))
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            file.append(_line(1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    file.append(_line(2))
-    file.close()
-    assert _tasks(file.path) == [0, 2]
-
-
 def test_checksum_is_that_of_the_question_whichever_form_it_has(tmp_path: Path) -> None:
     path = tmp_path / "o.jsonl"
     where = '"_ng_task_index":0,"_ng_rollout_index":0'
@@ -157,29 +140,3 @@ def test_gzip_where_none_is_meant_is_refused(tmp_path: Path, name: str, content:
     with pytest.raises(JournalError, match="another --output"), Journal(tmp_path / name, may_resume=True):
         pass
     assert (tmp_path / name).read_bytes() == content
-
-
-def test_output_that_is_removed_while_it_is_written_to_is_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "o.jsonl"
-    with Journal(path, may_resume=False) as journal:
-        journal.check_place()
-        journal.answers.append(_line(0))
-        path.unlink()
-        with pytest.raises(JournalError, match="removed"):
-            journal.check_place()
-        journal.answers.append(_line(1))
-        journal.check_place()
-    assert _tasks(path) == [0, 1]
-
-
-def test_output_that_is_replaced_while_it_is_written_to_is_kept_beside(tmp_path: Path) -> None:
-    path = tmp_path / "o.jsonl"
-    with Journal(path, may_resume=False) as journal:
-        journal.answers.append(_line(0))
-        path.unlink()
-        path.write_text("another's")
-        with pytest.raises(JournalError, match=r"o\.jsonl\.rescued"):
-            journal.check_place()
-        journal.answers.append(_line(1))
-    assert path.read_text() == "another's"
-    assert _tasks(tmp_path / "o.jsonl.rescued") == [0, 1]

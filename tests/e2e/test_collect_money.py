@@ -115,6 +115,36 @@ def test_calls_that_time_out_are_made_twice_and_count_as_perhaps_billed(tmp_path
     assert len(calls) == 4
 
 
+def test_attempts_that_timed_out_before_an_answer_came_still_count_in_later_runs(tmp_path: Path) -> None:
+    calls = []
+
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            if request.method == "POST":
+                calls.append(request)
+                if len(calls) == 1:
+                    talk.wait_until_closed()
+                    return
+                talk.send(to_answer(_response(10, model="gpt-5-mini")))
+                continue
+            talk.send(to_answer(b'{"data": []}'))
+
+    with run_upstream(script) as upstream:
+        config = str(write_config(tmp_path, upstream.url, PRICED))
+        _write_rows(tmp_path, 2, max_output_tokens=1000)
+        first = _run(tmp_path, "--config", config, "--timeout", "1", "--max-cost", "0.005", "--limit", "1")
+        assert first.returncode == 0, first.stderr
+        lost_usd = _metrics(tmp_path)["perhaps_billed_usd"]
+        assert 0.002 < lost_usd < 0.0025
+        (row,) = _read(tmp_path / "o.jsonl")
+        assert row["_ng_perhaps_billed_usd"] == lost_usd
+        again = _run(tmp_path, "--config", config, "--timeout", "1", "--max-cost", "0.004", "--resume")
+    assert again.returncode == 1
+    assert "Stopped by --max-cost" in again.stderr
+    assert _metrics(tmp_path)["perhaps_billed_usd"] == lost_usd
+    assert len(calls) == 2
+
+
 def test_bounded_rows_say_beforehand_what_they_cost_at_most(tmp_path: Path) -> None:
     config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
     _write_rows(tmp_path, 100, max_output_tokens=1000, instructions="x" * 4000)

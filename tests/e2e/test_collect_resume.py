@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -167,6 +169,53 @@ def test_output_that_is_removed_stops_the_run_and_is_written_again(tmp_path: Pat
     assert "o.jsonl was removed while it was written to" in complained
     done = json.loads((tmp_path / "o_metrics.json").read_text())["calls"]["done"]
     assert _lines(tmp_path / "o.jsonl") == done >= 5
+
+
+def test_output_that_is_removed_at_the_very_end_is_written_again(tmp_path: Path, target: tuple[str, ...]) -> None:
+    _write_rows(tmp_path, 1, metadata={"sim_latency_ms": "1"})
+    (tmp_path / "out").mkdir()
+    rows = _read(tmp_path / "p.jsonl")
+    rows.append({"responses_create_params": {"input": "late", "metadata": {"sim_latency_ms": "300"}}})
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = _start(tmp_path, *target, "--output", "out/o.jsonl")
+    eventually(lambda: _lines(tmp_path / "out" / "o.jsonl") == 1, timeout_s=30)
+    shutil.rmtree(tmp_path / "out")
+    _said, complained = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "out/o.jsonl was removed while it was written to" in complained
+    assert _lines(tmp_path / "out" / "o.jsonl") == 2
+
+
+def test_answers_that_no_disk_has_room_for_are_kept_beside(tmp_path: Path, target: tuple[str, ...]) -> None:
+    _write_rows(tmp_path, 400, instructions="x" * 1000)
+    limits = (20_000, 20_000)
+    run = _start(
+        tmp_path, *target, "--concurrency", "4", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    )
+    _said, complained = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "No space left" in complained
+    assert "that did not fit are in" in complained
+    rescued = (tmp_path / "o.jsonl.rescued").read_bytes()
+    with (tmp_path / "o.jsonl").open("ab") as file:
+        file.write(rescued)
+    assert _lines(tmp_path / "o.jsonl") == json.loads((tmp_path / "o_metrics.json").read_text())["calls"]["done"] > 4
+    ended = _run(tmp_path, *target, "--resume")
+    assert (ended.returncode, _lines(tmp_path / "o.jsonl")) == (0, 400)
+
+
+def test_redo_takes_only_what_it_asks_again(tmp_path: Path, target: tuple[str, ...]) -> None:
+    _write_rows(tmp_path, 3, max_output_tokens=1)
+    assert _run(tmp_path, *target).returncode == 0
+    before = (tmp_path / "o.jsonl").read_bytes()
+    (tmp_path / "other.jsonl").write_text('{"messages": [{"role": "user", "content": "another"}]}\n')
+    ended = _run(tmp_path, *target, "--input", "other.jsonl", "--resume", "--redo", "incomplete")
+    assert (ended.returncode, "give another --output" in ended.stderr) == (2, True)
+    assert (tmp_path / "o.jsonl").read_bytes() == before
+    ended = _run(tmp_path, *target, "--limit", "1", "--resume", "--redo", "incomplete")
+    assert "1 answer cut off before: asked for again" in ended.stderr
+    assert len(_read(tmp_path / "o_replaced.jsonl")) == 1
+    assert sorted(row["_ng_task_index"] for row in _read(tmp_path / "o.jsonl")) == [0, 1, 2]
 
 
 def test_summary_that_nobody_reads_fails_no_run(tmp_path: Path, target: tuple[str, ...]) -> None:

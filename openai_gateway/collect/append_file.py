@@ -177,7 +177,8 @@ class AppendFile:
         raise JournalError(f"{self.path} can't be written to, and no other place was found for what is in it ({error})")
 
     def _to_rescue_paths(self) -> list[Path]:
-        folders = (self.path.parent, Path.cwd(), Path(tempfile.gettempdir()))
+        # The current folder may be the one that was removed: an absolute one is not asked for.
+        folders = (self.path.parent, Path(), Path(tempfile.gettempdir()))
         names = (f"{self.path.name}.rescued", f"{self.path.name}.rescued-{os.getpid()}")
         return [folder / name for folder in folders for name in names]
 

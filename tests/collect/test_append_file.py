@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,12 +108,27 @@ def test_output_whose_folder_can_not_be_made_again_is_written_to_another(path: P
     file.append(_line(0))
     shutil.rmtree(path.parent)
     path.parent.write_text("a file now")
-    with pytest.raises(JournalError, match=r"what it held is in .*here/o\.jsonl\.rescued"):
+    with pytest.raises(JournalError, match=r"what it held is in o\.jsonl\.rescued"):
         file.check_place()
     file.append(_line(1))
     file.check_place()
     file.close()
     assert _tasks(Path("o.jsonl.rescued")) == [0, 1]
+
+
+def test_output_whose_folder_was_the_current_one_is_written_to_the_temporary_one(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.chdir(path.parent)
+    file = AppendFile(Path("o.jsonl"))
+    file.append(_line(0))
+    shutil.rmtree(path.parent)
+    with pytest.raises(JournalError, match=r"what it held is in .*/tmp/o\.jsonl\.rescued"):
+        file.check_place()
+    file.close()
+    assert _tasks(tmp_path / "tmp" / "o.jsonl.rescued") == [0]
 
 
 def test_output_that_is_replaced_while_it_is_written_to_is_kept_beside(path: Path) -> None:

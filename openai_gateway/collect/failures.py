@@ -5,6 +5,7 @@ See also: remedies (what an error status means and how it is cured; its kinds ar
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -37,6 +38,7 @@ _GATEWAY: Final = "see whether the gateway runs and is at this address"
 _GO_ON: Final = "then go on with --resume"
 _LATER: Final = "--resume tries it again"
 
+_STATUS: Final = re.compile("[45][0-9][0-9]")
 _UNREACHABLE: Final = "gateway_unreachable"
 # What every other call would meet, too.
 GENERAL: Final = frozenset(
@@ -102,8 +104,24 @@ def to_broken(status: int | None, message: str) -> Failure:
 
 
 def to_failed_response(status: int, code: str | None, message: str) -> Failure:
-    """Return the failure of a call that was answered with a response that failed."""
-    return Failure("response_failed", status, code, message[:_MAX_MESSAGE], _LATER)
+    """Return the failure of a call that was answered with a response that failed.
+
+    What is no fault of the call's has its own class: a background response that met the limit, or a router's 200 with
+    `{"error": {"code": 402}}`.
+    """
+    remedy = find_remedy(_to_status(code), code, message)
+    message = message[:_MAX_MESSAGE]
+    if remedy.kind not in NOT_HELD_AGAINST or remedy.kind == UNKNOWN_URL:
+        return Failure("response_failed", status, code, message, _LATER)
+    end = _GO_ON if remedy.kind in GENERAL else _LATER
+    return Failure(remedy.kind, status, code, message, f"{remedy.tell(**_NAMES)}; {end}")
+
+
+def _to_status(code: str | None) -> int:
+    """Return the status that an error within a 200 stands for; 500 if it doesn't say."""
+    if code == "rate_limit_exceeded":
+        return 429
+    return int(code) if code is not None and _STATUS.fullmatch(code) else 500
 
 
 def _read_error(body: bytes) -> tuple[str | None, str]:

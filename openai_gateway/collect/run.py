@@ -164,12 +164,12 @@ class Run:
 
     def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
-        if failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout"):
-            return 0.0
         if isinstance(found, GatewayAnswer) and found.status < 300:
             cost_usd = self._estimator.to_cost_usd(read_answer(found.body))
             if cost_usd is not None:
                 return cost_usd
+        if failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout"):
+            return 0.0
         return self._estimator.cost_usd(call.row) or 0.0
 
     def _write_failure(self, call: PlannedCall, failure: Failure, lost_usd: float) -> None:

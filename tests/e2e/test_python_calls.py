@@ -27,11 +27,13 @@ from tests.support.upstreams import (
     to_event,
     to_request_body,
 )
+from tests.support.websockets import RawWebSocket, accept_websocket, open_websocket, to_create, to_server_event
 
 # On Python 3.11; later versions count fewer, for comprehensions are no calls there.
 # 0.1.0 took 158 and 5.
 MOST_OF_A_CALL = 128
 MOST_OF_AN_EVENT = 4
+MOST_OF_A_WEBSOCKETS_EVENT = 4
 CALLS = 50
 EVENTS = 50
 # Called if a socket's bytes are not there yet, and if calls are slow to come.
@@ -125,6 +127,37 @@ def test_a_call_and_an_event_take_no_more_calls_of_pythons_than_they_did(tmp_pat
     of_call, of_event = _to_one(of_calls, CALLS), _to_one(many, EVENTS)
     assert of_call.total() <= MOST_OF_A_CALL, of_call.most_common()
     assert of_event.total() <= MOST_OF_AN_EVENT, of_event.most_common()
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage counts calls itself")
+def test_an_event_over_a_websocket_takes_no_more_calls_of_pythons_than_it_did(tmp_path: Path) -> None:
+    go_on = threading.Semaphore(0)
+
+    def serve(talk: Conversation) -> None:
+        upstream = accept_websocket(talk)
+        upstream.receive_event()
+        upstream.send(to_server_event("created"))
+        while go_on.acquire(timeout=20):
+            upstream.send(to_server_event("output_text.delta", delta="x"))
+
+    def pass_on(counter: Client, client: RawWebSocket, events: int) -> Counter[str]:
+        counter.count_calls()
+        for _ in range(events):
+            go_on.release()
+            client.receive()
+        return counter.count_calls()
+
+    with run_upstream(serve) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        counter, client = Client(gateway.url), open_websocket(gateway.url)
+        client.send(to_create())
+        client.receive()
+        pass_on(counter, client, EVENTS)
+        few, many = pass_on(counter, client, EVENTS), pass_on(counter, client, 2 * EVENTS)
+        many.subtract(few)
+        counter.close()
+        client.leave()
+    of_event = _to_one(many, EVENTS)
+    assert 0 < of_event.total() <= MOST_OF_A_WEBSOCKETS_EVENT, of_event.most_common()
 
 
 def _to_one(counted: Counter[str], times: int) -> Counter[str]:

@@ -25,6 +25,7 @@ from openai_gateway.wire import frames
 from openai_gateway.wire.frames import to_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
+from tests.support.websockets import RawWebSocket, accept_websocket, to_server_event
 
 # The official client, too, uses what the package would rather have as a context manager.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning", "ignore:serve:DeprecationWarning")
@@ -99,6 +100,81 @@ def test_official_async_client(through: tuple[Gunicorn, Gunicorn, Path]) -> None
             return names
 
     assert asyncio.run(ask())[0] == "response.created"
+
+
+class _Upstream:
+    """Drops the first connection within its response, answers over the next."""
+
+    def __init__(self, drop: Callable[[RawWebSocket], None]) -> None:
+        self._drop = drop
+        self.created = 0
+
+    def __call__(self, talk: Conversation) -> None:
+        upstream = accept_websocket(talk)
+        while (frame := upstream.receive()) is not None and frame.opcode != frames.CLOSE:
+            self.created += 1
+            upstream.send(to_server_event("created"))
+            if self.created == 1:
+                self._drop(upstream)
+                return
+            upstream.send(to_server_event("completed"))
+
+
+_DROPS = [(lambda upstream: upstream.leave(), 1011), (lambda upstream: upstream.close_with(1012), 1012)]
+
+
+@pytest.mark.parametrize(("drop", "code"), _DROPS, ids=["broken off", "closed with 1012"])
+def test_official_client_reconnects_after_a_dropped_connection(drop: Any, code: int, tmp_path: Path) -> None:
+    upstream = _Upstream(drop)
+    codes: list[int] = []
+    with run_upstream(upstream) as running, run_gateway(tmp_path, running.url) as gateway:
+        client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="k")
+
+        def ask_again(event: Any) -> None:
+            codes.append(event.close_code)
+            # Kept by the SDK until there is a connection again.
+            connection.response.create(model="x", input="hello")
+
+        with client.responses.connect(on_reconnecting=ask_again) as connection:
+            connection.response.create(model="x", input="hello")
+            assert _names_until_completed(connection) == ["response.created"] * 2 + ["response.completed"]
+    assert (codes, upstream.created) == ([code], 2)
+
+
+def _names_until_completed(connection: Any) -> list[str]:
+    names: list[str] = []
+    for event in connection:
+        names.append(event.type)
+        if event.type == "response.completed":
+            break
+    return names
+
+
+@pytest.mark.parametrize(("drop", "code"), _DROPS, ids=["broken off", "closed with 1012"])
+def test_official_async_client_reconnects_after_a_dropped_connection(drop: Any, code: int, tmp_path: Path) -> None:
+    upstream = _Upstream(drop)
+    codes: list[int] = []
+
+    async def ask(url: str) -> list[str]:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k")
+        asked: list[Any] = []
+
+        def ask_again(event: Any) -> None:
+            codes.append(event.close_code)
+            asked.append(asyncio.ensure_future(connection.response.create(model="x", input="hello")))
+
+        names: list[str] = []
+        async with client.responses.connect(on_reconnecting=ask_again) as connection:
+            await connection.response.create(model="x", input="hello")
+            async for event in connection:
+                names.append(event.type)
+                if event.type == "response.completed":
+                    break
+        return names
+
+    with run_upstream(upstream) as running, run_gateway(tmp_path, running.url) as gateway:
+        assert asyncio.run(ask(gateway.url)) == ["response.created"] * 2 + ["response.completed"]
+    assert (codes, upstream.created) == ([code], 2)
 
 
 @pytest.mark.parametrize("prefix", ["", "/policy_model", "/ng-rollout/ws1", "/ng-rollout/ws1/policy_model"])

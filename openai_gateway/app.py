@@ -35,6 +35,7 @@ from openai_gateway.blueprints.reply import DroppedResponse, StartResponse, to_e
 from openai_gateway.blueprints.serving import FEED, SERVER_NAME, SERVERS, SNAPSHOTS
 from openai_gateway.blueprints.websocket import is_handshake
 from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config.client_faults import find_looseness
 from openai_gateway.config.clients import Clients, ClientsFile, open_clients
 from openai_gateway.config.secret import Secret
 from openai_gateway.errors import (
@@ -213,7 +214,7 @@ def _open_clients(config: GatewayConfig) -> dict[str, ClientsFile]:
             path,
             config.clients.get(path, Clients()),
             frozenset(config.servers),
-            may_have_budgets=all(server.usage_log is not None for server in servers),
+            {server.name: list(find_looseness(server)) for server in servers},
         )
         for path, servers in users.items()
     }

@@ -17,13 +17,16 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from openai_gateway import __version__
 from openai_gateway.accounting.snapshot import Snapshots, to_states
 from openai_gateway.accounting.standings import Standing
-from openai_gateway.accounting.totals import BOUNDS_S, Account, Histogram, Totals
+from openai_gateway.accounting.totals import BOUNDS_S, Account, Histogram, ServerState, Totals
 
 _PREFIX: Final = "openai_gateway_"
 _KINDS: Final = ("input", "cached", "output", "reasoning")
 _BOUNDS: Final = (*(repr(float(bound)) for bound in BOUNDS_S), "+Inf")
 _CALL: Final = ("server", "api")
 _WHY: Final = ("server", "reason")
+_WINDOWS: Final = ("1m", "1h")
+# What calls in the queue may wait for.
+_WAITS: Final = ("slot", "rate", "tokens", "window", "pause")
 # Name, help, the value in an Account.
 _SUMS: Final = (
     ("upstream_attempts", "Attempts at the upstream, first ones and retries.", "attempts"),
@@ -73,6 +76,7 @@ class _Metrics(Collector):
         yield from _collect_saved(total)
         yield from _collect_lost(total)
         yield from _collect_states(workers)
+        yield from _collect_learned(to_states(workers))
         yield from _collect_clients(*self._snapshots.standings(total))
 
 
@@ -165,9 +169,6 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     )
     pause = _gauge("pause_seconds", "Seconds that the upstream's refusal still holds all calls up.", ["server"])
     retrying = _gauge("calls_retrying", "Calls that wait for another attempt now, by why the last one failed.", _WHY)
-    learned = _gauge("learned_limit_per_minute", "The limit that the gateway has found out.", ["server", "kind"])
-    free = _gauge("learned_limit_free", "What is free of it now.", ["server", "kind"])
-    others = _gauge("learned_limit_others_per_minute", "What other users of the key take of it.", ["server", "kind"])
     redis_up = _gauge("limits_redis_up", "1 while other hosts share limits; absent without Redis.", ["server"])
     hosts = _gauge("limits_hosts", "Hosts that share limits, this one included; absent without Redis.", ["server"])
     for name, state in to_states(workers).items():
@@ -177,10 +178,6 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
         pause.add_metric([name], state.paused_s)
         for reason, count in state.retrying.items():
             retrying.add_metric([name, reason], count)
-        for kind, found_out in state.learned_limits.items():
-            learned.add_metric([name, kind], found_out.per_minute)
-            free.add_metric([name, kind], found_out.free)
-            others.add_metric([name, kind], found_out.taken_by_others_per_minute)
         in_flight.add_metric([name], state.in_flight)
         queued.add_metric([name], state.queued)
         breaker.add_metric([name], state.is_breaker_open)
@@ -190,7 +187,7 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
             for family, value in ((limit, found.limit), (remaining, found.remaining), (reset, found.reset_s)):
                 if value is not None:
                     family.add_metric([name, kind], value)
-    yield from (in_flight, queued, cap, breaker, limit, remaining, reset, pause, retrying, learned, free, others)
+    yield from (in_flight, queued, cap, breaker, limit, remaining, reset, pause, retrying)
     yield from (redis_up, hosts)
     yield GaugeMetricFamily(_PREFIX + "workers", "Worker processes that serve.", value=len(workers))
     yield GaugeMetricFamily(
@@ -206,6 +203,40 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     build = _gauge("build_info", "The version that serves.", ["version"])
     build.add_metric([__version__], 1)
     yield build
+
+
+def _collect_learned(states: dict[str, ServerState]) -> Iterator[Metric]:
+    """Give what has been found out of the upstreams' limits, how far they are used, and what waits for them."""
+    kind_of = ["server", "kind"]
+    values = {
+        "per_minute": _gauge("learned_limit_per_minute", "The limit that the gateway has found out.", kind_of),
+        "free": _gauge("learned_limit_free", "What is free of it now.", kind_of),
+        "margin": _gauge("learned_limit_margin", "What of that is left unspent, to be on the safe side.", kind_of),
+        "taken_by_others_per_minute": _gauge(
+            "learned_limit_others_per_minute", "What other users of the key take of it.", kind_of
+        ),
+    }
+    dialect = _gauge("learned_limit_dialect", "1; how the limit was found out.", [*kind_of, "dialect"])
+    used = _gauge("learned_limit_used_ratio", "Share that was used of what it let in of late.", [*kind_of, "window"])
+    refused = _gauge("refused_ratio", "Share of late attempts that a limit refused (429).", ["server", "window"])
+    at_a_time = _gauge("learned_limit_in_flight", "Calls that the upstream was found to take at a time.", ["server"])
+    waiting = _gauge("calls_waiting", "Calls that wait for their turn now, by what for.", _WHY)
+    for name, state in states.items():
+        for kind, found in state.learned_limits.items():
+            for field, family in values.items():
+                family.add_metric([name, kind], getattr(found, field))
+            dialect.add_metric([name, kind, found.dialect], 1)
+            for window, share in zip(_WINDOWS, found.used_shares(), strict=True):
+                if share is not None:
+                    used.add_metric([name, kind, window], share)
+        for window, share in zip(_WINDOWS, state.attempts.refused_shares(), strict=True):
+            if share is not None:
+                refused.add_metric([name, window], share)
+        if state.most_in_flight is not None:
+            at_a_time.add_metric([name], state.most_in_flight)
+        for reason in _WAITS:
+            waiting.add_metric([name, reason], state.waiting.get(reason, 0))
+    yield from (*values.values(), dialect, used, refused, at_a_time, waiting)
 
 
 def _collect_clients(standings: list[Standing], problems: list[str]) -> Iterator[Metric]:

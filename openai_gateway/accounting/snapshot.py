@@ -23,7 +23,7 @@ from openai_gateway.accounting.standings import Standing, Standings
 from openai_gateway.accounting.totals import KEPT_SECONDS, Account, Consumption, Saved, ServerState, Totals, add_counts
 from openai_gateway.remedies import advise
 from openai_gateway.wire.call import CallRecord
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
 
 _log = logging.getLogger("openai_gateway")
 _INTERVAL_S: Final = 0.5
@@ -51,7 +51,18 @@ class Snapshots:
         """Write the totals if they have changed; a failure is logged once until it is over."""
         try:
             states = self._aggregate.look()
-            states_now = [(state.in_flight, state.queued, state.is_redis_up, state.hosts) for state in states.values()]
+            # What was used of late goes down without a call.
+            states_now = [
+                (
+                    state.in_flight,
+                    state.queued,
+                    state.is_redis_up,
+                    state.hosts,
+                    state.attempts,
+                    [limit.used for limit in state.learned_limits.values()],
+                )
+                for state in states.values()
+            ]
             now = (self._aggregate.calls, self._aggregate.totals.websockets, states_now)
             if self._files is not None and (now != self._published or not self._files.is_written()):
                 self._files.write(self._aggregate.totals)
@@ -134,7 +145,14 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
             state.paused_s = max(state.paused_s, theirs.paused_s)
             add_counts(state.retrying, theirs.retrying)
             state.is_redis_up, state.hosts = theirs.is_redis_up, theirs.hosts
-            state.learned_limits = {**state.learned_limits, **theirs.learned_limits}
+            for kind, learned in theirs.learned_limits.items():
+                mine = state.learned_limits.get(kind)
+                state.learned_limits[kind] = learned if mine is None else mine.merge(learned)
+            state.attempts = state.attempts.merge(theirs.attempts)
+            if theirs.queued:
+                add_counts(state.waiting, {theirs.queue_reason or "slot": theirs.queued})
+            if theirs.most_in_flight is not None:
+                state.most_in_flight = max(state.most_in_flight or 0.0, theirs.most_in_flight)
             if theirs.limits_at >= state.limits_at:
                 state.rate_limits, state.limits_at = theirs.rate_limits, theirs.limits_at
     return states
@@ -168,7 +186,10 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "breaker_open": state.is_breaker_open,
         "notes": [*state.notes, *([_REDIS_AWAY] if state.is_redis_up is False else ())],
         "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},
-        "learned_limits": {kind: msgspec.structs.asdict(limit) for kind, limit in state.learned_limits.items()},
+        "learned_limits": {kind: _show_learned(limit) for kind, limit in state.learned_limits.items()},
+        "most_in_flight": state.most_in_flight,
+        "refused_shares": state.attempts.refused_shares(),
+        "waiting": state.waiting,
         "queue_reason": state.queue_reason,
         "paused_s": state.paused_s,
         "retrying": state.retrying,
@@ -198,6 +219,10 @@ def _sum_retries(accounts: Iterable[Account]) -> dict[str, int]:
     for account in accounts:
         add_counts(reasons, account.retries)
     return reasons
+
+
+def _show_learned(limit: LearnedLimit) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(limit), "used_shares": limit.used_shares()}
 
 
 def _show_limit(limit: RateLimit) -> dict[str, float | None]:

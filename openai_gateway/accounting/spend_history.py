@@ -1,7 +1,7 @@
 """Sums up from the usage logs what clients have spent, when the gateway starts.
 
-A log may have been rotated to `<path>.<anything>`, compressed or not; all its parts are read, a line at a time. See
-also: budgets (what becomes of the sums).
+A log may have been rotated to `<path>.<anything>` or `<path>-<date>`, gzipped or not; all its parts are read, a line at
+a time. See also: budgets (what becomes of the sums).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def sum_up_spend(paths: Iterable[str], now: float) -> dict[str, dict[str, int]]:
 
 def _read_all(paths: Iterable[str]) -> Iterator[bytes]:
     for path in paths:
-        for part in [*sorted(glob.glob(f"{glob.escape(path)}.*")), *glob.glob(glob.escape(path))]:
+        # logrotate's `dateext` puts a hyphen between.
+        for part in [*sorted(glob.glob(f"{glob.escape(path)}[.-]*")), *glob.glob(glob.escape(path))]:
             try:
                 with gzip.open(part, "rb") if part.endswith(".gz") else open(part, "rb") as file:
                     yield from file

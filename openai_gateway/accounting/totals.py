@@ -14,7 +14,7 @@ import msgspec
 
 from openai_gateway.accounting.tally import TokenSums, to_step
 from openai_gateway.wire.call import CallRecord
-from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
+from openai_gateway.wire.rate_limits import Attempts, LearnedLimit, RateLimit
 
 # Calls last from 10 ms to half an hour.
 BOUNDS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
@@ -200,9 +200,11 @@ class Second(msgspec.Struct):
 class ServerState(msgspec.Struct):
     """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`.
 
-    `queue_reason` is why calls wait in the queue, `retrying` how many wait for another attempt, by why the last one
-    failed. `is_redis_up` tells whether its limits are shared with other hosts now (None: they aren't to be), and
-    `hosts` how many there are. `notes` are what its operator should know.
+    `queue_reason` is why calls wait in the queue, `waiting` how many do, by that, over all workers; `retrying` how many
+    wait for another attempt, by why the last one failed. `most_in_flight` is how many calls the upstream was found to
+    take at a time, None if that is not its limit; `attempts` are those of the last minute and hour. `is_redis_up` tells
+    whether its limits are shared with other hosts now (None: they aren't to be), and `hosts` how many there are. The
+    `notes` are what its operator should know.
     """
 
     model: str
@@ -214,6 +216,9 @@ class ServerState(msgspec.Struct):
     rate_limits: dict[str, RateLimit] = {}
     limits_at: float = 0.0
     learned_limits: dict[str, LearnedLimit] = {}
+    most_in_flight: float | None = None
+    attempts: Attempts = Attempts()
+    waiting: dict[str, int] = {}
     queue_reason: str = ""
     paused_s: float = 0.0
     retrying: dict[str, int] = {}

@@ -16,8 +16,9 @@ from gevent.event import Event
 from openai_gateway.accounting.budgets import Budgets, Reservation, read_run_limit
 from openai_gateway.accounting.estimates import Experience, to_asked
 from openai_gateway.config import ServerConfig
+from openai_gateway.config.client_faults import knows_costs
 from openai_gateway.config.clients import Client
-from openai_gateway.errors import Saturated
+from openai_gateway.errors import InvalidRequest, Saturated
 from openai_gateway.wire.call import Call
 
 _FIRST_CALLS: Final = 2
@@ -30,6 +31,7 @@ class BudgetDoor:
     def __init__(self, budgets: Budgets, server: ServerConfig) -> None:
         self._budgets = budgets
         self._server = server
+        self._knows_costs = knows_costs(server)
 
     def reserve(
         self,
@@ -41,6 +43,10 @@ class BudgetDoor:
     ) -> Reservation:
         """Return the money set aside for a call. Raises BudgetExceeded, ClientBusy, Saturated, InvalidRequest."""
         run = read_run_limit(environ, client)
+        if run is not None and not self._knows_costs:
+            raise InvalidRequest(
+                f"A run's budget can't hold for {self._server.openai_model}, which has no price.", code="invalid_header"
+            )
         asked = to_asked(call.api, call.body or b"", values, defaults)
         is_limited = run is not None or (client is not None and client.budget_usd is not None)
         experience = self._budgets.find_experience(client, self._server)

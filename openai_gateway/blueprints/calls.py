@@ -82,6 +82,7 @@ class CallServer:
         self.share_limits = relay.share_limits
         self.settle_records = relay.settle_records
         self.is_refusing = relay.is_refusing
+        self.close_queue = relay.close_queue
         # Upstream headers by the client's head; a client's calls differ in little but the length of their bodies.
         self._headers: dict[bytes, headers.RequestHeaders] = {}
         self._is_captured = server.model_call_capture_dir is not None
@@ -92,16 +93,16 @@ class CallServer:
 
     def state(self) -> ServerState:
         """Return how this server is now, in this worker."""
+        now = self._relay.under_way()
         limits, limits_at = self._relay.rate_limits()
         warning = self._server.prices.to_warning()
         return ServerState(
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
-            **msgspec.structs.asdict(self._relay.under_way()),
+            **{name: getattr(now, name) for name in now.__struct_fields__},
             is_breaker_open=self._relay.is_breaker_open,
             rate_limits=limits,
             limits_at=limits_at,
-            learned_limits=self._relay.learned_limits(),
             notes=() if warning is None else (warning,),
         )
 
@@ -177,7 +178,8 @@ class CallServer:
             try:
                 # Each time: a key that is taken out of the file ends with the next call, not with the connection.
                 client = self.keys.authenticate(environ)
-                made = msgspec.structs.replace(made, client=client.name if client is not None else None)
+                if client is not None:
+                    made = msgspec.structs.replace(made, client=client.name, share=client.share)
                 # None: the upstream has begun it by itself.
                 values, body = self._rewrite(text, endpoint) if text is not None else ({}, b"")
             except GatewayError as error:
@@ -210,12 +212,14 @@ class CallServer:
         rollout_id = environ.get("openai_gateway.rollout_id")
         values: Mapping[str, msgspec.Raw] = {}
         client: str | None = None
+        share = 1.0
         try:
             if "HTTP_ORIGIN" in environ or "HTTP_SEC_FETCH_SITE" in environ:
                 self.cross_origin.check(environ)
             if self.keys.are_required:
                 found = self.keys.authenticate(environ)
-                client = found.name if found is not None else None
+                if found is not None:
+                    client, share = found.name, found.share
             if method == "POST":
                 body = read_body(environ, self._server.max_body_bytes, watch)
                 if endpoint.schema is not None:
@@ -243,6 +247,7 @@ class CallServer:
             is_metered=endpoint.schema is not None and not endpoint.is_free,
             received=received,
             client=client,
+            share=share,
             rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
             output_tokens=envelope.to_output_tokens(values, endpoint.api) if values else None,
         )

@@ -109,8 +109,8 @@ def collect_command(arguments: tuple[str, ...], **given: Any) -> int:
       openai-gateway collect +input_jsonl_fpath=prompts.jsonl +output_jsonl_fpath=rollouts.jsonl +num_repeats=4
 
     Other +key=value and ++key=value arguments are config overrides for the gateway that is started. A running gateway
-    that wants a key gets the environment's OPENAI_GATEWAY_API_KEY. Ctrl-C lets the calls in flight finish, a second
-    one cancels them.
+    that wants a key gets the environment's OPENAI_GATEWAY_API_KEY. Ctrl-C sends nothing that still waits, and lets
+    the calls finish that the upstream works on; a second one cancels them.
 
     Exit codes: 0 all done, 1 not all (failed, or stopped by --max-cost), 2 called wrongly, 130 stopped by Ctrl-C.
     """

@@ -12,28 +12,20 @@ from typing import Final
 
 from openai_gateway.cli.choosing import load, to_environ
 from openai_gateway.cli.servers import run_server
-from openai_gateway.config import GatewayConfig, ServerConfig
+from openai_gateway.config import ServerConfig
 from openai_gateway.config.load import SERVER_VARIABLE
 
 _KEYS_FILE: Final = "gateway_api_keys_file"
-# A file of prompts waits for an upstream that is away (limits are waited for anyway) as long as it takes.
-_PATIENCE: Final = {"max_retries": "100", "retry_budget_s": "3600", "retry_ratio": "null"}
 
 
 class OwnGateway:
-    """A gateway that serves `server`. Raises ConfigError.
-
-    `notes` say what was set beyond the config.
-    """
+    """A gateway that serves `server`. Raises ConfigError."""
 
     def __init__(self, paths: Sequence[str], overrides: Sequence[str], server: str | None) -> None:
         self._environ = to_environ(paths, overrides)
         if server is not None:
             self._environ[SERVER_VARIABLE] = server
         config = load(self._environ)
-        self._patience = _find_patience(config)
-        shown = ", ".join(override.rpartition(".")[2] for override in self._patience)
-        self.notes = [f"set for this run, as the config doesn't: {shown}"] if self._patience else []
         self.server: ServerConfig = config.servers[config.default_server]
         self._names = list(config.servers)
 
@@ -50,19 +42,9 @@ class OwnGateway:
                 f"{to_override_key(name, _KEYS_FILE)}=null",
             )
         ]
-        environ = to_environ((), [*self._patience, *locks], self._environ)
+        environ = to_environ((), locks, self._environ)
         with run_server("openai_gateway.wsgi:app", environ, is_apart=True) as url:
             yield f"{url}/v1", key
-
-
-def _find_patience(config: GatewayConfig) -> list[str]:
-    """Return overrides for what the config leaves to the defaults, which are made for clients that wait in person."""
-    name = config.default_server
-    return [
-        f"{to_override_key(name, key)}={value}"
-        for key, value in _PATIENCE.items()
-        if config.origins.get(to_override_key(name, key).lstrip("+")) == "default"
-    ]
 
 
 def to_override_key(server: str, key: str) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from openai_gateway.cli.summary import to_cost, to_duration, to_short
-from openai_gateway.collect.client import QUEUED
+from openai_gateway.collect.client import QUEUED, Waits
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
 
@@ -26,7 +26,11 @@ _WIDE: Final = 110
 # From then on it is worth telling how long the oldest call has been under way.
 _LONG_S: Final = 10.0
 _BAR_RANK: Final = 6
+# Left out where there is little room.
+_WAITING_FOR_THE: Final = "waiting for the "
 _SPACE: Final = "  "
+# What the gateway's queue waits for, as it says it.
+_QUEUES: Final = {"rate": "requests", "tokens": "tokens"}
 _REASONS: Final = {
     "429": "rate limit",
     "paused": "rate limit",
@@ -84,6 +88,8 @@ def to_line(progress: RunProgress, survey: Survey, width: int) -> str:
     bar = f"[{'#' * filled}{'.' * (bar_width - filled)}]"
     (rank, count), *others = to_status(progress, survey)
     parts = [(_BAR_RANK, bar), (rank, count), *others]
+    if width < _WIDE:
+        parts = [(rank, text.removeprefix(_WAITING_FOR_THE)) for rank, text in parts]
     while len(parts) > 1 and _to_length(parts) > width:
         parts.remove(max(parts, key=lambda part: part[0]))
     return _SPACE.join(text for _, text in parts)[:width]
@@ -114,8 +120,12 @@ def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
 
 def to_wait(progress: RunProgress) -> str | None:
     """Return why calls wait or take long; None if nothing is worth telling."""
+    if progress.away_s is not None:
+        return f"upstream away for {to_duration(progress.away_s)}"
+    if progress.in_flight and (limit := _to_limit(progress.waits)) is not None:
+        return f"waiting for {limit}"
     reasons: dict[str, int] = {}
-    for reason, count in progress.waits.items():
+    for reason, count in progress.waits.counts.items():
         name = _REASONS.get(reason, f"status {reason}" if reason.isdigit() else reason)
         reasons[name] = reasons.get(name, 0) + count
     if reasons and progress.in_flight:
@@ -126,6 +136,20 @@ def to_wait(progress: RunProgress) -> str | None:
         return "few at a time until a call's cost is known"
     oldest_s = progress.oldest_s()
     return f"longest {to_duration(oldest_s)}" if oldest_s >= _LONG_S else None
+
+
+def _to_limit(waits: Waits) -> str | None:
+    """Return which limit of the upstream's the queue waits for, None if it waits for something else, or nothing."""
+    if waits.reason == "window" and waits.most_in_flight is not None:
+        return f"others to end (limit: {waits.most_in_flight:,.0f} at a time)"
+    if waits.reason == "pause":
+        return "the rate limit (the upstream asks for a pause)"
+    kind = _QUEUES.get(waits.reason)
+    found = waits.limits.get(kind or "")
+    if kind is None or found is None:
+        return None if kind is None else "the rate limit"
+    used = "" if found.used_share is None else f", {100 * found.used_share:.0f} % used"
+    return f"the rate limit ({found.per_minute:,.0f} {kind} a minute{used})"
 
 
 def _to_cost(progress: RunProgress) -> str:

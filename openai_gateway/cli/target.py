@@ -54,11 +54,10 @@ class Target:
             assert self.running is not None
             yield self.running
             return
-        for note in self.own.notes:
-            click.echo(note, err=True)
         click.echo("Starting the gateway ...", err=True)
         # Closed first: a server that is ended waits for the connections of its clients.
         with self.own.run() as (url, key), contextlib.closing(Gateway(url, key, self.added_headers)) as gateway:
+            gateway.is_own = True
             _greet(gateway)
             yield gateway
 

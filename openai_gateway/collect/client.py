@@ -86,9 +86,32 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class FoundLimit(msgspec.Struct, frozen=True):
+    """A limit of the upstream's: how much a minute, and which share of it was used in the last one (None: unknown)."""
+
+    per_minute: float
+    used_share: float | None = None
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """What calls wait for at the gateway: how many, by why their last attempt failed, or QUEUED.
+
+    `reason` is what the queue waits for: slot, rate, tokens, window, pause; "" if nobody queues. `limits` are what was
+    found out of the upstream's limits, by kind; `most_in_flight` is how many calls it takes at a time.
+    """
+
+    counts: dict[str, int] = {}
+    reason: str = ""
+    limits: dict[str, FoundLimit] = {}
+    most_in_flight: float | None = None
+
+
 class _ServerState(msgspec.Struct):
     queued: int = 0
     retrying: dict[str, int] = {}
+    queue_reason: str = ""
+    limits: dict[str, FoundLimit] = {}
+    most_in_flight: float | None = None
 
 
 class _Readiness(msgspec.Struct):
@@ -117,6 +140,8 @@ class Gateway:
         tls = make_context(os.environ.get("SSL_CERT_FILE")) if url.scheme == "https" else None
         self._session = PeerSession(base_url, tls, ConnectionTerms(keepalive_s=_KEEPALIVE_S))
         self.knows_rollouts = False
+        # Whether it serves nobody else.
+        self.is_own = False
 
     def greet(self) -> list[str] | Failure:
         """Return the models there are, or why there is no talking to the gateway; learn whether it knows rollouts.
@@ -174,21 +199,27 @@ class Gateway:
     def _cancel(self, path: str, rollout_id: str) -> None:
         self._send("POST", self._to_call_url(path, rollout_id), b"{}")
 
-    def read_waits(self) -> dict[str, int]:
-        """Return how many calls wait for an attempt now, by why the last one failed, or QUEUED; nothing if unknown."""
+    def read_waits(self) -> Waits:
+        """Return what calls wait for now; nothing if that is unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
         try:
             servers = (
                 msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, GatewayAnswer) else {}
             )
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return {}
-        waits: dict[str, int] = {}
+            return Waits()
+        counts: dict[str, int] = {}
         for server in servers.values():
             for reason, count in {**server.retrying, QUEUED: server.queued}.items():
                 if count:
-                    waits[reason] = waits.get(reason, 0) + count
-        return waits
+                    counts[reason] = counts.get(reason, 0) + count
+        busiest = max(servers.values(), key=lambda server: server.queued, default=_ServerState())
+        return Waits(counts, busiest.queue_reason, busiest.limits, busiest.most_in_flight)
+
+    def close_queue(self) -> None:
+        """Have the gateway send nothing any more that waits there; one that serves others, too, is left alone."""
+        if self.is_own:
+            self._send("DELETE", f"{self._origin}/queue", None)
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -15,8 +15,9 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Group
 
+from openai_gateway.collect.away import Away, is_away
 from openai_gateway.collect.budget import Budget
-from openai_gateway.collect.client import Gateway, GatewayAnswer
+from openai_gateway.collect.client import Gateway, GatewayAnswer, Waits
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.estimate import Claim, Estimator
 from openai_gateway.collect.failures import Failure
@@ -40,6 +41,7 @@ class Run:
 
     def __init__(self, journal: Journal, estimator: Estimator, budget: Budget, progress: RunProgress) -> None:
         self.progress = progress
+        self._away = Away()
         self._journal = journal
         self._estimator = estimator
         self._budget = budget
@@ -65,6 +67,7 @@ class Run:
             gevent.spawn(_every, _WAITS_EVERY_S, lambda: self._read_waits(gateway)),
             gevent.spawn(_every, _SYNC_EVERY_S, self._sync),
             gevent.spawn(_at_once, self._stopped, on_tick),
+            gevent.spawn(_at_once, self._stopped, gateway.close_queue),
         ]
         try:
             for call in plan.calls():
@@ -117,11 +120,14 @@ class Run:
         row = call.row
         try:
             body = row.to_body(call.rollout_index)
-            found = gateway.post(row.api, body, call.rollout_id, self._stopped)
+            found, lost_usd, asked_at = self._ask(gateway, call, body)
             if found is not None and row.is_background:
                 found = gateway.wait_for_response(found, call.rollout_id)
             if found is not None:
-                cost_usd = self._take(call, found, monotonic() - started)
+                now = monotonic()
+                cost_usd = self._take(call, found, AnswerTimes(now - started, now - asked_at), lost_usd)
+            else:
+                cost_usd = self._lose(lost_usd)
             if self._journal.error is not None:
                 self._break(self._journal.error)
             if self._in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
@@ -133,15 +139,47 @@ class Run:
             self._budget.settle(claim, cost_usd)
             self._wake.set()
 
-    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, duration_s: float) -> float:
-        """Write what came of a call and return what it cost, or may have."""
+    def _ask(
+        self, gateway: Gateway, call: PlannedCall, body: bytes
+    ) -> tuple[GatewayAnswer | Failure | None, float, float]:
+        """Return what came of a call, None if nothing is to; what its tries may have cost; when the last one began."""
+        trial, lost_usd, started = self._away.begin(), 0.0, monotonic()
+        while True:
+            found = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
+            self._away.learn(found)
+            if not is_away(found):
+                return found, lost_usd, started
+            assert isinstance(found, GatewayAnswer)
+            may_ask = self._away.wait(trial, self._stopped)
+            if not may_ask and not self._stopped.is_set():
+                return found, lost_usd, started
+            lost_usd += self._count_attempts(call, found)
+            if not may_ask:
+                # The next run does it.
+                return None, lost_usd, started
+            started = monotonic()
+
+    def _count_attempts(self, call: PlannedCall, found: GatewayAnswer) -> float:
+        """Count a call's attempts and return what those may have cost that the upstream worked on."""
+        for sums in (self.progress.sums, self.progress.run_sums):
+            sums.add_attempts(found.attempts or 1, found.retries)
+        worked_on = sum(reason in _WORKED_ON for reason in found.retries)
+        return worked_on * (self._estimator.cost_usd(call.row) or 0.0)
+
+    def _lose(self, lost_usd: float) -> float:
+        """Count what may have been billed for nothing, and return it."""
+        for sums in (self.progress.sums, self.progress.run_sums):
+            sums.perhaps_billed_usd += lost_usd
+        return lost_usd
+
+    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, times: AnswerTimes, lost_usd: float) -> float:
+        """Write what came of a call and return what it cost, or may have.
+
+        The latency is its last try's, with the wait at the gateway; `lost_usd` is what the tries before may have cost.
+        """
         progress, row = self.progress, call.row
         response, failure = to_result(row.api, found)
-        retries = found.retries if isinstance(found, GatewayAnswer) else []
-        lost_usd = sum(reason in _WORKED_ON for reason in retries) * (self._estimator.cost_usd(row) or 0.0)
-        if isinstance(found, GatewayAnswer):
-            for sums in (progress.sums, progress.run_sums):
-                sums.add_attempts(found.attempts or 1, retries)
+        lost_usd += self._count_attempts(call, found) if isinstance(found, GatewayAnswer) else 0.0
         if failure is not None:
             lost_usd += self._to_lost_usd(call, found, failure)
             self._write_failure(call, failure, lost_usd)
@@ -150,14 +188,12 @@ class Run:
         report = read_answer(response)
         cost_usd = 0.0 if found.is_replayed else self._estimator.to_cost_usd(report)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
-        latency_s = max(duration_s - found.waited_s, 0.0)
-        self._journal.answers.append(
-            to_answer_line(call, found, response, AnswerTimes(duration_s, latency_s), lost_usd)
-        )
+        times = AnswerTimes(times.duration_s, max(times.latency_s - found.waited_s, 0.0))
+        self._journal.answers.append(to_answer_line(call, found, response, times, lost_usd))
         self._in_a_row = 0
         progress.answered += 1
         for sums in (progress.sums, progress.run_sums):
-            sums.add(report, cost_usd, duration_s, latency_s)
+            sums.add(report, cost_usd, times.duration_s, times.latency_s)
             sums.estimated_usd += guess_usd
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
@@ -204,13 +240,14 @@ class Run:
 
     def _look(self) -> None:
         self.progress.sample()
+        self.progress.away_s = self._away.away_s()
         try:
             self._journal.look()
         except JournalError as error:
             self._break(error)
 
     def _read_waits(self, gateway: Gateway) -> None:
-        self.progress.waits = gateway.read_waits() if self.progress.in_flight else {}
+        self.progress.waits = gateway.read_waits() if self.progress.in_flight else Waits()
 
     def _sync(self) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from openai_gateway.collect.client import Waits
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.sums import Sums
 
@@ -25,8 +26,9 @@ _WINDOW_S: Final = 60.0
 class RunProgress(msgspec.Struct):
     """How a run stands. `sums` are of the whole output, earlier runs included; all else is of this run.
 
-    `begun` holds when each call in flight began, the oldest first; `waits` counts calls that wait for another attempt
-    at the gateway by why the last one failed; `holds_back` says that few calls begin as their cost is not known yet.
+    `begun` holds when each call in flight began, the oldest first; `waits` is what calls wait for at the gateway;
+    `holds_back` says that few calls begin as their cost is not known yet; `away_s` is for how long the upstream has
+    been away, None if it isn't.
     """
 
     sums: Sums
@@ -37,8 +39,9 @@ class RunProgress(msgspec.Struct):
     begun: dict[int, float] = {}
     errors: Counter[str] = msgspec.field(default_factory=Counter)
     examples: dict[str, Failure] = {}
-    waits: dict[str, int] = {}
+    waits: Waits = Waits()
     holds_back: bool = False
+    away_s: float | None = None
     started: float = msgspec.field(default_factory=monotonic)
     took_s: float = 0.0
     stopping: str | None = None

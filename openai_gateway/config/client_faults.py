@@ -40,15 +40,22 @@ def read_clients(
 def _find_loose_budgets(server: ServerConfig, clients: Sequence[Client], dotted: str, place: str) -> Iterator[Problem]:
     """Complain of budgets at a server that can't know what calls cost, or can't remember it."""
     budgets = [client.name for client in clients if client.budget_usd is not None and client.may_use(server.name)]
-    if not budgets:
-        return
+    for why in find_looseness(server) if budgets else ():
+        yield Problem(place, dotted, f"{', '.join(budgets)}: {why}")
+
+
+def find_looseness(server: ServerConfig) -> Iterator[str]:
+    """Say why budgets can't hold at a server, and what to do about it."""
     if server.usage_log is None:
-        cure = "set usage_log: without it, what is spent would be forgotten at a restart"
-        yield Problem(place, dotted, f"{', '.join(budgets)}: a budget needs a usage log; {cure}")
-    if server.unknown_cost == "refuse" and server.prices.find(server.openai_model) is None:
+        yield "a budget needs a usage log; set usage_log: without it, what is spent would be forgotten at a restart"
+    if not knows_costs(server):
         said = f"a budget can't hold for {server.openai_model}, which has no price"
-        cure = f"add it to {server.price_file or 'a price_file'}, or set unknown_cost: allow"
-        yield Problem(place, dotted, f"{', '.join(budgets)}: {said}; {cure}")
+        yield f"{said}; add it to {server.price_file or 'a price_file'}, or set unknown_cost: allow"
+
+
+def knows_costs(server: ServerConfig) -> bool:
+    """Tell whether the server's model has a price, or is not to need one."""
+    return server.unknown_cost != "refuse" or server.prices.find(server.openai_model) is not None
 
 
 def find_open_doors(servers: Mapping[str, ServerConfig]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
@@ -125,17 +125,21 @@ class Clients:
 ClientsFile = WatchedFile[Clients]
 
 
-def open_clients(path: str, initial: Clients, servers: frozenset[str], *, may_have_budgets: bool) -> ClientsFile:
+def open_clients(
+    path: str, initial: Clients, servers: frozenset[str], looseness: Mapping[str, Sequence[str]]
+) -> ClientsFile:
     """Return the clients file at `path`: emptied, or gone for good, it lets nobody in.
 
     `initial` is what it held when the config was read, which holds on if it can't be used now. `servers` are those that
-    there are; without a usage log there may be no budgets, for what is spent would be forgotten.
+    there are, `looseness` says why budgets can't hold at some of them: then there may be none for these.
     """
 
     def parse_checked(text: str) -> Clients:
         clients = parse_clients(text, servers)
-        if not may_have_budgets and any(client.budget_usd is not None for client in clients.by_name.values()):
-            raise BadContent("has budgets, which need usage_log: what is spent would be forgotten at a restart")
+        for name, client in clients.by_name.items():
+            whys = [why for server, whys in looseness.items() if client.may_use(server) for why in whys]
+            if client.budget_usd is not None and whys:
+                raise BadContent(f"can't be used: {name}: {whys[0]}")
         return clients
 
     file = ClientsFile(path, parse_checked, initial, "clients file", "the last clients stay as they are")

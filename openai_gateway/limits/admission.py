@@ -20,16 +20,22 @@ import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.attempts import Sent, Told, Tries
+from openai_gateway.limits.attempts import Bounds, Sent, Told, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
-from openai_gateway.limits.queue import Bounds, Queue, Turn
+from openai_gateway.limits.queue import Queue, Turn
 from openai_gateway.limits.sharing import SharedLimits, to_limits_path
+from openai_gateway.limits.use import LimitUse, UnderWay
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import OF_ACCOUNT
-from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit, read_dialect, read_rate_limits, read_refusal
+from openai_gateway.wire.rate_limits import (
+    RateLimit,
+    read_dialect,
+    read_rate_limits,
+    read_refusal,
+)
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
 _log = logging.getLogger("openai_gateway")
@@ -60,24 +66,6 @@ class QueuedCall(msgspec.Struct):
     retries: tuple[str, ...] = ()
 
 
-class UnderWay(msgspec.Struct, frozen=True):
-    """How much is under way in this process; `cap` None is no cap.
-
-    `retrying` counts the calls that wait for another attempt, by why the last one failed. `queue_reason` is why calls
-    wait in the queue, `paused_s` how long a refusal still holds all of them up. `is_redis_up` tells whether other hosts
-    share the limits now (None: they aren't to), `hosts` how many there are.
-    """
-
-    in_flight: int
-    queued: int
-    cap: int | None
-    retrying: dict[str, int]
-    queue_reason: str
-    paused_s: float
-    is_redis_up: bool | None = None
-    hosts: int = 1
-
-
 class Admission:
     """The queue of one server, as calls see it; one for the life of the process."""
 
@@ -103,6 +91,9 @@ class Admission:
         self._limits_at = 0.0
         # Calls that wait for another attempt, by why the last one failed.
         self.retrying: Counter[str] = Counter()
+        self._use = LimitUse(monotonic())
+        # How the upstream tells of its limits.
+        self._dialect = ""
 
     def share(self, key: str | None, workers: int) -> UpstreamPart | None:
         """Share limits and total cap with the other workers of this host, if there may be any.
@@ -143,24 +134,32 @@ class Admission:
             queued.rollout_began = began = self._rollouts.began(call.rollout_key, began)
         turn = self.queue.take_at_once(began, tokens, is_limited=is_limited)
         if turn is None:
-            queued.place = Place(began, tokens, is_limited, call.client or "")
+            queued.place = Place(began, tokens, is_limited, call.client or "", call.share)
             try:
                 turn = self.queue.take(queued.place)
             finally:
                 queued.queue_reason = turn.reason if turn is not None else self.queue.reason
         queued.turn = turn
+        if is_limited:
+            self._use.requests += 1
+            self._use.tokens += tokens
 
     def admit_at_once(self, queued: QueuedCall) -> None:
         """Give a call that is under way already a turn, if one is free."""
         queued.rollout_began = queued.started
         tokens = self.limiter.token_factor * _OUTPUT_TOKENS
         queued.turn = self.queue.take_at_once(queued.started, tokens, is_limited=True)
+        if queued.turn is not None:
+            self._use.requests += 1
+            self._use.tokens += tokens
 
     def charge_again(self, queued: QueuedCall) -> None:
         """Charge a further attempt of a call that keeps its turn."""
         turn = queued.turn
         if turn is not None and turn.sent is not None:
             turn.sent = self.limiter.start(turn.sent.tokens, self.queue.slots.in_flight - 1, monotonic())
+            self._use.requests += 1
+            self._use.tokens += turn.sent.tokens
 
     def learn(self, queued: QueuedCall, head: Head, body: bytes) -> None:
         """Learn from an answer, of a refusal (429) only what its headers say; `body` is b"" if it isn't whole."""
@@ -170,7 +169,7 @@ class Admission:
             return
         limits: dict[str, RateLimit] = {}
         if "imit-" in head.text and sent.at > self.limiter.newest_reference_at:
-            limits = _read_limits({name.lower(): value for name, value in head.headers})
+            limits = self._read_limits({name.lower(): value for name, value in head.headers})
         self.queue.answer(sent, limits)
         if body and self.queue.waiting and queued.call.rollout_key is None:
             self._follow(body, queued)
@@ -184,7 +183,7 @@ class Admission:
             self._learn_refusal(sent, queued, outcome, text)
             self.queue.learn()
             return
-        self.queue.answer(sent, _read_limits(outcome.headers) if outcome.headers else {})
+        self.queue.answer(sent, self._read_limits(outcome.headers) if outcome.headers else {})
         if self.queue.waiting and queued.call.rollout_key is None:
             self._follow(text, queued)
 
@@ -201,7 +200,8 @@ class Admission:
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False
-        place = queued.place or Place(queued.rollout_began, turn.sent.tokens, client=queued.call.client or "")
+        call = queued.call
+        place = queued.place or Place(queued.rollout_began, turn.sent.tokens, True, call.client or "", call.share)
         queued.place = place
         turn.release()
         self.retrying["429"] += 1
@@ -217,26 +217,32 @@ class Admission:
             return False
         queued.retries += ("429",)
         queued.queue_reason = queued.turn.reason or queued.queue_reason
+        self._use.requests += 1
+        self._use.tokens += place.tokens
         return True
 
     def _learn_refusal(self, sent: Sent, queued: QueuedCall, outcome: Outcome, body: bytes) -> float | None:
         """Return how long the call must wait at least, None if it can't pass at all."""
         now = monotonic()
+        self._use.refuse(sent.at, sent.tokens)
         refusal = read_refusal(outcome.headers, body, time())
         if outcome.error_code == _SLOW_DOWN:
             self.limiter.slow_down(now)
-        return self.queue.refuse(sent, _read_limits(outcome.headers), refusal, queued.tries, now)
+        return self.queue.refuse(sent, self._read_limits(outcome.headers), refusal, queued.tries, now)
 
     def under_way(self) -> UnderWay:
         """Return how much is under way."""
-        queue = self.queue
+        queue, window, now = self.queue, self.limiter.window, monotonic()
         return UnderWay(
             queue.slots.in_flight,
             len(queue.waiting),
             queue.slots.cap,
             {reason: count for reason, count in self.retrying.items() if count},
             queue.reason if queue.waiting else "",
-            max(0.0, self.limiter.pause_until - monotonic()),
+            max(0.0, self.limiter.pause_until - now),
+            self._use.find_out(self.limiter, self._dialect, now),
+            window.most if window.is_held else None,
+            self._use.attempts(),
             *(self._link or ()),
         )
 
@@ -248,15 +254,10 @@ class Admission:
             self._limits, self._limits_at = limits, self._answered_at
         return self._limits, self._limits_at
 
-    def learned_limits(self) -> dict[str, LearnedLimit]:
-        """Return what has been found out of the limits on requests and tokens."""
-        now, blind = monotonic(), self.limiter.blind
-        # Of what is learnt from refusals alone, nothing is ever left but for the next call.
-        found = {"requests": LearnedLimit(blind.pace(now) * 60, 0.0, 0.0)} if blind.is_known else {}
-        for kind, bucket in (("requests", self.limiter.requests), ("tokens", self.limiter.tokens)):
-            if bucket.is_known:
-                found[kind] = LearnedLimit(bucket.rate * 60, max(0.0, bucket.level(now)), max(0.0, bucket.drain) * 60)
-        return found
+    def _read_limits(self, headers: Mapping[str, str]) -> dict[str, RateLimit]:
+        dialect, limits = read_dialect(headers, time())
+        self._dialect = dialect or self._dialect
+        return limits
 
     def _follow(self, body: bytes, queued: QueuedCall) -> None:
         """Remember whose response this is: a call that names it as `previous_response_id` is of the same rollout."""
@@ -273,7 +274,3 @@ def may_readmit(outcome: Outcome, *, is_learning: bool) -> bool:
         and outcome.error_code not in FINAL_QUOTA_CODES
         and outcome.headers.get("x-should-retry") != "false"
     )
-
-
-def _read_limits(headers: Mapping[str, str]) -> dict[str, RateLimit]:
-    return read_dialect(headers, time())[1]

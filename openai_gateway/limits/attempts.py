@@ -36,3 +36,12 @@ class Told(msgspec.Struct, frozen=True):
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     learns: bool = True
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How many calls may run in this process (`cap`) and on this host, how many may wait, and how long."""
+
+    cap: int | None = None
+    most_of_host: int | None = None
+    max_queue: int | None = None
+    timeout_s: float | None = None

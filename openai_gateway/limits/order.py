@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
 from statistics import median
 from typing import Final
 
@@ -30,13 +29,14 @@ _MOST_ROLLOUTS: Final = 8192
 class Place(msgspec.Struct, eq=False):
     """One call's place in the queue. Lower goes first.
 
-    `rollout` is when its rollout began; `is_limited` False waits for a slot only.
+    `rollout` is when its rollout began; `is_limited` False waits for a slot only. `share` is its client's weight.
     """
 
     rollout: float
     tokens: float = 0.0
     is_limited: bool = True
     client: str = ""
+    share: float = 1.0
     is_refused: bool = False
     since: float = 0.0
     number: int = 0
@@ -47,10 +47,9 @@ class Place(msgspec.Struct, eq=False):
 
 
 class Order:
-    """The waiting calls of one server; `weights` are the clients' shares, 1 for those not named."""
+    """The waiting calls of one server."""
 
-    def __init__(self, weights: Mapping[str, float] | None = None, *, is_fifo: bool = False) -> None:
-        self._weights = weights or {}
+    def __init__(self, *, is_fifo: bool = False) -> None:
         self._is_fifo = is_fifo
         self._lanes: dict[str, list[Place]] = {}
         self._had: dict[str, float] = {}
@@ -93,7 +92,7 @@ class Order:
 
     def admit(self, place: Place, now: float) -> None:
         """Take a call out of the queue: it goes."""
-        self._had[place.client] += (place.tokens or 1.0) / self._weights.get(place.client, 1.0)
+        self._had[place.client] += (place.tokens or 1.0) / place.share
         self._waits_s.append(now - place.since)
         if place.number % _RECENT == 0:
             self._longest_s = max(_LONGEST_WAIT_S, _MEDIANS * median(self._waits_s))

@@ -19,8 +19,8 @@ import gevent
 import msgspec
 from gevent.event import Event
 
-from openai_gateway.errors import Saturated
-from openai_gateway.limits.attempts import Sent, Tries
+from openai_gateway.errors import Saturated, Unavailable
+from openai_gateway.limits.attempts import Bounds, Sent, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place
 from openai_gateway.limits.sharing import SharedLimits
@@ -58,15 +58,6 @@ class _Waiting:
         self.turn: Turn | None = None
 
 
-class Bounds(msgspec.Struct, frozen=True):
-    """How many calls may run in this process (`cap`) and on this host, how many may wait, and how long."""
-
-    cap: int | None = None
-    most_of_host: int | None = None
-    max_queue: int | None = None
-    timeout_s: float | None = None
-
-
 class Queue:
     """The queue of one server."""
 
@@ -82,7 +73,7 @@ class Queue:
         self._shared: SharedLimits | None = None
         self._most_of_host = bounds.most_of_host
         self._joined_at = 0.0
-        self._has_joined = False
+        self._has_joined = self._is_closed = False
         self._timer: Any = None
         self._due = 0.0
 
@@ -155,6 +146,12 @@ class Queue:
         finally:
             self._end(has_learnt=True)
 
+    def close(self) -> None:
+        """Have all calls that wait, or would have to, give up: they raise Unavailable."""
+        self._is_closed = True
+        for waiting in self.waiting.values():
+            waiting.event.set()
+
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
         if self.waiting:
@@ -165,8 +162,10 @@ class Queue:
         self._order.add(place, monotonic())
         try:
             self._pump()
-            if waiting.turn is None:
+            if waiting.turn is None and not self._is_closed:
                 waiting.event.wait(timeout_s)
+            if waiting.turn is None and self._is_closed:
+                raise Unavailable("The gateway lets no more calls wait.", retry_after_s=1)
             return waiting.turn
         except BaseException:
             if waiting.turn is not None:
@@ -186,7 +185,7 @@ class Queue:
 
     def _pump(self) -> None:
         now = monotonic()
-        while (place := self._order.first(now)) is not None:
+        while not self._is_closed and (place := self._order.first(now)) is not None:
             reason = self.reason
             rollout = -math.inf if place.is_refused else place.rollout
             turn = self._let_go(rollout, place.tokens, place.is_limited, now)

@@ -6,10 +6,16 @@ Three digits that count; an unknown number is a dash, never zero.
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
+# A text from outside may be thousands of signs long.
+_MOST_SIGNS: Final = 100
 UNKNOWN: Final = "\N{EN DASH}"
 _UNITS: Final = ((1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k"))
+
+# A cell is a text, or [text, class], or [text, "meter", share of 1].
+Cell = str | list[Any]
+Row = list[Cell]
 
 
 def to_count(number: float | None) -> str:
@@ -61,3 +67,10 @@ def to_day_and_clock(seconds: float) -> str:
 
 def _to_three(number: float) -> str:
     return f"{number:.2f}" if number < 10 else f"{number:.1f}" if number < 100 else f"{number:.0f}"
+
+
+def clip(text: str | None) -> str:
+    """Return a text from outside, cut off if it is long."""
+    if not text:
+        return ""
+    return text if len(text) <= _MOST_SIGNS else text[:_MOST_SIGNS] + "\N{HORIZONTAL ELLIPSIS}"

@@ -57,9 +57,11 @@ TABLES: Final = (
     Table(
         "limits",
         "Rate limits",
-        "Server | Limit on | Left | #Left | #Of | #+All back in | #+Learned/min | #+Free now | #+Others/min",
+        "Server | Limit on | Left | #+Left | #+Of | #-All back in | +Found out by | #+A minute | #-Free now | #-Margin"
+        " | #-Others/min | #Used, 1 min | #-Used, 1 h | #429s, 1 min | #-429s, 1 h | +Waiting",
         "The upstream has told of no rate limits yet.",
-        "As the upstream's last answer told them, and as the gateway has found them out.",
+        "As the upstream's last answer told them (Left, Of), and as the gateway has found them out. Used is a share of"
+        " what the limit let in; 429s are a share of the attempts.",
     ),
     Table("workers", "Workers", "Process | Since | #In flight | #Queued", "No workers."),
     Table(

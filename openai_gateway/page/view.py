@@ -10,31 +10,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from openai_gateway.page.charts import to_charts, to_hour_charts
-from openai_gateway.page.figures import UNKNOWN, to_clock, to_count, to_day_and_clock, to_duration, to_rate, to_usd
+from openai_gateway.page.figures import (
+    Cell,
+    Row,
+    clip,
+    to_clock,
+    to_count,
+    to_day_and_clock,
+    to_duration,
+    to_rate,
+    to_usd,
+)
+from openai_gateway.page.limits import REASONS, to_limits
 
-# A text from outside may be thousands of signs long.
-_MOST_SIGNS: Final = 100
 _BAD_SHARE: Final = 0.05
 _MOST_REASONS: Final = 3
-_UNTOLD: Final = {"limit": None, "remaining": None, "reset_s": None}
-_LEARNED: Final = ("per_minute", "free", "taken_by_others_per_minute")
-# What calls wait for, as `Limiter.wait_s` says it.
-_REASONS: Final = {
-    "slot": "a slot",
-    "rate": "the rate limit",
-    "tokens": "the limit on tokens",
-    "window": "the limit on calls in flight",
-    "pause": "the upstream",
-}
 _LOST: Final = {
     "usage_log": "The usage logs lack {:,} calls that could not be written; the log says why.",
     "captures": "The captures of rollouts lack {:,} calls that could not be written; the log says why.",
     "log": "The log lacks {:,} lines: whoever reads it was too slow.",
 }
-
-# A cell is a text, or [text, class], or [text, "meter", share of 1].
-Cell = str | list[Any]
-Row = list[Cell]
 
 
 def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "charts": to_charts(snapshot),
         "hour": to_hour_charts(snapshot),
         "tables": {
-            "limits": [row for server in servers for row in _to_limits(server)],
+            "limits": [row for server in servers for row in to_limits(server)],
             "errors": _to_errors(snapshot["errors"]),
             "recent": [_to_call(call) for call in snapshot["recent"]],
             "minutes": _to_minutes(snapshot),
@@ -108,7 +103,7 @@ def _to_waits(servers: Sequence[Mapping[str, Any]]) -> str:
     """Return what calls wait for, and how many wait for another attempt."""
     paused_s = max((server["paused_s"] for server in servers), default=0.0)
     reason = next((server["queue_reason"] for server in servers if server["queue_reason"]), "slot")
-    waits = f"paused for {paused_s:.0f} s" if paused_s >= 0.5 else f"waiting for {_REASONS.get(reason, reason)}"
+    waits = f"paused for {paused_s:.0f} s" if paused_s >= 0.5 else f"waiting for {REASONS.get(reason, reason)}"
     retrying = sum(sum(server["retrying"].values()) for server in servers)
     return f"{waits}; {to_count(retrying)} to be retried" if retrying else waits
 
@@ -129,12 +124,6 @@ def _to_alerts(snapshot: Mapping[str, Any]) -> list[str]:
             alerts.append(_LOST[where].format(count))
     # Servers mostly have the same.
     return [*alerts, *dict.fromkeys(note for server in snapshot["servers"] for note in server["notes"])]
-
-
-def _clip(text: str | None) -> str:
-    if not text:
-        return ""
-    return text if len(text) <= _MOST_SIGNS else text[:_MOST_SIGNS] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _to_status(call: Mapping[str, Any]) -> Cell:
@@ -162,15 +151,12 @@ def _to_error(call: Mapping[str, Any], count: int) -> Row:
         to_clock(call["time"]),
         f"{count:,}",
         _to_status(call),
-        _clip(call["server"]),
-        _clip(call["error_code"]),
+        clip(call["server"]),
+        clip(call["error_code"]),
         [call["advice"], "advice"],
         _to_attempts(call),
         to_duration(call["duration_ms"]),
-        *(
-            _clip(call[name])
-            for name in ("api", "rollout_id", "request_id", "client_request_id", "upstream_request_id")
-        ),
+        *(clip(call[name]) for name in ("api", "rollout_id", "request_id", "client_request_id", "upstream_request_id")),
     ]
 
 
@@ -185,8 +171,8 @@ def _to_call(call: Mapping[str, Any]) -> Row:
     return [
         to_clock(call["time"]),
         _to_status(call),
-        _clip(call["server"]),
-        _clip(call["model"]),
+        clip(call["server"]),
+        clip(call["model"]),
         _to_attempts(call),
         to_duration(call["queue_ms"]),
         to_duration(call["first_byte_ms"]),
@@ -194,7 +180,7 @@ def _to_call(call: Mapping[str, Any]) -> Row:
         to_count(call["input_tokens"]),
         to_count(call["output_tokens"]),
         to_usd(call["cost_usd"]),
-        *(_clip(call[name]) for name in ("api", "rollout_id", "request_id", "client_request_id")),
+        *(clip(call[name]) for name in ("api", "rollout_id", "request_id", "client_request_id")),
     ]
 
 
@@ -221,9 +207,9 @@ def _to_server(server: Mapping[str, Any]) -> Row:
     counts = ("calls", "failed", "client_gone")
     tokens = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
     return [
-        _clip(server["name"]),
-        _clip(server["model"]),
-        _clip(server["base_url"]),
+        clip(server["name"]),
+        clip(server["model"]),
+        clip(server["base_url"]),
         f"{server['in_flight']:,}",
         "no cap" if server["cap"] is None else f"{server['cap']:,}",
         f"{server['queued']:,}",
@@ -243,7 +229,7 @@ def _to_client(client: Mapping[str, Any]) -> Row:
         meter = [f"{share:.0%}", "meter", round(share, 4)]
     period = {"day": " a day", "month": " a month", "total": ""}[client["per"]]
     return [
-        _clip(client["name"]),
+        clip(client["name"]),
         meter,
         "none" if budget is None else to_usd(budget) + period,
         to_usd(spent),
@@ -269,22 +255,6 @@ def _to_cost(server: Mapping[str, Any]) -> str:
         return cost
     tokens = to_count(saved["input_tokens"] + saved["output_tokens"])
     return f"{cost} (saved {to_usd(saved['usd'])}: {saved['calls']:,} calls, {tokens} tokens)"
-
-
-def _to_limits(server: Mapping[str, Any]) -> Sequence[Row]:
-    rows: list[Row] = []
-    learned = server["learned_limits"]
-    for kind in dict.fromkeys([*server["rate_limits"], *learned]):
-        found = server["rate_limits"].get(kind, _UNTOLD)
-        limit, left, reset_s = found["limit"], found["remaining"], found["reset_s"]
-        meter: Cell = ""
-        if limit and left is not None:
-            share = min(1.0, left / limit)
-            meter = [f"{share:.0%}", "meter", round(share, 4)]
-        reset = to_duration(None if reset_s is None else reset_s * 1000)
-        found_out = [to_count(learned[kind][name]) if kind in learned else UNKNOWN for name in _LEARNED]
-        rows.append([_clip(server["name"]), kind, meter, to_count(left), to_count(limit), reset, *found_out])
-    return rows
 
 
 def _to_worker(worker: Mapping[str, Any]) -> Row:

@@ -178,9 +178,10 @@ def describe_usage(reply: Reply) -> str:
 
 
 def describe_limit(kind: str, limit: RateLimit) -> str:
-    """Return what is left of a limit."""
+    """Return what is left of a limit, and when all of it is back."""
     left, most = (f"{number:,.0f}" if number is not None else "?" for number in (limit.remaining, limit.limit))
-    return f"{left} of {most} {kind} left"
+    again = f" (all back in {limit.reset_s:,.3g} s)" if limit.reset_s else ""
+    return f"{left} of {most} {kind} left{again}"
 
 
 def _first_choice(fields: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Relay:
         self.to_headers = to_own_headers if server.gateway_headers else _to_nothing
         # What others ask of a server, answered where it is known.
         self.under_way, self.rate_limits = self._admission.under_way, self._admission.rate_limits
-        self.learned_limits = self._admission.learned_limits
+        self.close_queue = self._admission.queue.close
         self.is_refusing, self.key_files = self._sender.breaker.blocks, self._sender.key_files
         self.to_record, self.settle_records = self._recorder.to_record, self._recorder.settle
         self.capture_whole = self._recorder.capture_whole

@@ -31,9 +31,9 @@ class Call(msgspec.Struct, frozen=True):
     `headers` are the client's, without the gateway's own. `rollout_id` comes from the `/ng-rollout/<id>` prefix.
     `outlives_client`: it goes on to its end, whether or not its client stays. `is_streamed`: the client asked for a
     stream. `is_metered`: its answer reports the tokens it used up. `received` is the body as the client sent it, kept
-    for a capture only. `client` is the name that its key has in the clients file; `reservation` the money set aside
-    for the call. `rollout_key` tells calls of one rollout in the queue, None: it is one by itself; `output_tokens` is
-    the body's own bound, None if it has none.
+    for a capture only. `client` is the name that its key has in the clients file, `share` its weight among those that
+    wait; `reservation` the money set aside for the call. `rollout_key` tells calls of one rollout in the queue, None:
+    it is one by itself; `output_tokens` is the body's own bound, None if it has none.
     """
 
     api: Api
@@ -48,6 +48,7 @@ class Call(msgspec.Struct, frozen=True):
     is_metered: bool = False
     received: bytes | None = None
     client: str | None = None
+    share: float = 1.0
     reservation: Reservation | None = None
     rollout_key: str | None = None
     output_tokens: int | None = None

@@ -46,11 +46,55 @@ _KIND_WORDS: Final = {
 
 
 class LearnedLimit(msgspec.Struct, frozen=True):
-    """What the gateway has found out of one limit: its rate, what is free now, and what others take of it."""
+    """What the gateway has found out of one limit: its rate, what is free now, and what others take of it.
+
+    `dialect` says how: that of the upstream's headers, or `refusals`. Of what is free, the `margin` stays unspent.
+    `used` and `allowed` are sums over the last minute and the last hour: what this process sent, and what the limit let
+    in meanwhile.
+    """
 
     per_minute: float
     free: float
     taken_by_others_per_minute: float
+    dialect: str = ""
+    margin: float = 0.0
+    used: tuple[float, float] = (0.0, 0.0)
+    allowed: tuple[float, float] = (0.0, 0.0)
+
+    def merge(self, other: LearnedLimit) -> LearnedLimit:
+        """Return the limit as two processes know it that share it: who sends more knows it better; both used it."""
+        return msgspec.structs.replace(
+            other if other.used >= self.used else self,
+            used=(self.used[0] + other.used[0], self.used[1] + other.used[1]),
+            allowed=(max(self.allowed[0], other.allowed[0]), max(self.allowed[1], other.allowed[1])),
+        )
+
+    def used_shares(self) -> tuple[float | None, float | None]:
+        """Return which share of what was allowed was used in the last minute and hour; None if nothing was."""
+        minute, hour = (
+            min(1.0, used / allowed) if allowed > 0 else None
+            for used, allowed in zip(self.used, self.allowed, strict=True)
+        )
+        return minute, hour
+
+
+class Attempts(msgspec.Struct, frozen=True):
+    """How many attempts were made in the last minute and the last hour, and how many a limit refused."""
+
+    made: tuple[int, int] = (0, 0)
+    refused: tuple[int, int] = (0, 0)
+
+    def merge(self, other: Attempts) -> Attempts:
+        """Return the sums of two processes."""
+        return Attempts(
+            (self.made[0] + other.made[0], self.made[1] + other.made[1]),
+            (self.refused[0] + other.refused[0], self.refused[1] + other.refused[1]),
+        )
+
+    def refused_shares(self) -> tuple[float | None, float | None]:
+        """Return which share was refused in the last minute and hour; None if no attempts were made."""
+        minute, hour = (refused / made if made else None for refused, made in zip(self.refused, self.made, strict=True))
+        return minute, hour
 
 
 class RateLimit(msgspec.Struct, frozen=True):

@@ -245,7 +245,7 @@ def test_restart_finds_what_was_spent_in_the_log_and_its_rotated_parts(tmp_path:
     log, now = tmp_path / "usage.jsonl", time.time()
     log.write_text(_line(0.25, now) + '{"client":"team", torn\n' + _line(0.25, now - 40 * DAY))
     (tmp_path / "usage.jsonl.1").write_text(_line(0.125, now))
-    (tmp_path / "usage.jsonl.2.gz").write_bytes(gzip.compress(_line(0.0625, now).encode()))
+    (tmp_path / "usage.jsonl-20261126.gz").write_bytes(gzip.compress(_line(0.0625, now).encode()))
     with _restarted(path, log) as budgets:
         assert _spent(budgets) == (0.6875, 0.0, 0)
         assert _spent(budgets, "month")[0] == 0.4375

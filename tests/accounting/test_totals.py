@@ -31,7 +31,7 @@ from openai_gateway.accounting.totals import (
     ServerState,
     Totals,
 )
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import Attempts, LearnedLimit, RateLimit
 from tests.support.records import to_record
 
 STATE = ServerState(
@@ -166,6 +166,41 @@ def test_states_of_workers_are_put_together() -> None:
     state = to_states(totals)["s"]
     assert (state.in_flight, state.queued, state.cap, state.is_breaker_open) == (4, 2, 16, True)
     assert state.rate_limits == {}
+
+
+def test_limits_that_workers_share_are_put_together_by_what_both_sent() -> None:
+    busy = LearnedLimit(600.0, 5.0, 60.0, "openai", 6.0, (400.0, 4000.0), (540.0, 5000.0))
+    idle = LearnedLimit(300.0, 300.0, 0.0, "openai", 3.0, (86.0, 500.0), (270.0, 9000.0))
+    states = [
+        ServerState("m", "u", queued=2, queue_reason="rate", learned_limits={"requests": busy}, most_in_flight=8.0),
+        ServerState("m", "u", queued=1, learned_limits={"requests": idle}, attempts=Attempts((10, 10), (1, 2))),
+    ]
+    state = to_states([Totals(number, 0.0, states={"s": each}) for number, each in enumerate(states)])["s"]
+    found = state.learned_limits["requests"]
+    assert (found.per_minute, found.free, found.margin) == (600.0, 5.0, 6.0)
+    assert found.used_shares() == (0.9, 0.5)
+    assert (state.waiting, state.most_in_flight) == ({"rate": 2, "slot": 1}, 8.0)
+    assert state.attempts.refused_shares() == (0.1, 0.2)
+
+
+def test_metrics_tell_of_limits_that_were_found_out() -> None:
+    found = LearnedLimit(600.0, 5.0, 60.0, "openai", 6.0, (270.0, 0.0), (540.0, 0.0))
+    state = ServerState(
+        "m", "u", queued=2, queue_reason="rate", learned_limits={"requests": found}, attempts=Attempts((50, 0), (1, 0))
+    )
+    snapshots = Snapshots(Aggregate({"s": "m"}, lambda: {"s": state}))
+    text = render(snapshots, "")[0].decode()
+    of_limit = 'kind="requests",server="s"'
+    for line in (
+        f"learned_limit_margin{{{of_limit}}} 6.0",
+        f'learned_limit_dialect{{dialect="openai",{of_limit}}} 1.0',
+        f'learned_limit_used_ratio{{{of_limit},window="1m"}} 0.5',
+        'refused_ratio{server="s",window="1m"} 0.02',
+        'calls_waiting{reason="rate",server="s"} 2.0',
+    ):
+        assert f"openai_gateway_{line}\n" in text
+    # Of what nothing was let in, nothing is said.
+    assert 'window="1h"' not in text
 
 
 def _add_worker(folder: Path, pid: int, calls: int) -> None:

@@ -306,8 +306,9 @@ def test_backend_without_a_list_of_models_that_knows_max_tokens_only(folder: Pat
     [
         (
             "x-ratelimit-limit-requests: 500\r\nx-ratelimit-remaining-requests: 499\r\n"
-            "x-ratelimit-limit-tokens: 200000\r\nx-ratelimit-remaining-tokens: 199950\r\n",
-            "told in openai's headers: 499 of 500 requests left, 199,950 of 200,000 tokens left",
+            "x-ratelimit-limit-tokens: 200000\r\nx-ratelimit-remaining-tokens: 199950\r\n"
+            "x-ratelimit-reset-tokens: 15ms\r\n",
+            "499 of 500 requests left, 199,950 of 200,000 tokens left (all back in 0.015 s)",
         ),
         ("anthropic-ratelimit-requests-remaining: 7\r\n", "told in anthropic's headers: 7 of ? requests left"),
         ("", "not told in headers; they are learnt from refusals"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from gevent.event import Event
 
-from openai_gateway.collect.client import Gateway, GatewayAnswer
+from openai_gateway.collect.client import FoundLimit, Gateway, GatewayAnswer, Waits
 from openai_gateway.collect.failures import Failure
 from tests.support.upstreams import Conversation, Script, run_upstream, to_answer
 
@@ -150,7 +150,11 @@ def test_greeting_tells_why_there_is_no_talking(closed_port: int) -> None:
 
 
 def test_why_calls_wait_is_read_from_the_gateway() -> None:
-    state = b'{"servers": {"a": {"queued": 2, "retrying": {"429": 3}}, "b": {"queued": 0, "retrying": {"429": 1}}}}'
+    state = (
+        b'{"servers": {"a": {"queued": 2, "retrying": {"429": 3}, "queue_reason": "rate", "most_in_flight": null,'
+        b' "limits": {"requests": {"per_minute": 3000.0, "used_share": 0.99}}},'
+        b' "b": {"queued": 0, "retrying": {"429": 1}}}}'
+    )
 
     def script(conversation: Conversation) -> None:
         while conversation.read_request() is not None:
@@ -158,6 +162,7 @@ def test_why_calls_wait_is_read_from_the_gateway() -> None:
 
     with run_upstream(script) as upstream:
         gateway = Gateway(f"{upstream.url}/v1")
-        assert gateway.read_waits() == {"429": 4, "queued": 2}
+        limits = {"requests": FoundLimit(3000.0, 0.99)}
+        assert gateway.read_waits() == Waits({"429": 4, "queued": 2}, "rate", limits)
         assert upstream.requests[0].target == "/readyz"
         gateway.close()

@@ -91,7 +91,8 @@ def test_bad_new_file_is_refused_whole_and_the_last_good_one_stays(
     caplog.set_level(logging.INFO)
     path = tmp_path / "clients.yaml"
     path.write_text("a: {key: ka}\n")
-    file = open_clients(str(path), Clients(), SERVERS, may_have_budgets=False)
+    server = sorted(SERVERS)[0]
+    file = open_clients(str(path), Clients(), SERVERS, {server: ["a budget can't hold"]})
 
     def names_after(text: str | None, seconds: float = 1.0) -> list[str]:
         path.unlink() if text is None else path.write_text(text)
@@ -103,7 +104,11 @@ def test_bad_new_file_is_refused_whole_and_the_last_good_one_stays(
     assert file.problem is not None
     assert "did you mean budget_usd?; the last clients stay as they are" in caplog.text
     assert names_after("a: {key: ka, budget_usd: 1}\nc: {key: kc}\n") == ["a"]
-    assert "has budgets, which need usage_log" in caplog.text
+    assert "a: a budget can't hold" in caplog.text
+    # It may not use the server where none holds.
+    others = ", ".join(SERVERS - {server})
+    assert names_after(f"a: {{key: ka, budget_usd: 1, servers: [{others}]}}\n") == ["a"]
+    assert file.problem is None
     assert names_after("b: {key: kb}\n") == ["b"]
     assert file.problem is None
     assert names_after("", 0.5) == ["b"]

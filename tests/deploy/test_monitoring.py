@@ -45,6 +45,9 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
             for metadata in ({}, {"sim_status": "429", "sim_retry_after": "0.1", "sim_times": "1"}):
                 answer = requests.post(f"{gateway.url}/v1/{path}", json={**body, "metadata": metadata}, timeout=20)
                 assert answer.status_code == 200
+        refused = {"sim_status": "429", "sim_error_code": "concurrency_limit_exceeded", "sim_times": "1"}
+        answer = requests.post(f"{gateway.url}/v1/responses", json={"input": "x", "metadata": refused}, timeout=20)
+        assert answer.status_code == 200
         assert requests.post(f"{gateway.url}/v1/responses", data="{", timeout=20).status_code == 400
         body = {"input": "x", "stream": True, "metadata": {"sim_event_gap_ms": "500"}}
         with requests.post(f"{gateway.url}/v1/responses", json=body, stream=True, timeout=20) as stream:

@@ -208,3 +208,18 @@ def test_run_is_held_to_the_budget_that_its_calls_name(folder: Path) -> None:
         assert [ask() for _ in range(4)] == [200, 200, 429, 429]
         assert ask(**{"x-gateway-run": "other"}) == 200
         assert ask(**{"x-gateway-run-budget-usd": "a lot"}) == 400
+
+
+@pytest.mark.parametrize(("settings", "status"), [({}, 400), ({"unknown_cost": "allow"}, 200)], ids=["refuse", "allow"])
+def test_budget_of_a_run_is_refused_for_a_model_without_a_price(
+    folder: Path, settings: dict[str, str], status: int
+) -> None:
+    headers = {"x-gateway-run": "night", "x-gateway-run-budget-usd": "0.05"}
+    with (
+        run_upstream(LongAnswers()) as there,
+        run_gateway(folder, there.url, {"openai_model": "no-price", **settings}) as gateway,
+    ):
+        body = {"input": "x", "max_output_tokens": 20}
+        answer = requests.post(f"{gateway.url}/v1/responses", json=body, headers=headers, timeout=20)
+        assert answer.status_code == status
+        assert requests.post(f"{gateway.url}/v1/responses", json=body, timeout=20).status_code == 200

@@ -26,7 +26,7 @@ def _admission() -> Admission:
 
 
 def test_nothing_is_told_before_a_limit_is_met() -> None:
-    assert _admission().learned_limits() == {}
+    assert _admission().under_way().learned_limits == {}
 
 
 def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
@@ -35,7 +35,7 @@ def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
     assert turn is not None
     assert turn.sent is not None
     admission.queue.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, 10.0)})
-    found = admission.learned_limits()["requests"]
+    found = admission.under_way().learned_limits["requests"]
     assert found.per_minute == 600.0
     assert found.free == pytest.approx(501.0, abs=1.0)
 
@@ -43,4 +43,4 @@ def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
 def test_rate_learnt_from_refusals_is_told_too() -> None:
     admission = _admission()
     admission.limiter.blind.refuse(1, 0.0, 50.0, 0.0)
-    assert admission.learned_limits()["requests"].per_minute > 0
+    assert admission.under_way().learned_limits["requests"].per_minute > 0

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from openai_gateway.errors import Saturated
-from openai_gateway.limits.attempts import Told
+from openai_gateway.errors import Saturated, Unavailable
+from openai_gateway.limits.attempts import Bounds, Told
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollouts
-from openai_gateway.limits.queue import Bounds, Queue, Turn
+from openai_gateway.limits.queue import Queue, Turn
 
 
 def _queue(cap: int | None = 1, max_queue: int | None = None, timeout_s: float | None = None) -> Queue:
@@ -48,6 +48,24 @@ def test_full_queue_takes_nobody_in() -> None:
         queue.take(_place())
     turn.release()
     assert queue.take_at_once(0.0, 0.0, is_limited=True) is not None
+
+
+def test_closed_queue_lets_nobody_go_who_waits_or_would_have_to() -> None:
+    queue = _queue()
+    turn = queue.take(_place())
+    waiting = [gevent.spawn(queue.take, _place()) for _ in range(3)]
+    refused = gevent.spawn(queue.take_again, _place(), None)
+    gevent.sleep(0)
+    queue.close()
+    turn.release()
+    gevent.joinall([*waiting, refused], timeout=10)
+    assert [type(each.exception) for each in (*waiting, refused)] == [Unavailable] * 4
+    turn = queue.take_at_once(0.0, 0.0, is_limited=True)
+    assert turn is not None
+    with pytest.raises(Unavailable):
+        queue.take(_place())
+    turn.release()
+    assert (queue.slots.in_flight, len(queue.waiting)) == (0, 0)
 
 
 def test_greenlet_killed_while_queued_takes_no_slot() -> None:
@@ -134,9 +152,9 @@ def test_nobody_waits_longer_than_the_ageing_bound() -> None:
 
 
 def test_clients_share_by_weight_and_a_newcomer_has_no_credit() -> None:
-    order = Order({"a": 3.0, "b": 1.0})
+    order = Order()
     for _ in range(40):
-        order.add(_place(client="a", tokens=10.0), 0.0)
+        order.add(_place(client="a", tokens=10.0, share=3.0), 0.0)
         order.add(_place(client="b", tokens=10.0), 0.0)
     gone = []
     for place in _go(order, 1.0):

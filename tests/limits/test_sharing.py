@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.attempts import Bounds, Told, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order
-from openai_gateway.limits.queue import Bounds, Queue
+from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.support.processes import eventually

@@ -24,7 +24,7 @@ from openai_gateway.page.figures import UNKNOWN, to_count, to_duration, to_rate,
 from openai_gateway.page.layout import CHARTS, TABLES
 from openai_gateway.page.view import to_view
 from openai_gateway.transport.watch import Timeouts
-from openai_gateway.wire.rate_limits import LearnedLimit, RateLimit
+from openai_gateway.wire.rate_limits import Attempts, LearnedLimit, RateLimit
 from openai_gateway.wire.usage import Usage
 from tests.support.records import to_record
 
@@ -157,14 +157,23 @@ def test_open_breaker_is_an_alert() -> None:
 )
 def test_rate_limits_tell_what_is_left(limit: RateLimit, row: list[Any]) -> None:
     view = _view(_aggregate(rate_limits={"requests": limit}, limits_at=1.0))
-    assert view["tables"]["limits"] == [["policy_model", "requests", *row, *[UNKNOWN] * 3]]
+    assert view["tables"]["limits"] == [["policy_model", "requests", *row, *[UNKNOWN] * 9, "2 for a slot"]]
     assert _read_page(view)
 
 
 def test_limits_that_were_found_out_are_shown_beside_those_told() -> None:
-    view = _view(_aggregate(learned_limits={"tokens": LearnedLimit(60_000.0, 1_500.0, 12_000.0)}))
-    row = ["policy_model", "tokens", "", UNKNOWN, UNKNOWN, UNKNOWN, "60.0 k", "1,500", "12.0 k"]
-    assert view["tables"]["limits"] == [row]
+    found = LearnedLimit(60_000.0, 1_500.0, 12_000.0, "groq", 600.0, (47_520.0, 30_000.0), (48_000.0, 60_000.0))
+    attempts = Attempts((1000, 2000), (1, 0))
+    view = _view(_aggregate(learned_limits={"tokens": found}, attempts=attempts, queue_reason="tokens"))
+    told = ["policy_model", "tokens", "", UNKNOWN, UNKNOWN, UNKNOWN]
+    row = [*told, "groq", "60.0 k", "1,500", "600", "12.0 k", "99.0%", "50.0%", "0.1%", "0%"]
+    assert view["tables"]["limits"] == [[*row, "2 for tokens"]]
+
+
+def test_limit_on_calls_at_a_time_is_shown_with_what_is_left_of_it() -> None:
+    (row,) = _view(_aggregate(most_in_flight=4.0, queue_reason="window"))["tables"]["limits"]
+    assert row[:5] == ["policy_model", "calls at a time", ["25%", "meter", 0.25], "1", "4"]
+    assert row[-1] == "2 for others to end"
 
 
 @pytest.mark.parametrize(

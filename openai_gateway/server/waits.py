@@ -51,12 +51,19 @@ class Waits:
             del self._ends[wait]
             wait.end()
 
+    def end_oldest(self) -> bool:
+        """End the wait that began first, if there is one; to be called from the hub."""
+        wait = next(iter(self._ends), None)
+        if wait is None:
+            return False
+        del self._ends[wait]
+        wait.end()
+        return True
+
     def end_all(self) -> None:
         """End every wait; to be called from the hub."""
-        while self._ends:
-            wait = next(iter(self._ends))
-            del self._ends[wait]
-            wait.end()
+        while self.end_oldest():
+            pass
 
 
 def tick_forever(*kinds: Waits) -> None:

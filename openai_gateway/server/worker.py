@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import gevent
 from gunicorn.config import PostRequest, PreRequest
 from gunicorn.http.message import MAX_REQUEST_LINE
 from gunicorn.http.wsgi import base_environ
@@ -109,6 +110,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             super().handle(listener, client, addr)
             return
         self._count(1)
+        if self._connections >= self.worker_connections:
+            # Whoever holds connections and asks for nothing must not keep out those that do.
+            gevent.get_hub().loop.run_callback(_make_room)
         try:
             client.setblocking(1)
             if isinstance(client, ssl.SSLSocket):
@@ -208,6 +212,11 @@ def was_told_to_stop() -> bool:
     while queue is not None and not queue.empty():
         came.add(queue.get_nowait())
     return not came.isdisjoint(_STOPS)
+
+
+def _make_room() -> None:
+    """End the connection that has been idle for longest, else the one whose head takes longest; from the hub."""
+    _ = connection.idle.end_oldest() or connection.heads.end_oldest()
 
 
 def _unless_default(cfg: Any, name: str, ours: int) -> int:

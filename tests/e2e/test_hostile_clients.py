@@ -260,6 +260,18 @@ def test_worker_without_descriptors_says_so_in_its_own_words_and_serves_again(
         assert "Traceback" not in gateway.log()
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/responses HTTP/1.1\r\n"], ids=["nothing", "half a head"])
+def test_connections_that_ask_for_nothing_keep_out_nobody(
+    sent: bytes, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    arguments = ["--worker-connections", "10"]
+    with run_gateway(tmp_path, upstream.url, None, *arguments) as gateway, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(_connect(gateway)).sendall(sent)
+        for _ in range(3):
+            assert _is_served(gateway)
+
+
 _STOPPED_AT_ITS_FORK = """
 import os, signal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -84,6 +85,34 @@ def test_tls_goes_on_working(tmp_path: Path) -> None:
         streamed = session.post(url, json=to_request_body("chat", stream=True), timeout=10)
         assert streamed.content.count(to_event("chat", "x")) == 3
         assert streamed.content.endswith(b"data: [DONE]\n\n")
+
+
+def test_client_over_tls_that_stops_reading_gives_its_slot_back(tmp_path: Path) -> None:
+    def stream_on(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(STREAM_HEAD)
+        for _ in range(3000):
+            talk.send(to_chunk(b"data: " + b"x" * 10_000 + b"\n\n"))
+
+    made = make_certificates(tmp_path)
+    arguments = ["--certfile", str(made.server), "--keyfile", str(made.server_key)]
+    settings = {"client_timeout_s": 1}
+    with run_upstream(stream_on) as upstream, run_gateway(tmp_path, upstream.url, settings, *arguments) as gateway:
+
+        def count_in_flight() -> object:
+            return requests.get(f"{gateway.url}/__inspect", verify=str(made.ca), timeout=10).json()["in_flight"]
+
+        with socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+            with ssl.create_default_context(cafile=str(made.ca)).wrap_socket(
+                plain, server_hostname="localhost"
+            ) as client:
+                client.sendall(
+                    REQUEST.replace(b'14\r\n\r\n{"input": "x"}', b'30\r\n\r\n{"input": "x", "stream": true}')
+                )
+                eventually(lambda: len(upstream.requests) == 1)
+                eventually(lambda: count_in_flight() == 0)
 
 
 @pytest.mark.parametrize("workers", [2, 4])

@@ -62,12 +62,23 @@ class Capturer:
         """Return what `work` returns, in a thread. Raises what it raises, TimeoutError if it doesn't return."""
         if self._late is not None and not self._late.ready():
             raise TimeoutError("the disk does not answer")
-        job: AsyncResult[_Result] | None = None
+        job: AsyncResult[_Result | Exception] | None = None
         self._pool = self._pool or ThreadPool(_THREADS)
         with gevent.Timeout(_WAIT_S, False):  # type: ignore[arg-type]
-            job = self._pool.spawn(work)
+            job = self._pool.spawn(_try, work)
             job.wait()
         if job is None or not job.ready():
             self._late = job
             raise TimeoutError("the disk does not answer")
-        return cast(_Result, job.get())
+        result = job.get()
+        if isinstance(result, Exception):
+            raise result
+        return cast(_Result, result)
+
+
+def _try(work: Callable[[], _Result]) -> _Result | Exception:
+    """Return what `work` returns, or raises: gevent prints a traceback of whatever its threads raise."""
+    try:
+        return work()
+    except Exception as error:
+        return error

@@ -10,7 +10,8 @@ from collections.abc import Collection
 from typing import Final
 
 # NeMo Gym's agents put a second part there when a rollout's tokens are to be trained on: the same call to us.
-_ROLLOUT = re.compile(r"/ng-rollout/([A-Za-z0-9._-]+)(?:/training-token-capture)?(/.*)")
+# A name of a file, with what comes after it.
+_ROLLOUT = re.compile(r"/ng-rollout/([A-Za-z0-9._-]{1,200})(?:/training-token-capture)?(/.*)")
 # How clients write what is below a base URL: without /v1 in that, with it twice, as Azure has it.
 _API: Final = re.compile(
     r"/(?:v1/(?:v1/)?|openai/(?:v1/|deployments/[^/]+/)?)?((?:responses|chat/completions|conversations|models)(?:/.*)?)"

@@ -71,7 +71,9 @@ def test_held_lock_is_tried_again() -> None:
         pytest.param(ValueError("odd"), "odd", id="anything else"),
     ],
 )
-def test_call_that_cant_be_captured_is_told(error: Exception, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_that_cant_be_captured_is_told(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(capturing, "_LOCK_WAIT_S", 0.0)
 
     def fail() -> None:
@@ -80,6 +82,7 @@ def test_call_that_cant_be_captured_is_told(error: Exception, why: str, monkeypa
     captures = _Captures(fail)
     _capture(Capturer(captures))
     assert (captures.lines, captures.lost, captures.incomplete) == ([], [why], ["r"])
+    assert capfd.readouterr().err == "", "gevent has printed no traceback"
 
 
 def test_disk_that_does_not_answer_holds_up_nobody_and_each_call_but_once(monkeypatch: pytest.MonkeyPatch) -> None:

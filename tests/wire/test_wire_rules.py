@@ -91,6 +91,8 @@ def test_caches_of_names_stay_bounded() -> None:
         ("/ng-rollout/r/training-token-capture/v1/models", ("r", None, "/v1/models")),
         ("/ng-rollout/r/training-token-capture/judge/v1/responses", ("r", "judge", "/v1/responses")),
         ("/ng-rollout/r/v1/training-token-capture/x", ("r", None, paths.UNKNOWN)),
+        (f"/ng-rollout/{'a' * 200}/v1/models", ("a" * 200, None, "/v1/models")),
+        (f"/ng-rollout/{'a' * 201}/v1/models", (None, None, paths.UNKNOWN)),
         ("/ng-rollout//v1/models", (None, None, paths.UNKNOWN)),
         ("/ng-rollout/a b/v1", (None, None, paths.UNKNOWN)),
         ("/other/v1/models", (None, None, "/other/v1/models")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
+from http.client import responses as REASONS
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -46,6 +47,7 @@ def open_tunnel(connection: Connection, proxy: Proxy, host: str, port: int) -> N
     connection.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
     head, surplus = await_head(connection)
     if not 200 <= head.status < 300:
-        raise Unreachable(f"can't be reached: the proxy answered {head.status} {head.reason}".rstrip())
+        # Its own words are shown to nobody: they might repeat the password.
+        raise Unreachable(f"can't be reached: the proxy answered {head.status} {REASONS.get(head.status, '')}".rstrip())
     if surplus:
         raise Unreachable("can't be reached: the proxy sent more than its answer")

@@ -37,7 +37,7 @@ def _connect_as_asked(talk: Conversation) -> None:
     if request is None:
         return
     if request.headers.get("proxy-authorization") != CREDENTIALS:
-        talk.send(to_answer(b"", status="407 Proxy Authentication Required", headers=""))
+        talk.send(to_answer(b"", status="407 No, not user:password", headers=""))
         return
     host, _, port = request.target.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as far:

@@ -18,6 +18,7 @@ import flask
 
 from openai_gateway.errors import Cancelled, InvalidRequest, UpgradeRefused, UpstreamProtocolError
 from openai_gateway.server import draining
+from openai_gateway.server.writer import send_in_time
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
@@ -80,7 +81,7 @@ class WebSocketServer:
         )
         passing = [header for header in raw.head.passing if header[0].lower() not in _NOT_PASSED]
         try:
-            client.sendall(_to_acceptance(key, passing))
+            send_in_time(client, _to_acceptance(key, passing))
         except BaseException:
             raw.close()
             raise

@@ -30,7 +30,7 @@ from openai_gateway.server.lingering import linger, silences
 from openai_gateway.server.plain import PlainRequest, read_plain
 from openai_gateway.server.refusals import describe, to_refusal
 from openai_gateway.server.waits import Wait, Waits
-from openai_gateway.server.writer import RelayWriter, TlsWriter
+from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
 from openai_gateway.wire.headers import UNDERSCORED
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ class Connection:
         return True
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        with contextlib.suppress(OSError):
-            self._client.sendall(to_refusal(status, code, message))
+        with contextlib.suppress(OSError, Wait):
+            send_in_time(self._client, to_refusal(status, code, message))
             linger(self._client, self._wait, None)
 
     def _linger(self, request: Any) -> None:

@@ -98,16 +98,8 @@ class RelayWriter(Response):  # type: ignore[misc]
             self._send_in_time(self.to_frame(b"", is_last=True))
 
     def _send_in_time(self, frame: bytes) -> None:
-        """Send all of it, as long as the client goes on taking it. Raises OSError, Wait."""
         self.is_own = True
-        rest = memoryview(frame)
-        wait = Wait()
-        while rest:
-            sends.start(wait, monotonic() + sends.seconds)
-            try:
-                rest = rest[self.sock.send(rest) :]
-            finally:
-                sends.stop(wait, None)
+        send_in_time(self.sock, frame)
 
     def to_frame(self, payload: bytes, *, is_last: bool) -> bytes:
         """Return `payload` as it goes over the wire: after the head, if that isn't out, and as a chunk, if chunked."""
@@ -161,6 +153,18 @@ class RelayWriter(Response):  # type: ignore[misc]
 
 class TlsWriter(RelayWriter):
     """The writer of a TLS connection: nothing may go past its layer, so it is no sink for pumped streams."""
+
+
+def send_in_time(sock: Any, data: bytes) -> None:
+    """Send all of it, as long as the client goes on taking it. Raises OSError, Wait."""
+    rest = memoryview(data)
+    wait = Wait()
+    while rest:
+        sends.start(wait, monotonic() + sends.seconds)
+        try:
+            rest = rest[sock.send(rest) :]
+        finally:
+            sends.stop(wait, None)
 
 
 def _is_token(name: str) -> bool:

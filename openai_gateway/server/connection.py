@@ -57,8 +57,11 @@ class Connection:
         self._cfg = worker.cfg
         self._client = client
         self._addr = addr
+        self._remote_addr = addr[0] if isinstance(addr, tuple) else addr
+        # What is common to the environs of a listener's plain requests.
         self._environ = environ
-        self._unreader = Unreader(client)
+        # Made by the first request that isn't plain.
+        self._unreader: Unreader | None = None
         self._count = 0
         self._wait = Wait()
         self._proxy: dict[str, Any] = {}
@@ -122,6 +125,8 @@ class Connection:
         return self._read_checked(received) if received else None
 
     def _read_checked(self, received: bytes) -> CheckedRequest:
+        if self._unreader is None:
+            self._unreader = Unreader(self._client)
         heads.start(self._wait, monotonic() + heads.seconds)
         try:
             if self._cfg.proxy_protocol == "off" or self._count > 1:
@@ -140,8 +145,10 @@ class Connection:
         if worker.nr >= worker.max_requests:
             worker.retire()
         if type(request) is PlainRequest:
-            environ = {**self._environ, **request.environ, "wsgi.input": request.body}
-            return self._run(environ, self._writer(request, self._client, self._cfg))
+            return self._run(
+                request.take_environ(self._environ, self._client, self._remote_addr),
+                self._writer(request, self._client, self._cfg),
+            )
         return self._answer_checked(request)
 
     def _answer_checked(self, request: CheckedRequest) -> bool:
@@ -174,6 +181,8 @@ class Connection:
             response.force_close()
         try:
             body = self._worker.wsgi(environ, response.start_response)
+            # A stream lasts, and needs nothing of its request.
+            del environ
             try:
                 for piece in body:
                     response.write(piece)
@@ -208,7 +217,8 @@ class Connection:
                 request.body.read(left)
             finally:
                 silences.stop(self._wait, None)
-        self._rest = self._unreader.take_buffered()
+        if self._unreader is not None:
+            self._rest = self._unreader.take_buffered()
         return True
 
     def _refuse(self, status: int, code: str, message: str) -> None:

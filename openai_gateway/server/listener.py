@@ -31,6 +31,8 @@ _GONE: Final = {errno.ECONNABORTED, errno.EPROTO}
 class Listener(StreamServer):
     """gevent's server, which would print a traceback for each connection that it finds no file descriptor for."""
 
+    _spawn: Any
+    _handle: Any
     _said_at = float("-inf")
     # Tells whether another worker should have the next connection.
     is_for_another: Callable[[], bool] | None = None
@@ -68,6 +70,17 @@ class Listener(StreamServer):
         finally:
             handshakes.stop(wait, None)
         self.handle(sock, address)
+
+    def do_handle(self, *arguments: Any) -> None:
+        """Serve a connection in a greenlet of its own; `handle` closes it.
+
+        gevent puts a function between, which would cost each connection stack for as long as it is open.
+        """
+        try:
+            self._spawn(self._handle, *arguments)
+        except BaseException:
+            self.do_close(*arguments)
+            raise
 
     def _say(self, error: OSError) -> None:
         if monotonic() - self._said_at > _SAY_AGAIN_S:

@@ -34,26 +34,34 @@ _keys = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 
 class PlainRequest:
-    """A request with a plain head: what gunicorn's Response and log ask of one, and no more."""
+    """A request with a plain head: what gunicorn's Response and log ask of one, and no more.
 
-    __slots__ = ("body", "environ", "is_whole", "must_close")
+    It lives as long as its answer, which may take hours: so environ and body can be taken from it.
+    """
+
+    __slots__ = ("_environ", "body", "is_whole", "must_close", "uri")
 
     # As gunicorn's parser sets them for a request of this kind.
     method: Final = "POST"
     version: Final = (1, 1)
 
     def __init__(self, environ: dict[str, Any], body: Any, *, is_whole: bool) -> None:
-        self.environ = environ
-        self.body = body
-        # Tells whether the body came with the head, so that none of it is left on the connection.
+        self._environ = environ
+        # Of a body that came with the head none is left on the connection, and the environ alone has it.
+        self.body: Any = None if is_whole else body
         self.is_whole = is_whole
         self.must_close = False
+        # The target as it was sent.
+        self.uri: str = environ["RAW_URI"]
+        environ["wsgi.input"] = body
 
-    @property
-    def uri(self) -> str:
-        """The target as it was sent."""
-        uri: str = self.environ["RAW_URI"]
-        return uri
+    def take_environ(self, common: Mapping[str, Any], client: Any, peer: Any) -> dict[str, Any]:
+        """Return the environ, with what is common to a listener's requests; once."""
+        environ, self._environ = self._environ, {}
+        environ.update(common)
+        environ["gunicorn.socket"] = client
+        environ["REMOTE_ADDR"] = peer
+        return environ
 
     def force_close(self) -> None:
         """Have the connection end with this request."""

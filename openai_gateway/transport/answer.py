@@ -51,8 +51,9 @@ class RawAnswer:
         length = len(self.received)
         if length and length == self.head.content_length and not self.decoder.done:
             # Most answers come in one piece with their head: nothing to wait for, nothing to put together.
-            self.body = self.receive() or b""
-            self.is_whole = True
+            self.body, self.received = self.received, b""
+            self.decoder.done = self.is_whole = True
+            self.finish()
             return
         watch.arm(IDLE)
         pieces: list[bytes] = []

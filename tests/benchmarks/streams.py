@@ -11,6 +11,7 @@ stream did not come whole.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import run_gateway
+from tests.support.processes import run_gunicorn, write_config
 from tests.support.upstreams import LAST_CHUNK, STREAM_HEAD, to_answer, to_chunk, to_event, to_request_body
 
 _EVENT = to_chunk(to_event("chat", "token"))
@@ -224,7 +225,11 @@ def main() -> None:
     upstream.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     listener.close()
-    with tempfile.TemporaryDirectory() as folder, run_gateway(Path(folder), url) as gateway:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(write_config(folder, url))}
+        # The app itself, without what the tests put around it: its frames would take another page a stream.
+        gateway = stack.enter_context(run_gunicorn("openai_gateway.wsgi:app", folder, environ=environ))
         worker = Worker(gateway.workers()[0])
         if len(cores := sorted(os.sched_getaffinity(0))) > 1:
             # The worker has one for itself.

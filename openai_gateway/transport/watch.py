@@ -9,26 +9,30 @@ call is bounded and its client watched. A call that ran into a phase's time-out 
 one whose client has left is over.
 
 One ticking timer serves all watches, ten times a second: a deadline is a number that is compared at the next tick, so
-that it costs a call no timer of its own.
+that it costs a call no timer of its own. With thousands of streams even the comparing would show: a watch whose
+deadline is far rests for a hundredth of it, 5 s at most, so that a deadline may be kept that much late.
 
-See also: server.worker (ticks idle clients), wsgi (ends all calls when draining is over).
+See also: ticker, server.waits (ticks idle clients), wsgi (ends all calls when draining is over).
 """
 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final
 
 import gevent
 from gevent.monkey import get_original
 
 from openai_gateway.errors import BodyTimeout, CallTimeout, Cancelled, ClientGone
 from openai_gateway.transport.errors import TimedOut
+from openai_gateway.transport.ticker import Ticker
 
-TICK_S: Final = 0.1
+_MOST_REST_S: Final = 5.0
+_LEAST_REST_S: Final = 0.5
+_REST_OF_PATIENCE: Final = 0.01
 _READ: Final = 1
 _LEFT: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 _poll = get_original("select", "poll")
@@ -83,6 +87,7 @@ class CallWatch:
         "_greenlet",
         "_io",
         "_is_probing",
+        "_looks_at",
         "_patience_s",
         "_phase",
         "_total_deadline",
@@ -104,6 +109,8 @@ class CallWatch:
         self._client_fd: int | None = None
         self._is_probing = False
         self._io: Any = None
+        # When this is ticked next if it rests, else 0.0.
+        self._looks_at = 0.0
         # Asked when the client has left: the call goes on if somebody else wants its answer.
         self.is_awaited: Callable[[], bool] | None = None
         _watches.add(self)
@@ -115,6 +122,8 @@ class CallWatch:
         from the next tick on: most calls are over before it, and a watch costs four system calls.
         """
         self._client_fd = client_fd
+        if self._looks_at:
+            self._look_again()
         if self.timeouts.total_s is not None:
             self._total_deadline = monotonic() + self.timeouts.total_s
 
@@ -127,6 +136,8 @@ class CallWatch:
         else:
             self._patience_s = seconds
             self._deadline = monotonic() + seconds
+            if self._deadline < self._looks_at:
+                self._look_again()
 
     def disarm(self) -> None:
         """Take the phase's deadline away."""
@@ -142,10 +153,17 @@ class CallWatch:
             self._io.stop()
             self._io.close()
             self._io = None
+        if self._looks_at:
+            self._look_again()
         _watches.discard(self)
 
-    def tick(self, now: float) -> None:
-        """Look at the clock, and at the client."""
+    def _look_again(self) -> None:
+        self._looks_at = 0.0
+        _watches.add(self)
+
+    def tick(self, now: float) -> float:
+        """Look at the clock, and at the client; return for how long there is no need to look again."""
+        self._looks_at = 0.0
         if self.has_moved:
             self.has_moved = False
             if self._deadline is not None:
@@ -153,16 +171,32 @@ class CallWatch:
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             self._greenlet.throw(Cancelled(self._phase.to_error(self._patience_s)))
-        elif self._total_deadline is not None and now >= self._total_deadline:
+            return 0.0
+        if self._total_deadline is not None and now >= self._total_deadline:
             self._total_deadline = None
             total_s = self.timeouts.total_s
             self._greenlet.throw(Cancelled(CallTimeout(f"The call was not over within {total_s:g} s.")))
-        elif self._client_fd is not None:
+            return 0.0
+        if self._client_fd is not None:
             if self._io is None:
                 self._io = gevent.get_hub().loop.io(self._client_fd, _READ)
                 self._io.start(self._on_readable)
-            elif self._is_probing and has_left(self._client_fd):
-                self._leave()
+            elif self._is_probing:
+                if has_left(self._client_fd):
+                    self._leave()
+                return 0.0
+        return self._rest(now)
+
+    def _rest(self, now: float) -> float:
+        rest_s = _MOST_REST_S
+        if self._deadline is not None:
+            rest_s = min(rest_s, self._patience_s * _REST_OF_PATIENCE, self._deadline - now)
+        if self._total_deadline is not None:
+            rest_s = min(rest_s, self._total_deadline - now)
+        if rest_s < _LEAST_REST_S:
+            return 0.0
+        self._looks_at = now + rest_s
+        return rest_s
 
     def cancel(self, reason: Exception) -> None:
         """End the call with `reason` now; to be called from the hub."""
@@ -179,6 +213,8 @@ class CallWatch:
             # called without end. Ask at each tick instead.
             self._io.stop()
             self._is_probing = True
+            if self._looks_at:
+                self._look_again()
 
     def _leave(self) -> None:
         if self.is_awaited is not None and self.is_awaited():
@@ -188,47 +224,6 @@ class CallWatch:
             return
         self.stop()
         self._greenlet.throw(Cancelled(ClientGone()))
-
-
-class Ticked(Protocol):
-    """What has to look at the clock now and then."""
-
-    def tick(self, now: float) -> None:
-        """Do what is due at `now`, on the monotonic clock; called from the hub."""
-
-
-TickedT = TypeVar("TickedT", bound=Ticked)
-
-
-class Ticker(Generic[TickedT]):
-    """Ticks everything that was added and not discarded, ten times a second; without any it costs nothing."""
-
-    def __init__(self) -> None:
-        self._ticked: set[TickedT] = set()
-        self._timer: Any = None
-        self.discard = self._ticked.discard
-
-    def add(self, ticked: TickedT) -> None:
-        """Tick this from now on."""
-        self._ticked.add(ticked)
-        if self._timer is None:
-            self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
-            self._timer.start(self._tick)
-
-    def __iter__(self) -> Iterator[TickedT]:
-        """Give each that is still there when its turn comes: what one causes may discard others."""
-        for ticked in list(self._ticked):
-            if ticked in self._ticked:
-                yield ticked
-
-    def _tick(self) -> None:
-        now = monotonic()
-        for ticked in self:
-            ticked.tick(now)
-        if not self._ticked:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
 
 
 _watches: Ticker[CallWatch] = Ticker()

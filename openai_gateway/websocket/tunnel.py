@@ -26,7 +26,8 @@ from gevent.lock import BoundedSemaphore
 
 from openai_gateway.errors import Cancelled, GatewayError, UpstreamProtocolError, UpstreamTimeout
 from openai_gateway.transport.connection import Connection
-from openai_gateway.transport.watch import CallWatch, Ticker, Timeouts, has_left
+from openai_gateway.transport.ticker import Ticker
+from openai_gateway.transport.watch import CallWatch, Timeouts, has_left
 from openai_gateway.websocket.downstream import Downstream
 from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames

@@ -96,3 +96,29 @@ def test_client_that_leaves_after_pipelining_is_noticed_at_a_tick(watch: CallWat
         gevent.sleep(2)
     assert isinstance(raised.value.reason, ClientGone)
     near.close()
+
+
+def test_watch_that_rests_keeps_an_earlier_deadline_a_client_and_the_end_of_all() -> None:
+    watch = CallWatch(Timeouts(idle_s=600, client_s=0.05))
+    watch.arm(IDLE)
+    gevent.sleep(0.25)
+    watch.arm(CLIENT)
+    with pytest.raises(Cancelled) as raised:
+        gevent.sleep(2)
+    assert isinstance(raised.value.reason, ClientGone)
+    watch.arm(IDLE)
+    gevent.sleep(0.25)
+    near, far = socket.socketpair()
+    watch.begin(near.fileno())
+    far.close()
+    with pytest.raises(Cancelled) as raised:
+        gevent.sleep(2)
+    assert isinstance(raised.value.reason, ClientGone)
+    near.close()
+    watch = CallWatch(Timeouts(idle_s=600))
+    watch.arm(IDLE)
+    gevent.sleep(0.25)
+    cancel_all_in(0.01, lambda: Saturated("over"))
+    with pytest.raises(Cancelled) as raised:
+        gevent.sleep(2)
+    assert isinstance(raised.value.reason, Saturated)

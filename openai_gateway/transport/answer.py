@@ -15,7 +15,7 @@ from openai_gateway.transport.connection import Connection
 from openai_gateway.transport.errors import BadAnswer
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.watch import IDLE, CallWatch
-from openai_gateway.wire.body import Decoder, LengthDecoder
+from openai_gateway.wire.body import ChunkedDecoder, Decoder, LengthDecoder
 from openai_gateway.wire.head import Head, MalformedAnswer
 
 
@@ -110,6 +110,14 @@ class RawAnswer:
         if decoder.done:
             self.finish()
         return payload
+
+    def pass_on(self, piece: bytes) -> tuple[bytes, int, bytes]:
+        """Return what ChunkedDecoder.pass_on does. Raises BadAnswer."""
+        assert isinstance(self.decoder, ChunkedDecoder)
+        try:
+            return self.decoder.pass_on(piece)
+        except MalformedAnswer as problem:
+            raise to_malformed(problem) from None
 
     def _end(self) -> bytes:
         if not self.decoder.ends_with_connection:

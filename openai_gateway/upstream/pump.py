@@ -29,10 +29,12 @@ from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.heartbeat import Heartbeat
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.sse import is_at_boundary, takes_events
-from openai_gateway.wire.tail import SMALL_BYTES, Tail
+from openai_gateway.wire.tail import Tail
 
 # A line that is no part of an event, so that it can stand between any two.
 _COMMENT: Final = b": waiting for the upstream\n"
+# A smaller piece that isn't whole chunks is decoded with less effort than it would be passed on.
+_LARGE_BYTES: Final = 1024
 
 
 class Sink(Protocol):
@@ -194,12 +196,17 @@ class Pump:
             if piece is None:
                 return
             self._watch.has_moved = True
-            chunks, send = self._chunks, self._send
-            if chunks and send and len(piece) <= SMALL_BYTES and (length := chunks.whole_length(piece)):
+            chunks, send, length = self._chunks, self._send, 0
+            if chunks and send:
+                length = chunks.whole_length(piece)
+                if not length and len(piece) > _LARGE_BYTES:
+                    piece, length = self._note_torn(piece, chunks)
+                elif length:
+                    # Noted before it is sent: the client may be gone, and somebody else want the answer.
+                    self._tail.add_chunks(piece, chunks.mark)
+            if send and length:
                 # What the decoder would take apart, the sink would put together again.
-                # Noted before it is sent: the client may be gone, and somebody else want the answer.
                 self._passed += length
-                self._tail.add_chunks(piece)
                 try:
                     sent = send(piece)
                 except BlockingIOError:
@@ -217,6 +224,20 @@ class Pump:
         except (Exception, Cancelled) as error:
             self._error = error
         self._wake()
+
+    def _note_torn(self, piece: bytes, decoder: ChunkedDecoder) -> tuple[bytes, int]:
+        """Note a large piece that begins or ends within a chunk; return it as whole chunks, and what they hold of it.
+
+        0 bytes: it is returned as it came, and must be decoded.
+        """
+        chunks, length, after = self._raw.pass_on(piece)
+        if not length:
+            return piece, 0
+        self._tail.add_chunks(chunks, decoder.mark)
+        if after:
+            self._tail.add(after)
+            chunks += self._sink.to_frame(after, is_last=False)
+        return chunks, length
 
     def _offer(self, payload: bytes) -> None:
         if self.before_end is not None and self._decoder.done:

@@ -20,6 +20,13 @@ _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 _KNOWN_SIZES: dict[bytes, int] = {}
 _MAX_KNOWN_SIZES: Final = 4096
 _MAX_KNOWN_SIZE_BYTES: Final = 8
+# What stands between a chunk's bytes and the next chunk's, as it was seen: a line end, the size's line, and what may be
+# a byte of the chunk. By it: how far the next chunk reaches, its line end not counted, and how many bytes it holds.
+_KNOWN_STEPS: dict[bytes, tuple[int, int]] = {}
+_STEP_DIGITS: Final = 3
+LAST_BYTES: Final = 2 * 1024
+# Steps pay off with more than a few chunks.
+_FEW_BYTES: Final = 1024
 
 
 class ChunkedDecoder:
@@ -28,7 +35,7 @@ class ChunkedDecoder:
     `surplus` holds what came after the end: bytes that no request asked for.
     """
 
-    __slots__ = ("_left", "_pending", "_state", "_trailer_bytes", "done", "surplus")
+    __slots__ = ("_left", "_pending", "_state", "_trailer_bytes", "done", "mark", "surplus")
 
     _SIZE, _BODY, _BODY_END, _TRAILER = range(4)
     ends_with_connection: Final = False
@@ -40,15 +47,22 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
         self.done = False
         self.surplus = b""
+        self.mark = 0
 
     def whole_length(self, piece: bytes) -> int:
         """Return how many body bytes `piece` holds if it is whole chunks of sizes seen before, nothing else; 0 if not.
 
-        Such a piece needs no `feed`: it leaves the decoder as it is.
+        Such a piece needs no `feed`: it leaves the decoder as it is. `mark` is then where the chunks begin that hold
+        its last few KB.
         """
         if self._state or self._pending:
             return 0
         at, end, length = 0, len(piece), 0
+        if end > _FEW_BYTES:
+            at, length, mark = _pass_over(piece, 0)
+            self.mark = mark if at - mark >= LAST_BYTES else 0
+            return length if at == end else 0
+        self.mark = 0
         while at < end:
             line_end = piece.find(b"\r\n", at, at + _MAX_KNOWN_SIZE_BYTES)
             size = _KNOWN_SIZES.get(piece[at:line_end])
@@ -59,6 +73,29 @@ class ChunkedDecoder:
                 return 0
             length += size
         return length
+
+    def pass_on(self, piece: bytes) -> tuple[bytes, int, bytes]:
+        """Return chunks, the body bytes that they hold, and more body bytes; no chunks if `feed` must read it all.
+
+        The chunks are the whole ones in `piece` as they came, after what completes a torn one as a chunk of its own;
+        the other body bytes are of a chunk that is torn again. `mark` as for `whole_length`. Raises MalformedAnswer.
+        """
+        start = self._left + 2 if self._state == self._BODY and not self._pending else 0
+        if self._pending or start >= len(piece) or (self._state and not start):
+            return b"", 0, b""
+        stop, length, mark = _pass_over(piece, start)
+        if stop == start or piece.find(b"\r\n0", stop - 2) >= 0:
+            # Nothing is whole, or the last chunk may be here.
+            return b"", 0, b""
+        chunks = piece[start:stop]
+        mark = mark - start if stop - mark >= LAST_BYTES else -1
+        if start:
+            completed = self.feed(piece[:start])
+            framed = b"%x\r\n%b\r\n" % (len(completed), completed)
+            chunks, length = framed + chunks, length + len(completed)
+            mark = mark + len(framed) if mark >= 0 else -1
+        self.mark = max(mark, 0)
+        return chunks, length, self.feed(piece[stop:]) if stop < len(piece) else b""
 
     def feed(self, piece: bytes) -> bytes:
         """Return the body bytes that `piece` completes, without their framing. Raises MalformedAnswer."""
@@ -115,6 +152,42 @@ class ChunkedDecoder:
         size = _KNOWN_SIZES.get(line)
         self._left = size if size is not None else _to_size(line)
         self._state = self._BODY if self._left else self._TRAILER
+
+
+def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
+    """Return where the whole chunks of known sizes that begin at `start` end, and how many body bytes they hold.
+
+    And where those begin that hold the last few KB.
+    """
+    at, end, length, mark = start, len(piece), 0, start
+    # Up to there the first time, to the end the second.
+    limit = max(end - 2 * LAST_BYTES, start)
+    while at < end:
+        if at >= limit:
+            mark, limit = (at, end) if limit < end else (mark, limit)
+        before, size = at, 0
+        if at > start:
+            # Each step proves the line end of the chunk before.
+            while at < limit and (step := _KNOWN_STEPS.get(piece[at - 2 : at + 5])) is not None:
+                before, size = at, step[1]
+                at += step[0]
+                length += size
+        if at > before:
+            if at <= end and piece[at - 2 : at] == b"\r\n":
+                continue
+            return before, length - size, min(mark, before)
+        line_end = piece.find(b"\r\n", at, at + _MAX_KNOWN_SIZE_BYTES)
+        known = _KNOWN_SIZES.get(piece[at:line_end])
+        if known is None or line_end < 0:
+            break
+        stop = line_end + known + 4
+        if piece[stop - 2 : stop] != b"\r\n":
+            break
+        if at > start and line_end - at <= _STEP_DIGITS and len(_KNOWN_STEPS) < _MAX_KNOWN_SIZES and at + 5 <= end:
+            _KNOWN_STEPS[piece[at - 2 : at + 5]] = stop - at, known
+        at = stop
+        length += known
+    return at, length, min(mark, at)
 
 
 def _to_size(line: bytes) -> int:

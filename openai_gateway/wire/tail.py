@@ -25,6 +25,7 @@ MAX_CAPTURED_BYTES: Final = 16 * 1024 * 1024
 _WINDOW_BYTES: Final = 32 * 1024
 _BEGINNING_BYTES: Final = 16 * 1024
 _KEPT_EVENTS: Final = 4
+_MOST_KEPT_BYTES: Final = 12 * 1024
 # Comments may follow the report, one every few seconds; whatever is longer than this is an event.
 _COMMENT_BYTES: Final = 64
 _GZIP: Final = ("gzip", "x-gzip", "deflate")
@@ -56,14 +57,28 @@ class Tail:
     def add(self, piece: bytes) -> None:
         """Note a piece that went by."""
         self.length += len(piece)
-        if self._is_within or len(piece) > SMALL_BYTES or not piece.endswith(b"\n"):
+        if self._is_within or len(piece) > SMALL_BYTES:
             self._slide(piece)
+        elif not piece.endswith(b"\n"):
+            if self._at < 0 < len(self._pieces) < _KEPT_EVENTS:
+                # Its rest follows, and most often so many events that none of this is needed.
+                self._pieces.append((piece,))
+                self._is_within = True
+            else:
+                self._slide(piece)
         elif len(piece) > _COMMENT_BYTES or not piece.startswith(b":"):
             self._keep((piece,))
 
-    def add_chunks(self, chunks: bytes) -> None:
-        """Note a few whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
-        if self._is_within or not chunks.endswith(b"\n\r\n"):
+    def add_chunks(self, chunks: bytes, mark: int = 0) -> None:
+        """Note whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`.
+
+        From `mark` on they hold their last few KB.
+        """
+        if mark and chunks[mark - 3 : mark] == b"\n\r\n" and len(chunks) - mark <= _MOST_KEPT_BYTES:
+            # Events enough: what came before doesn't matter any more.
+            chunks = chunks[mark:]
+            self._pieces, self._at, self._window, self._beginning, self._is_within = [], -1, b"", b"", False
+        if self._is_within or len(chunks) > _MOST_KEPT_BYTES or not chunks.endswith(b"\n\r\n"):
             self._slide(_to_body(chunks))
         elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
             # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
@@ -153,8 +168,8 @@ class BodyTail(Tail):
         self.length += len(piece)
         self._slide(piece)
 
-    def add_chunks(self, chunks: bytes) -> None:
-        """Note a few whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
+    def add_chunks(self, chunks: bytes, mark: int = 0) -> None:
+        """Note whole chunks that went by; whoever calls this counts `length` itself, and `takes_chunks`."""
         self._slide(_to_body(chunks))
 
     def _leave_behind(self, text: bytes, length: int) -> None:

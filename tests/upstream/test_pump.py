@@ -117,7 +117,7 @@ def _pump(pieces: list[bytes | OSError], client: _Client, tail: Tail) -> None:
 def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
     events = [b"event %02d\n\n" % number for number in range(12)]
     pieces: list[bytes | OSError] = [_chunk(event) for event in events]
-    # A new size, two chunks at once, one torn, one with an extension, a large one: the decoder's.
+    # A new size, two chunks at once, one torn, one with an extension, large ones.
     pieces += [_chunk(b"new"), _chunk(b"new") * 2, b"3\r\nne", b"w\r\n", b"3;x=y\r\nnew\r\n"]
     pieces += [*[_chunk(b"l" * (SMALL_BYTES + 1))] * 2, _chunk(b"new") + END]
     whole = b"".join(events) + b"new" * 5 + b"l" * 2 * (SMALL_BYTES + 1) + b"new"
@@ -126,10 +126,30 @@ def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
     decoder = ChunkedDecoder()
     assert decoder.feed(client.got) == whole
     assert (decoder.done, decoder.surplus) == (True, b"")
-    # All but the first of a size, what was torn, odd or large, and the last.
-    assert client.passed == len(b"".join(events[1:])) + len(b"new" * 2)
+    # All but the first of a size, what was torn or odd, and the last.
+    assert client.passed == len(b"".join(events[1:])) + len(b"new" * 2) + SMALL_BYTES + 1
     assert tail.length == len(whole)
     assert tail.end() == whole[len(b"".join(events[:8])) :]
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 999])
+@pytest.mark.parametrize("most", [1300, 4096, 16_384, 65_536])
+def test_stream_that_comes_flat_out_passes_whole_though_its_pieces_are_torn(most: int, at_once: int) -> None:
+    events = [b'data: {"n": %d, "text": "%b"}\n\n' % (number, b"w" * (number % 40)) for number in range(1500)]
+    wire = b"".join(map(_chunk, events)) + END
+    pieces: list[bytes | OSError] = [wire[at : at + most] for at in range(0, len(wire), most)]
+    client, tail = _Client(at_once, is_slow=False), Tail(monotonic)
+    # Sizes are known once they were seen.
+    ChunkedDecoder().feed(wire)
+    _pump(pieces, client, tail)
+    decoder, whole = ChunkedDecoder(), b"".join(events)
+    assert decoder.feed(client.got) == whole
+    assert (decoder.done, decoder.surplus) == (True, b"")
+    assert client.passed > len(whole) / 2
+    assert tail.length == len(whole)
+    assert whole.endswith(tail.end())
+    assert b"".join(events[-4:]) in tail.end()
+    assert len(tail.end()) < 64 * 1024
 
 
 def test_bytes_of_a_chunk_keep_its_borders() -> None:

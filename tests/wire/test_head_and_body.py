@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_gateway.wire import body as body_module
 from openai_gateway.wire import head as head_module
-from openai_gateway.wire.body import ChunkedDecoder, LengthDecoder, UntilCloseDecoder, decode_content, to_decoder
+from openai_gateway.wire.body import (
+    LAST_BYTES,
+    ChunkedDecoder,
+    LengthDecoder,
+    UntilCloseDecoder,
+    decode_content,
+    to_decoder,
+)
 from openai_gateway.wire.head import Head, MalformedAnswer, parse_head
 
 
@@ -191,6 +199,79 @@ def test_only_whole_chunks_between_two_others_are_whole(before: bytes, piece: by
     decoder = ChunkedDecoder()
     decoder.feed(b"2\r\nab\r\n" + before)
     assert decoder.whole_length(piece) == length
+
+
+CHUNKS = st.lists(
+    st.one_of(
+        st.sampled_from([b"ab", b"event\n\n", b"x" * 30, b"0", b"\r\n0\r\n\r\n", b"y" * 300, b"z" * 5000]),
+        st.binary(min_size=1, max_size=40),
+    ),
+    max_size=60,
+)
+
+
+@given(
+    CHUNKS,
+    st.lists(st.integers(1, 9000), max_size=12),
+    st.sampled_from([b"", b"0\r\n\r\n", b"0\r\nt: x\r\n\r\nsurplus"]),
+)
+def test_chunks_passed_on_hold_what_the_decoder_reads_however_they_are_cut(
+    bodies: list[bytes], cuts: list[int], end: bytes
+) -> None:
+    wire = b"".join(b"%x\r\n%b\r\n" % (len(body), body) for body in bodies) + end
+    passing, reading, client = ChunkedDecoder(), ChunkedDecoder(), ChunkedDecoder()
+    got = b""
+    for cut in [*cuts, len(wire)]:
+        piece, wire = wire[:cut], wire[cut:]
+        if not piece:
+            break
+        expected = reading.feed(piece)
+        chunks, length, after = piece, passing.whole_length(piece), b""
+        if not length:
+            chunks, length, after = passing.pass_on(piece)
+        if not length:
+            after = passing.feed(piece)
+        passed = client.feed(chunks) if length else b""
+        assert len(passed) == length
+        assert passed + after == expected
+        if length:
+            # The chunks after the mark can be read by themselves, and are enough, or all of them.
+            assert passed.endswith(ChunkedDecoder().feed(chunks[passing.mark :]))
+            assert passing.mark == 0 or len(chunks) - passing.mark >= LAST_BYTES
+            assert (client.done, client.feed(b"")) == (False, b"")
+        got += passed + after
+        assert (passing.done, passing.surplus) == (reading.done, reading.surplus)
+    assert got == b"".join(bodies)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        pytest.param(b"x" * 1000 + b"Y\n", id="torn, with a wrong line end"),
+        pytest.param(b"x" * 1001 + b"\r\n", id="torn, longer than its size"),
+        pytest.param(b"x" * 1000 + b"\r\n" + b"5\r\nevent\r\n" * 30 + b"5\r\neventY\n", id="behind whole ones"),
+        pytest.param(b"x" * 1000 + b"\r\n" + b"5\r\nevent\r\n" * 30 + b"5 \r\n5\n\n5\r\n", id="a size that is none"),
+    ],
+)
+def test_malformed_chunk_among_those_that_pass_is_refused(piece: bytes) -> None:
+    chunk = b"5\r\nevent\r\n"
+    decoder = ChunkedDecoder()
+    decoder.feed(chunk)
+    assert decoder.pass_on(chunk * 20 + b"7d0\r\n" + b"x" * 1000) == (chunk * 20, 100, b"x" * 1000)
+    with pytest.raises(MalformedAnswer):
+        # Whoever gets nothing of it has to feed it.
+        assert decoder.pass_on(piece + chunk * 20)[1] or decoder.feed(piece + chunk * 20)
+
+
+def test_steps_that_are_remembered_prove_both_line_ends_and_are_bounded() -> None:
+    decoder = ChunkedDecoder()
+    for size in (5, 18, 300, 5000):
+        decoder.feed(b"%x\r\n%b\r\n" % (size, b"s" * size))
+        decoder.whole_length(b"%x\r\n%b\r\n" % (size, b"s" * size) * (2000 // size + 2))
+    steps = body_module._KNOWN_STEPS
+    assert steps
+    assert all(step.startswith(b"\r\n") and step.count(b"\r\n", 3) >= 1 for step in steps)
+    assert len(steps) <= body_module._MAX_KNOWN_SIZES
 
 
 def test_repeated_headers_that_frame_an_answer_are_taken_together() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.tail import SMALL_BYTES, Tail, to_tail
+from openai_gateway.wire.tail import Tail, to_tail
 from openai_gateway.wire.usage import Report, Usage, read_answer, read_stream
 
 CHAT = Report(Usage(10, 5, 3, None, 2), "length", "m-1", "flex", "fp")
@@ -92,9 +93,13 @@ def _add(tail: Tail, body: bytes, sizes: random.Random, most: int) -> None:
     while body:
         length = sizes.randint(1, most)
         piece, body = body[:length], body[length:]
-        if tail.takes_chunks and len(piece) <= SMALL_BYTES and sizes.random() < 0.5:
+        if tail.takes_chunks and sizes.random() < 0.7:
+            # As an upstream's chunks come: an event each, if there are events, and what is torn by itself.
+            chunks = b"".join([b"%x\r\n%b\r\n" % (len(line), line) for line in piece.splitlines(keepends=True)])
             tail.length += len(piece)
-            tail.add_chunks(b"%x\r\n%b\r\n" % (len(piece), piece))
+            decoder = ChunkedDecoder()
+            decoder.feed(chunks)
+            tail.add_chunks(chunks, decoder.mark if decoder.whole_length(chunks) else 0)
         else:
             tail.add(piece)
 

@@ -31,13 +31,21 @@ from tests.support.websockets import RawWebSocket, accept_websocket, open_websoc
 
 # On Python 3.11; later versions count fewer, for comprehensions are no calls there.
 # 0.1.0 took 158 and 5.
-MOST_OF_A_CALL = 128
+MOST_OF_A_CALL = 126
 MOST_OF_AN_EVENT = 4
 MOST_OF_A_WEBSOCKETS_EVENT = 4
 CALLS = 50
 EVENTS = 50
 # Called if a socket's bytes are not there yet, and if calls are slow to come.
-OF_THE_MOMENT = {"gevent/_compat.py:exc_clear", "upstream/recorder.py:_settle_in_time", "upstream/recorder.py:settle"}
+OF_THE_MOMENT = {
+    "gevent/_compat.py:exc_clear",
+    "upstream/recorder.py:_settle_in_time",
+    "upstream/recorder.py:settle",
+    # Timers, on a machine so busy that a call takes as long.
+    "server/waits.py:tick",
+    "wire/rate_limits.py:<genexpr>",
+    "wire/rate_limits.py:_to_number",
+}
 
 
 class Client:

@@ -52,6 +52,22 @@ heads = Waits(HEAD_S)
 class Connection:
     """A client's connection from its first request to its end."""
 
+    __slots__ = (
+        "_addr",
+        "_cfg",
+        "_client",
+        "_count",
+        "_environ",
+        "_pause_s",
+        "_proxy",
+        "_remote_addr",
+        "_rest",
+        "_unreader",
+        "_wait",
+        "_worker",
+        "_writer",
+    )
+
     def __init__(self, worker: Worker, client: Any, addr: Any, environ: Mapping[str, Any]) -> None:
         self._worker = worker
         self._cfg = worker.cfg
@@ -64,7 +80,7 @@ class Connection:
         self._unreader: Unreader | None = None
         self._count = 0
         self._wait = Wait()
-        self._proxy: dict[str, Any] = {}
+        self._proxy: dict[str, Any] | None = None
         # What came after the last request.
         self._rest = b""
         self._pause_s = 0.0
@@ -159,7 +175,7 @@ class Connection:
         if request.proxy_protocol_info:
             self._proxy = request.proxy_protocol_info
         else:
-            request.proxy_protocol_info = self._proxy
+            request.proxy_protocol_info = self._proxy or {}
         try:
             self._cfg.pre_request(worker, request)
             name = self._environ["openai_gateway.listener"]

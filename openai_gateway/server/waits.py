@@ -20,6 +20,8 @@ class Wait(BaseException):
     A BaseException, so that no `except Exception` on the way takes it for an error.
     """
 
+    __slots__ = ("_greenlet",)
+
     def __init__(self) -> None:
         super().__init__()
         self._greenlet = gevent.getcurrent()

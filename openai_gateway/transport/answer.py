@@ -115,9 +115,12 @@ class RawAnswer:
         """Return what ChunkedDecoder.pass_on does. Raises BadAnswer."""
         assert isinstance(self.decoder, ChunkedDecoder)
         try:
-            return self.decoder.pass_on(piece)
+            passed = self.decoder.pass_on(piece)
         except MalformedAnswer as problem:
             raise to_malformed(problem) from None
+        if self.decoder.done:
+            self.finish()
+        return passed
 
     def _end(self) -> bytes:
         if not self.decoder.ends_with_connection:

@@ -32,8 +32,8 @@ class Connection:
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._readable = gevent.get_hub().loop.io(sock.fileno(), _READ)
-        self._liveness = _poll()
-        self._liveness.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        # Made when it is first idle, which a stream's connection may never be.
+        self._liveness: Any = None
         self.closed = False
         # The pool's: whether it was given back before, where it leads to and by which state of the addresses that was
         # found right, and when it is too old to be used again.
@@ -116,6 +116,9 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Tell whether an idle connection can't be used again: closed by the upstream, or with unasked bytes."""
+        if self._liveness is None:
+            self._liveness = _poll()
+            self._liveness.register(self._sock.fileno(), select.POLLIN | select.POLLRDHUP)
         return bool(self._liveness.poll(0))
 
     def close(self) -> None:

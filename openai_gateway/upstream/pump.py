@@ -211,9 +211,10 @@ class Pump:
                     sent = send(piece)
                 except BlockingIOError:
                     sent = 0
-                if sent == len(piece):
+                if sent < len(piece):
+                    self._rest = memoryview(piece)[sent:]
+                elif not chunks or not chunks.done:
                     return
-                self._rest = memoryview(piece)[sent:]
             else:
                 payload = self._raw.decode(piece)
                 is_last = self._decoder.done
@@ -226,9 +227,9 @@ class Pump:
         self._wake()
 
     def _note_torn(self, piece: bytes, decoder: ChunkedDecoder) -> tuple[bytes, int]:
-        """Note a large piece that begins or ends within a chunk; return it as whole chunks, and what they hold of it.
+        """Note a large piece that begins or ends within a chunk, or has the last one; return it framed for the client.
 
-        0 bytes: it is returned as it came, and must be decoded.
+        And how many body bytes are in whole chunks of it; 0: it is returned as it came, and must be decoded.
         """
         chunks, length, after = self._raw.pass_on(piece)
         if not length:
@@ -236,7 +237,8 @@ class Pump:
         self._tail.add_chunks(chunks, decoder.mark)
         if after:
             self._tail.add(after)
-            chunks += self._sink.to_frame(after, is_last=False)
+        if after or decoder.done:
+            chunks += self._sink.to_frame(after, is_last=decoder.done)
         return chunks, length
 
     def _offer(self, payload: bytes) -> None:

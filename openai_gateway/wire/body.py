@@ -84,8 +84,7 @@ class ChunkedDecoder:
         if self._pending or start >= len(piece) or (self._state and not start):
             return b"", 0, b""
         stop, length, mark = _pass_over(piece, start)
-        if stop == start or piece.find(b"\r\n0", stop - 2) >= 0:
-            # Nothing is whole, or the last chunk may be here.
+        if stop == start:
             return b"", 0, b""
         chunks = piece[start:stop]
         mark = mark - start if stop - mark >= LAST_BYTES else -1

@@ -127,6 +127,8 @@ class Connection:
             idle.start(self._wait, monotonic() + idle.seconds)
             try:
                 received = self._client.recv(_READ_BYTES)
+            except Wait:
+                received = self._receive_at_last()
             finally:
                 idle.stop(self._wait, None)
         self._count += 1
@@ -139,6 +141,19 @@ class Connection:
                 return PlainRequest(environ, io.BytesIO(received[start:end]), is_whole=True)
             return PlainRequest(environ, LengthBody(self._client, received[start:], length), is_whole=False)
         return self._read_checked(received) if received else None
+
+    def _receive_at_last(self) -> bytes:
+        """Return what has come although nobody waits any more: a worker that was held up ends waits too early.
+
+        Raises Wait if nothing has.
+        """
+        try:
+            if not isinstance(self._client, ssl.SSLSocket):
+                received: bytes = self._client._sock.recv(_READ_BYTES)
+                return received
+        except OSError:
+            pass
+        raise self._wait from None
 
     def _read_checked(self, received: bytes) -> CheckedRequest:
         if self._unreader is None:

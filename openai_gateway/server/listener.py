@@ -1,5 +1,8 @@
 """Accepts connections for a worker: in patience if there is no room, and after a worker that has fewer.
 
+Several are taken at a time only while this worker has fewest: with many clients at once, a worker that gets to it
+seldom, for its core is busy, catches up with the others.
+
 See also: worker (what is done with a connection), balance.
 """
 
@@ -36,17 +39,26 @@ class Listener(StreamServer):
     _said_at = float("-inf")
     # Tells whether another worker should have the next connection.
     is_for_another: Callable[[], bool] | None = None
+    # Counts connections from their accepting on, before the next one is thought of; `handle` counts them out.
+    count: Callable[[int], None] = staticmethod(lambda change: None)
     _times_left = 0
+    _has_just_taken = False
 
     def do_read(self) -> Any:
         """Return the next connection and its peer's address; None if there is none, or no room for it."""
+        is_after_another, self._has_just_taken = self._has_just_taken, False
         if self.is_for_another is not None and self._times_left < _MOST_TIMES_LEFT and self.is_for_another():
-            self._times_left += 1
-            self._pause(_LEAVE_S)
+            if not is_after_another:
+                self._times_left += 1
+                self._pause(_LEAVE_S)
             return None
         self._times_left = 0
         try:
-            return super().do_read()
+            taken = super().do_read()
+            if taken:
+                self._has_just_taken = True
+                self.count(1)
+            return taken
         except OSError as error:
             if error.errno in _GONE:
                 return None
@@ -66,6 +78,7 @@ class Listener(StreamServer):
         except (OSError, Wait) as error:
             _log.debug("a TLS handshake failed: %s", error)
             sock.close()
+            self.count(-1)
             return
         finally:
             handshakes.stop(wait, None)
@@ -79,6 +92,7 @@ class Listener(StreamServer):
         try:
             self._spawn(self._handle, *arguments)
         except BaseException:
+            self.count(-1)
             self.do_close(*arguments)
             raise
 

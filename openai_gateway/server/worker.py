@@ -82,8 +82,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Return what accepts a listener's connections; gunicorn calls this to make its server."""
         tls = {"ssl_context": named["ssl_context"]} if "ssl_context" in named else {}
         server = Listener(listener, handle=partial(self.handle, listener), spawn=spawn, **tls)
+        server.count = self._count
         if self.cfg.workers > 1:
-            server.max_accept = 1
             server.is_for_another = self._has_more_than_another
         return server
 
@@ -109,14 +109,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
-        if self._leaves_all_to_gunicorn:
-            super().handle(listener, client, addr)
-            return
-        self._count(1)
         if self._connections >= self.worker_connections:
             # Whoever holds connections and asks for nothing must not keep out those that do.
             gevent.get_hub().loop.run_callback(_make_room)
         try:
+            if self._leaves_all_to_gunicorn:
+                super().handle(listener, client, addr)
+                return
             client.setblocking(1)
             if isinstance(client, ssl.SSLSocket):
                 if not self.cfg.do_handshake_on_connect:

@@ -216,7 +216,7 @@ class RecordingTail(Tail):
 
 
 class TimedTail(RecordingTail):
-    """Keeps the pieces as they came, and when: `times`, by the clock; a capture is `tail`'s."""
+    """Keeps the pieces as they came, and when: `times`, by the clock; what is captured is in `tail`."""
 
     __slots__ = ("times",)
 

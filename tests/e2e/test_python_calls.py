@@ -1,4 +1,4 @@
-"""How much work a call is, exactly: the calls of Python's for one warm call and for one event of a stream.
+"""How much work a call is, exactly: the calls of Python's for one warm call and for one event of a stream, and the files.
 
 Unlike a time, the count doesn't depend on the machine or its load. If yours is higher for a good reason, say so where
 you raise the figure; if it is lower, lower the figure.
@@ -34,6 +34,9 @@ from tests.support.websockets import RawWebSocket, accept_websocket, open_websoc
 MOST_OF_A_CALL = 126
 MOST_OF_AN_EVENT = 4
 MOST_OF_A_WEBSOCKETS_EVENT = 4
+# Of the gateway's own: a reader has to follow a call through all of them.
+MOST_FILES = 36
+PACKAGE = Path(__file__).parents[2] / "openai_gateway"
 CALLS = 50
 EVENTS = 50
 # Called if a socket's bytes are not there yet, and if calls are slow to come.
@@ -135,6 +138,9 @@ def test_a_call_and_an_event_take_no_more_calls_of_pythons_than_they_did(tmp_pat
     of_call, of_event = _to_one(of_calls, CALLS), _to_one(many, EVENTS)
     assert of_call.total() <= MOST_OF_A_CALL, of_call.most_common()
     assert of_event.total() <= MOST_OF_AN_EVENT, of_event.most_common()
+    files = {name.partition(":")[0] for name in of_call}
+    own = sorted(file for file in files if (PACKAGE / file).exists() or (PACKAGE.parent / file).exists())
+    assert len(own) <= MOST_FILES, own
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="coverage counts calls itself")

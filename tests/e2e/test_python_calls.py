@@ -1,4 +1,4 @@
-"""How much work a call is, exactly: the calls of Python's for one warm call and for one event of a stream, and the files.
+"""How much work a call is, exactly: the calls of Python's for one warm call and for one event of a stream.
 
 Unlike a time, the count doesn't depend on the machine or its load. If yours is higher for a good reason, say so where
 you raise the figure; if it is lower, lower the figure.

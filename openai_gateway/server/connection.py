@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from openai_gateway.server.worker import Worker
 
 HEAD_S: Final = 20.0
-# A client that waits for no answer has its next request there already, so that nothing would ever be waited for: after
-# an answer of the gateway's own it has to wait for so long, and after so many of any kind others get a turn.
+# A client that waits for no answer has its next request there already, so that nothing would ever be waited for: it has
+# to wait after each answer of the gateway's own. Relayed answers wait for an upstream, but for kept ones: so others get
+# a turn after each of the former, and after so many of the latter.
 PIPELINED_S: Final = 0.1
-_TURN: Final = 4
+_TURN: Final = 16
 # A head and most bodies in one read.
 _READ_BYTES: Final = 16 * 1024
 _LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH}
@@ -99,7 +100,7 @@ class Connection:
                     break
                 if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
                     break
-                if self._rest or self._count % _TURN == 0:
+                if self._rest or self._pause_s or self._count % _TURN == 0:
                     gevent.sleep(self._pause_s if self._rest else 0)
         except Wait:
             pass

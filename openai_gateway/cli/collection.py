@@ -127,8 +127,13 @@ def write_metrics(output: Path, found: Mapping[str, Any]) -> Path:
     """Write the sums over an output to the file beside it; return where."""
     path = to_metrics_path(output)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(found, indent=2) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(found, indent=2) + "\n")
+        part.replace(path)
+    except OSError as error:
+        # Of a full disk it would not say which file it is about.
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return path
 
 

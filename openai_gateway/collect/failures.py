@@ -13,6 +13,7 @@ import msgspec
 from openai_gateway.remedies import (
     GATEWAY_DRAINING,
     GATEWAY_FULL,
+    INVALID_REQUEST,
     KEY_REFUSED,
     MODEL_NOT_FOUND,
     QUOTA_USED_UP,
@@ -37,6 +38,7 @@ _NAMES: Final = {
 _GATEWAY: Final = "see whether the gateway runs and is at this address"
 _GO_ON: Final = "then go on with --resume"
 _LATER: Final = "--resume tries it again"
+_MEND: Final = "mend the row, then go on with --resume"
 
 _STATUS: Final = re.compile("[45][0-9][0-9]")
 _UNREACHABLE: Final = "gateway_unreachable"
@@ -89,7 +91,7 @@ def to_failure(status: int, body: bytes, attempts: int | None = None, request_id
     """Return what an answer with an error status means."""
     code, message = _read_error(body)
     remedy = find_remedy(status, code, message)
-    end = _GO_ON if remedy.kind in GENERAL else _LATER
+    end = _GO_ON if remedy.kind in GENERAL else _MEND if remedy.kind == INVALID_REQUEST else _LATER
     return Failure(remedy.kind, status, code, message, f"{remedy.tell(**_NAMES)}; {end}", attempts, request_id)
 
 

@@ -30,7 +30,7 @@ class Budget:
         """Tell whether enough is known of unbounded answers for one more such call: few begin before any has ended."""
         if self.limit_usd is None or claim.size is None:
             return True
-        return sum(count for count, _ in self._unbounded.values()) < 2 + self._estimator.answers
+        return sum(count for count, _ in self._unbounded.values()) < 1 + self._estimator.answers
 
     def to_reserved_usd(self) -> float:
         """Return what the calls in flight may cost."""

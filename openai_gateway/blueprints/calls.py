@@ -77,7 +77,9 @@ class CallServer:
             else None
         )
         # Kept answers are POSTs' only: a client that is told so asks for them that way.
-        self._websocket = WebSocketServer(relay, is_on=server.websocket and server.recordings != REPLAY)
+        self._websocket = WebSocketServer(
+            relay, server.max_body_bytes, is_on=server.websocket and server.recordings != REPLAY
+        )
         self._timeouts = relay.timeouts
         self.share_limits = relay.share_limits
         self.settle_records = relay.settle_records

@@ -46,8 +46,9 @@ def is_handshake(environ: Mapping[str, Any]) -> bool:
 class WebSocketServer:
     """Opens the WebSockets of one server; `to_call` makes a create's text a call of the client that has the environ."""
 
-    def __init__(self, relay: Relay, *, is_on: bool) -> None:
+    def __init__(self, relay: Relay, max_body_bytes: int, *, is_on: bool) -> None:
         self._relay = relay
+        self._max_body_bytes = max_body_bytes
         self._is_on = is_on
         self._has_none_until = 0.0
 
@@ -78,6 +79,7 @@ class WebSocketServer:
             client,
             self._relay.timeouts,
             lambda tunnel: Turns(socket, self._relay.timeouts, to_call, tunnel.send, tunnel.tell),
+            self._max_body_bytes,
         )
         passing = [header for header in raw.head.passing if header[0].lower() not in _NOT_PASSED]
         try:

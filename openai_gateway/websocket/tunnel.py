@@ -43,7 +43,10 @@ _CLOSE_S: Final = 1.0
 
 
 class Tunnel:
-    """Carries one WebSocket connection; `client` is a socket of gevent's, which `run` closes."""
+    """Carries one WebSocket connection; `client` is a socket of gevent's, which `run` closes.
+
+    A client's message may have `most_bytes`, and the 16 MiB that the API takes.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Tunnel:
         client: Any,
         timeouts: Timeouts,
         to_turns: Callable[[Tunnel], Turns],
+        most_bytes: int = MOST_MESSAGE_BYTES,
     ) -> None:
         self._upstream = upstream
         self._client = client
@@ -59,9 +63,10 @@ class Tunnel:
         self._downstream = Downstream(upstream, received, client, MOST_MESSAGE_BYTES)
         # Since when a write is under way; it stays set if that was cut: nothing may follow half a frame.
         self._upstream_takes_since: float | None = None
-        self._from_client = FrameReader(is_masked=True, most_bytes=MOST_MESSAGE_BYTES)
+        self._from_client = FrameReader(is_masked=True, most_bytes=min(most_bytes, MOST_MESSAGE_BYTES))
         self._to_upstream = BoundedSemaphore(1)
-        # The client's message that is under way: its frames, and what they say.
+        # The client's message that is under way: since when, its frames, and what they say.
+        self._begun_at: float | None = None
         self._frames = bytearray()
         self._payload = bytearray()
         self._others_ran_at = monotonic()
@@ -108,6 +113,8 @@ class Tunnel:
         overdue = self._find_overdue(now)
         if overdue is not None:
             self._fail(overdue)
+        elif self._upstream_takes_since is None and _is_over(self._begun_at, self._timeouts.client_s, now):
+            self._end(None, frames.POLICY_VIOLATION, "a message took too long")
         elif self._is_draining():
             self.turns.is_draining = True
             if self.turns.is_idle:
@@ -156,6 +163,7 @@ class Tunnel:
             if frame.opcode == frames.CLOSE:
                 is_last = self._has_closed = True
                 break
+        self._begun_at = None if self._from_client.is_empty else self._begun_at or monotonic()
         if control:
             self.send(None, bytes(control))
         bad = self._from_client.bad

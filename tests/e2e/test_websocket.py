@@ -25,7 +25,7 @@ from openai_gateway.wire import frames
 from openai_gateway.wire.frames import to_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
-from tests.support.websockets import RawWebSocket, accept_websocket, to_server_event
+from tests.support.websockets import RawWebSocket, accept_websocket, open_websocket, to_server_event
 
 # The official client, too, uses what the package would rather have as a context manager.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning", "ignore:serve:DeprecationWarning")
@@ -435,6 +435,32 @@ def test_broken_frame_closes_with_1002_and_leaks_nothing(
         client.recv(timeout=10)
     assert client.close_code == 1002
     eventually(lambda: gateway.inspect()["in_flight"] == 0)
+
+
+def test_message_above_the_configs_bound_closes_with_1009(tmp_path: Path) -> None:
+    with (
+        _run_upstream(_echo) as server,
+        run_gateway(tmp_path, _to_url(server), {"max_body_bytes": 1000}) as gateway,
+    ):
+        with _open(gateway) as client:
+            client.send("x" * 900)
+            assert client.recv(timeout=10) == "x" * 900
+            client.send("x" * 1001)
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)
+            assert client.close_code == 1009
+        server.shutdown()
+
+
+def test_message_that_never_ends_is_not_kept_for_ever(tmp_path: Path) -> None:
+    settings = {"client_timeout_s": 0.5}
+    with run_simulator(tmp_path) as simulator, run_gateway(tmp_path, simulator.url, settings) as gateway:
+        for half in (b"\x81\xfe\x03\xe8\0\0\0\0half", b"\x01\x81\0\0\0\0{"):
+            client = open_websocket(gateway.url)
+            time.sleep(0.7)  # an idle connection may stay
+            client.send_raw(half)
+            assert client.receive_all() == ([], 1008)
+            client.leave()
 
 
 def test_handshake_that_is_malformed_never_reaches_the_upstream(tmp_path: Path) -> None:

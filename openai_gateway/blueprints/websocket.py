@@ -35,6 +35,7 @@ _VERSION: Final = "13"
 # query, and says nothing of others' handshakes.
 _TRUSTED_S: Final = 300.0
 _NOT_PASSED: Final = ("sec-websocket-accept",)
+_KEY_AS_PROTOCOL: Final = "openai-insecure-api-key."
 _PLAIN: Final = "send the call as a POST"
 
 
@@ -100,6 +101,9 @@ class WebSocketServer:
             "sec-websocket-key": our_key,
         }
         asked = {name: value for name, value in given.items() if name != "sec-websocket-extensions"}
+        protocols = _drop_keys(asked.pop("sec-websocket-protocol", ""))
+        if protocols:
+            asked["sec-websocket-protocol"] = protocols
         call = Call(
             api=Api.RESPONSES,
             method="GET",
@@ -141,6 +145,11 @@ def _check(environ: Mapping[str, Any]) -> str:
     if not is_right or "upgrade" not in [option.strip() for option in connection.split(",")]:
         raise InvalidRequest("The WebSocket handshake is malformed.", code="invalid_handshake")
     return key
+
+
+def _drop_keys(protocols: str) -> str:
+    """Return subprotocols without those as which a browser's client names a key: it is meant for this gateway."""
+    return ", ".join(each for each in map(str.strip, protocols.split(",")) if not each.startswith(_KEY_AS_PROTOCOL))
 
 
 def _to_refusal() -> UpgradeRefused:

@@ -25,7 +25,7 @@ from openai_gateway.wire import frames
 from openai_gateway.wire.frames import to_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
-from tests.support.websockets import RawWebSocket, accept_websocket, open_websocket, to_server_event
+from tests.support.websockets import RawWebSocket, accept_websocket, ask_for_websocket, open_websocket, to_server_event
 
 # The official client, too, uses what the package would rather have as a context manager.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning", "ignore:serve:DeprecationWarning")
@@ -450,6 +450,18 @@ def test_message_above_the_configs_bound_closes_with_1009(tmp_path: Path) -> Non
                 client.recv(timeout=10)
             assert client.close_code == 1009
         server.shutdown()
+
+
+def test_key_that_a_browser_names_as_a_subprotocol_stays_here(tmp_path: Path) -> None:
+    def script(talk: Conversation) -> None:
+        accept_websocket(talk, "sec-websocket-protocol: realtime\r\n").receive()
+
+    with run_upstream(script) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
+        asked = "sec-websocket-protocol: realtime, openai-insecure-api-key.secret\r\n"
+        status, headers, _, sock = ask_for_websocket(gateway.url, headers=asked)
+        sock.close()
+        assert (status, headers["sec-websocket-protocol"]) == (101, "realtime")
+        assert upstream.requests[0].headers["sec-websocket-protocol"] == "realtime"
 
 
 def test_message_that_never_ends_is_not_kept_for_ever(tmp_path: Path) -> None:

@@ -120,12 +120,12 @@ class Run:
         row = call.row
         try:
             body = row.to_body(call.rollout_index)
-            found, lost_usd, asked_at = self._ask(gateway, call, body)
+            found, lost_usd, held_s = self._ask(gateway, call, body)
             if found is not None and row.is_background:
                 found = gateway.wait_for_response(found, call.rollout_id)
             if found is not None:
-                now = monotonic()
-                cost_usd = self._take(call, found, AnswerTimes(now - started, now - asked_at), lost_usd)
+                took_s = monotonic() - started
+                cost_usd = self._take(call, found, AnswerTimes(took_s, took_s - held_s), lost_usd)
             else:
                 cost_usd = self._lose(lost_usd)
             if self._journal.error is not None:
@@ -142,22 +142,22 @@ class Run:
     def _ask(
         self, gateway: Gateway, call: PlannedCall, body: bytes
     ) -> tuple[GatewayAnswer | Failure | None, float, float]:
-        """Return what came of a call, None if nothing is to; what its tries may have cost; when the last one began."""
-        trial, lost_usd, started = self._away.begin(), 0.0, monotonic()
+        """Return what came of a call, None if nothing is to; what its tries before may have cost, and took."""
+        trial, lost_usd, held_s, started = self._away.begin(), 0.0, 0.0, monotonic()
         while True:
             found = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
             self._away.learn(found)
             if not is_away(found):
-                return found, lost_usd, started
+                return found, lost_usd, held_s
             assert isinstance(found, GatewayAnswer)
             may_ask = self._away.wait(trial, self._stopped)
             if not may_ask and not self._stopped.is_set():
-                return found, lost_usd, started
+                return found, lost_usd, held_s
             lost_usd += self._count_attempts(call, found)
             if not may_ask:
                 # The next run does it.
-                return None, lost_usd, started
-            started = monotonic()
+                return None, lost_usd, held_s
+            held_s = monotonic() - started
 
     def _count_attempts(self, call: PlannedCall, found: GatewayAnswer) -> float:
         """Count a call's attempts and return what those may have cost that the upstream worked on."""

@@ -7,8 +7,10 @@ it is back. See also: host_exchange and accounting.spend_exchange (the parts), r
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -46,7 +48,7 @@ class Exchange:
         self._link = link
         self._next: list[Command] = []
         self._is_up: bool | None = None
-        self._is_broken = False
+        self._broken: set[str] = set()
 
     def add(self, part: Part) -> None:
         """Exchange this, too; servers with the same upstream, key and model have one part between them."""
@@ -58,48 +60,48 @@ class Exchange:
 
     def once(self) -> None:
         """Exchange once, those parts that this worker leads."""
-        leading = [part for part in self._parts.values() if part.lead(monotonic())]
+        leading = [part for part in self._parts.values() if self._try(part, part.lead, monotonic())]
         if not leading:
             self._link.close()
             return
         try:
             clock = self._link.clock()
             now = monotonic()
-            commands, self._next = [*self._next], []
-            besides, sizes = len(commands), []
-            for part in leading:
-                asked = part.to_commands(now, clock)
-                sizes.append(len(asked))
-                commands += asked
-            replies = self._link.ask(commands)[besides:]
+            asked = {part.name: self._try(part, part.to_commands, now, clock) or [] for part in leading}
+            besides, self._next = self._next, []
+            replies = self._link.ask([*besides, *itertools.chain.from_iterable(asked.values())])[len(besides) :]
         except RedisAway as away:
             self._tell(is_up=False, why=str(away))
             for part in leading:
-                if part.lead(monotonic()):
-                    part.miss(monotonic())
+                if self._try(part, part.lead, monotonic()):
+                    self._try(part, part.miss, monotonic())
             return
         self._tell(is_up=True)
-        for part, size in zip(leading, sizes, strict=True):
-            own, replies = replies[:size], replies[size:]
+        for part in leading:
+            own, replies = replies[: len(asked[part.name])], replies[len(asked[part.name]) :]
             # Whoever stood still for so long that another took over must not write what is old by now.
-            if part.lead(monotonic()):
-                self._next += part.take(own, monotonic(), self._link.clock())
+            if own and self._try(part, part.lead, monotonic()):
+                self._next += self._try(part, part.take, own, monotonic(), self._link.clock()) or []
 
     def _run(self) -> None:
         # Hosts that were started together are not to ask together.
         gevent.sleep(PERIOD_S * random.random())
         while True:
             began = monotonic()
-            try:
-                self.once()
-            # Whatever it is: the rounds to come must not end with this one.
-            except Exception:
-                if not self._is_broken:
-                    _log.exception("limits are shared with other hosts no more, until the next round that succeeds")
-                self._is_broken = True
-            else:
-                self._is_broken = False
+            self.once()
             gevent.sleep(max(PERIOD_S / 5, PERIOD_S - (monotonic() - began)))
+
+    def _try(self, part: Part, do: Callable[..., Any], *given: Any) -> Any:
+        """Return what a part does; None if it can't, such as without its file: other parts, and later rounds, go on."""
+        try:
+            return do(*given)
+        except RedisAway:
+            raise
+        except Exception:
+            if part.name not in self._broken:
+                _log.exception("%s can't be shared with other hosts; this is said once", part.name)
+            self._broken.add(part.name)
+            return None
 
     def _tell(self, *, is_up: bool, why: str = "") -> None:
         if is_up and self._is_up is False:

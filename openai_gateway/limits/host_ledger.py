@@ -68,7 +68,6 @@ class HostLedger:
                 self._notes = _notes_decoder.decode(notes)
         self._own_per_s = _NOTHING
         self._own_before: tuple[float, Sums] | None = None
-        self._met_at = -math.inf
 
     @property
     def others(self) -> int:

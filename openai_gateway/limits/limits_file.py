@@ -19,7 +19,6 @@ import msgspec
 from openai_gateway.processes import start_of
 
 _MAGIC: Final = b"gwlim-2\0"
-_BOOT_AT: Final = 8
 RUNNING_AT: Final = 52
 _HALF_AT: Final = 60
 IN_USE_AT: Final = 61

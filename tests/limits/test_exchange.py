@@ -90,6 +90,20 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
     assert len(part.took) == 3
 
 
+def test_part_that_fails_is_told_of_once_and_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(_Part):
+        def to_commands(self, now: float, clock: float) -> list[Command]:
+            raise PermissionError("as planned")
+
+    exchange, parts = Exchange(_Link()), [Broken("budgets"), _Part("limits")]
+    for part in parts:
+        exchange.add(part)
+    for _ in range(3):
+        exchange.once()
+    assert len(parts[1].took) == 3
+    assert caplog.text.count("budgets can't be shared with other hosts") == 1
+
+
 def test_what_another_worker_speaks_for_is_not_asked() -> None:
     link, part = _Link(), _Part("one")
     part.leads = False

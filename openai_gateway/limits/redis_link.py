@@ -62,7 +62,7 @@ class RedisLink:
             replies: list[Any] = pipeline.execute()
             seconds, microseconds = replies.pop(0)
             self._learn_time(seconds + microseconds / 1e6, began)
-        except (self._redis.RedisError, OSError, UnicodeError) as error:
+        except Exception as error:
             self.close()
             raise RedisAway(_to_words(error)) from None
         except BaseException:

@@ -39,6 +39,8 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
         "max_concurrent_requests": 8,
         "max_retries": 1,
         "retry_ratio": None,
+        # Away: nothing listens there.
+        "limits_url": "redis://127.0.0.1:1/0",
     }
     with run_simulator(folder, {"rpm": 100_000}) as upstream, run_gateway(folder, upstream.url, settings) as gateway:
         for path, body in (("responses", {"input": "x"}), ("chat/completions", {"messages": MESSAGES})):
@@ -52,6 +54,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
         body = {"input": "x", "stream": True, "metadata": {"sim_event_gap_ms": "500"}}
         with requests.post(f"{gateway.url}/v1/responses", json=body, stream=True, timeout=20) as stream:
             next(stream.iter_content(10))
+        eventually(lambda: "limits_redis_up{" in requests.get(f"{gateway.url}/metrics", timeout=20).text)
         eventually(lambda: 'outcome="client_gone"' in requests.get(f"{gateway.url}/metrics", timeout=20).text)
         text = requests.get(f"{gateway.url}/metrics", timeout=20).text
     found: Series = {"up": {}}

@@ -30,32 +30,35 @@ TickedT = TypeVar("TickedT", bound=Ticked)
 class Ticker(Generic[TickedT]):
     """Ticks what was added and not discarded, ten times a second or when its rest is over.
 
-    Without any it costs nothing. What rests must be added again before it is discarded.
+    Without any it costs nothing. What rests must be added again before it is discarded. What is new may be put into
+    `awake` itself if `is_running`.
     """
 
     def __init__(self) -> None:
-        self._ticked: set[TickedT] = set()
+        self.awake: set[TickedT] = set()
+        self.is_running = False
         # What rests: by the number of the tick that ends it, and that number for each.
         self._resting: dict[int, set[TickedT]] = {}
         self._rests_until: dict[TickedT, int] = {}
         self._number = 0
         self._timer: Any = None
-        self.discard = self._ticked.discard
+        self.discard = self.awake.discard
 
     def add(self, ticked: TickedT) -> None:
         """Tick this from now on, also if it rests."""
         number = self._rests_until.pop(ticked, None)
         if number is not None:
             self._resting[number].discard(ticked)
-        self._ticked.add(ticked)
-        if self._timer is None:
+        self.awake.add(ticked)
+        if not self.is_running:
+            self.is_running = True
             self._timer = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
             self._timer.start(self._tick)
 
     def __iter__(self) -> Iterator[TickedT]:
         """Give each that is still there when its turn comes: what one causes may discard others."""
-        for ticked in [*self._ticked, *self._rests_until]:
-            if ticked in self._ticked or ticked in self._rests_until:
+        for ticked in [*self.awake, *self._rests_until]:
+            if ticked in self.awake or ticked in self._rests_until:
                 yield ticked
 
     def _tick(self) -> None:
@@ -63,15 +66,15 @@ class Ticker(Generic[TickedT]):
         self._number += 1
         for ticked in self._resting.pop(self._number, ()):
             del self._rests_until[ticked]
-            self._ticked.add(ticked)
-        for ticked in list(self._ticked):
-            if ticked in self._ticked:
+            self.awake.add(ticked)
+        for ticked in list(self.awake):
+            if ticked in self.awake:
                 rest_s = ticked.tick(now)
-                if rest_s and ticked in self._ticked:
-                    self._ticked.discard(ticked)
+                if rest_s and ticked in self.awake:
+                    self.awake.discard(ticked)
                     self._rests_until[ticked] = number = self._number + int(rest_s / TICK_S)
                     self._resting.setdefault(number, set()).add(ticked)
-        if not self._ticked and not self._rests_until:
+        if not self.awake and not self._rests_until:
             self._timer.stop()
             self._timer.close()
-            self._timer = None
+            self._timer, self.is_running = None, False

@@ -113,7 +113,10 @@ class CallWatch:
         self._looks_at = 0.0
         # Asked when the client has left: the call goes on if somebody else wants its answer.
         self.is_awaited: Callable[[], bool] | None = None
-        _watches.add(self)
+        if _watches.is_running:
+            _watches.awake.add(self)
+        else:
+            _watches.add(self)
 
     def begin(self, client_fd: int | None) -> None:
         """Bound the whole call from now on, and watch the client's socket unless `client_fd` is None.

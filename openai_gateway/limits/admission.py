@@ -23,7 +23,7 @@ from openai_gateway.config import ServerConfig
 from openai_gateway.limits.attempts import Bounds, Sent, Told, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.order import Order, Place, Rollouts
+from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
 from openai_gateway.limits.queue import Queue, Turn
 from openai_gateway.limits.sharing import SharedLimits, to_limits_path
 from openai_gateway.limits.use import LimitUse, UnderWay
@@ -41,8 +41,8 @@ from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 _log = logging.getLogger("openai_gateway")
 # What the output of a call that gives no bound is taken to be; the drain learns what it really is.
 _OUTPUT_TOKENS: Final = 1024
-_SLOW_DOWN: Final = "slow_down"
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*("resp_[^"\\]{1,200}")')
+_RESPONSE_KEY: Final = '"resp_'
 _ID_WITHIN_BYTES: Final = 400
 
 
@@ -59,7 +59,7 @@ class QueuedCall(msgspec.Struct):
     turn: Turn | None = None
     queue_wait_s: float = 0.0
     queue_reason: str = ""
-    rollout_began: float = 0.0
+    rollout: Rollout | None = None
     place: Place | None = None
     tries: Tries = msgspec.field(default_factory=Tries)
     attempts: int = 0
@@ -129,16 +129,19 @@ class Admission:
             output_tokens = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
             tokens = self.limiter.token_factor * (queued.request_bytes / 4 + output_tokens)
         # A call that names no rollout is one of its own.
-        queued.rollout_began = began = queued.started
-        if call.rollout_key is not None:
-            queued.rollout_began = began = self._rollouts.began(call.rollout_key, began)
-        turn = self.queue.take_at_once(began, tokens, is_limited=is_limited)
+        if call.rollout_key is None:
+            rollout = Rollout(queued.started)
+        else:
+            rollout = self._rollouts.find(call.rollout_key, queued.started)
+        queued.rollout = rollout
+        turn = self.queue.take_at_once(rollout, tokens, is_limited=is_limited)
         if turn is None:
-            queued.place = Place(began, tokens, is_limited, call.client or "", call.share)
+            queued.place = Place(rollout, tokens, is_limited, call.client or "", call.share)
             try:
                 turn = self.queue.take(queued.place)
             finally:
                 queued.queue_reason = turn.reason if turn is not None else self.queue.reason
+        rollout.calls += 1
         queued.turn = turn
         if is_limited:
             self._use.requests += 1
@@ -146,9 +149,9 @@ class Admission:
 
     def admit_at_once(self, queued: QueuedCall) -> None:
         """Give a call that is under way already a turn, if one is free."""
-        queued.rollout_began = queued.started
+        queued.rollout = Rollout(queued.started)
         tokens = self.limiter.token_factor * _OUTPUT_TOKENS
-        queued.turn = self.queue.take_at_once(queued.started, tokens, is_limited=True)
+        queued.turn = self.queue.take_at_once(queued.rollout, tokens, is_limited=True)
         if queued.turn is not None:
             self._use.requests += 1
             self._use.tokens += tokens
@@ -157,7 +160,7 @@ class Admission:
         """Charge a further attempt of a call that keeps its turn."""
         turn = queued.turn
         if turn is not None and turn.sent is not None:
-            turn.sent = self.limiter.start(turn.sent.tokens, self.queue.slots.in_flight - 1, monotonic())
+            turn.sent = self.queue.charge_again(turn.sent)
             self._use.requests += 1
             self._use.tokens += turn.sent.tokens
 
@@ -171,7 +174,7 @@ class Admission:
         if "imit-" in head.text and sent.at > self.limiter.newest_reference_at:
             limits = self._read_limits({name.lower(): value for name, value in head.headers})
         self.queue.answer(sent, limits)
-        if body and self.queue.waiting and queued.call.rollout_key is None:
+        if body and self.queue.waiting:
             self._follow(body, queued)
 
     def learn_event(self, queued: QueuedCall, outcome: Outcome, text: bytes) -> None:
@@ -184,7 +187,7 @@ class Admission:
             self.queue.learn()
             return
         self.queue.answer(sent, self._read_limits(outcome.headers) if outcome.headers else {})
-        if self.queue.waiting and queued.call.rollout_key is None:
+        if self.queue.waiting:
             self._follow(text, queued)
 
     def readmit(self, queued: QueuedCall, outcome: Outcome, body: bytes, deadline: float | None) -> bool:
@@ -192,8 +195,8 @@ class Admission:
 
         Raises what ends the wait: a client that left, above all.
         """
-        turn = queued.turn
-        if turn is None or turn.sent is None or not may_readmit(outcome, is_learning=self._learns):
+        turn, rollout = queued.turn, queued.rollout
+        if turn is None or turn.sent is None or rollout is None or not may_readmit(outcome, is_learning=self._learns):
             return False
         now = monotonic()
         wait_s = self._learn_refusal(turn.sent, queued, outcome, body)
@@ -201,7 +204,7 @@ class Admission:
             self.queue.learn()
             return False
         call = queued.call
-        place = queued.place or Place(queued.rollout_began, turn.sent.tokens, True, call.client or "", call.share)
+        place = queued.place or Place(rollout, turn.sent.tokens, True, call.client or "", call.share)
         queued.place = place
         turn.release()
         self.retrying["429"] += 1
@@ -226,8 +229,6 @@ class Admission:
         now = monotonic()
         self._use.refuse(sent.at, sent.tokens)
         refusal = read_refusal(outcome.headers, body, time())
-        if outcome.error_code == _SLOW_DOWN:
-            self.limiter.slow_down(now)
         return self.queue.refuse(sent, self._read_limits(outcome.headers), refusal, queued.tries, now)
 
     def under_way(self) -> UnderWay:
@@ -261,9 +262,12 @@ class Admission:
 
     def _follow(self, body: bytes, queued: QueuedCall) -> None:
         """Remember whose response this is: a call that names it as `previous_response_id` is of the same rollout."""
+        key, rollout = queued.call.rollout_key, queued.rollout
+        if rollout is None or not (key is None or key.startswith(_RESPONSE_KEY)):
+            return
         found = _RESPONSE_ID.search(body, 0, _ID_WITHIN_BYTES)
         if found is not None:
-            self._rollouts.remember(found[1].decode("latin-1"), queued.rollout_began)
+            self._rollouts.remember(found[1].decode("latin-1"), rollout)
 
 
 def may_readmit(outcome: Outcome, *, is_learning: bool) -> bool:

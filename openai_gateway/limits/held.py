@@ -31,8 +31,13 @@ class HeldPace:
         # What share of the pace this host has.
         self.share = 1.0
 
-    def hold(self, rate: float, growth: float, now: float) -> None:
-        """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes."""
+    def hold(self, rate: float, growth: float, sent_at: float, now: float) -> None:
+        """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes.
+
+        A refusal of what was sent at `sent_at`, before it is held to a pace, says nothing of that pace.
+        """
+        if self.since is not None and sent_at <= self.since:
+            return
         self._rate, self._growth, self.since = max(_SHARE * rate, _SLOWEST), growth, now
         self.free_at = max(self.free_at, now + _LEFT_OUT_S)
 

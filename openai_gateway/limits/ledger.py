@@ -10,7 +10,7 @@ key (less), unused charge of finished calls is given back (more), token charges 
 may count in another period. All of that is one number, the *drain*, which may be negative, learnt with a time constant
 of two seconds. What the bucket can hold is the most that was ever left in it: a guess that is never too high.
 
-Spending: evenly, at what flows in plus what is above a margin over four seconds. A 429 widens the margin; it fades.
+Spending: evenly, at what flows in plus what is above a margin over three seconds. A 429 widens the margin; it fades.
 
 With several hosts, what the others charge is charged here, too: what they said they have, and what they are expected to
 have since, by their rate (`hear`). Each paces its calls to its share of the speed. While they can't hear of each other,
@@ -30,9 +30,9 @@ from openai_gateway.limits.news import BucketNews
 from openai_gateway.wire.rate_limits import RateLimit
 
 _TAU_S: Final = 2.0
-_SPREAD_S: Final = 4.0
+_SPREAD_S: Final = 3.0
 _CATCH_UP_S: Final = 0.1
-_MARGIN_OF_LIMIT: Final = 0.01
+_MARGIN_OF_LIMIT: Final = 0.005
 _MARGIN_OF_MOST: Final = 0.1
 _WIDER_BY: Final = 0.01
 _WIDEST: Final = 0.3

@@ -29,7 +29,6 @@ from openai_gateway.limits.ledger import Bucket
 from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
-_TOKENS_OF_A_CALL: Final = 1.0
 _PROBE_S: Final = 1.0
 _LONGEST_PROBE_S: Final = 30.0
 _MOST_REFUSALS: Final = 3
@@ -67,7 +66,7 @@ class Limiter:
 
     def __init__(self, told: Told, now: float) -> None:
         self.requests = Bucket(1.0)
-        self.tokens = Bucket(_TOKENS_OF_A_CALL)
+        self.tokens = Bucket(1.0)
         self.blind = BlindRate()
         self.window = Window()
         self.held = HeldPace()
@@ -101,6 +100,8 @@ class Limiter:
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
         wait_s, reason = 0.0, ""
+        # One above the limit is refused at once, or our estimate is wrong: no bucket is to fill for it.
+        tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
         if not self._is_bound:
             if running >= self.window.most and not self.window.admits(running, now):
                 return self.window.wait_s(now), "window"
@@ -121,13 +122,9 @@ class Limiter:
             return self.window.wait_s(now), "window"
         return wait_s, reason
 
-    def due_at(self) -> float:
-        """Return from when on the pace lets the next call go; long ago if there is no pace."""
-        known = [bucket.free_at for bucket, _, _ in self._buckets(0.0)]
-        return max([*known, self.blind.free_at, self.held.free_at], default=-math.inf)
-
     def start(self, tokens: float, running: int, now: float) -> Sent:
         """Charge a call that is sent now, beside `running` others."""
+        tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
         self._number = number = self._number + 1
         self._started_at = now
         if number % _MARKED_EVERY == 1:
@@ -147,8 +144,7 @@ class Limiter:
 
     def join(self, running: int, rate: float, now: float) -> None:
         """Take in a worker that joins with `running` calls in flight and `rate` a second, unknown here until now."""
-        if self.window.is_held:
-            self.window.most += running
+        self.window.join(running, now)
         self.blind.number = self._number
         self.blind.join(_GUESS_SHARE * rate, now)
 
@@ -208,6 +204,10 @@ class Limiter:
             self.cancel(sent)
         else:
             self._refer(sent, limits, is_charged=False)
+        if refusal.kind == "slow_down":
+            # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
+            self.held.hold(self.seen_rate(now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
+            return own_s
         if self._explain_by_ledger(sent, limits, refusal, now):
             return 0.0
         tries.alone = tries.alone + 1 if is_alone else 1
@@ -215,11 +215,6 @@ class Limiter:
             return None
         is_explained = self._explain(sent, refusal, tries, now)
         return 0.0 if is_explained and refusal.wait_s is None else own_s
-
-    def slow_down(self, now: float) -> None:
-        """Take the upstream's word that the rate grew too fast: then at most half as much again in 15 minutes."""
-        self._is_bound = True
-        self.held.hold(self.seen_rate(now) / self.held.share, SLOW_DOWN_GROWTH, now)
 
     def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)
@@ -246,9 +241,8 @@ class Limiter:
             self.pause_until = max(self.pause_until, now + min(refusal.wait_s, _LONGEST_PAUSE_S))
         if self.requests.is_known:
             # There is room, but not now: limits may count in shorter windows than a minute.
-            if self.held.since is None or sent.at > self.held.since:
-                rate = min(self.requests.inflow, max(self.held.rate(now), 0.9 * self.requests.inflow))
-                self.held.hold(rate, EVEN_GROWTH, now)
+            rate = min(self.requests.inflow, max(self.held.rate(now), 0.9 * self.requests.inflow))
+            self.held.hold(rate, EVEN_GROWTH, sent.at, now)
         elif refusal.kind is not None or self._is_rate or self._is_rate_after_all(sent, now):
             self._is_rate = True
             self.window.open()

@@ -1,9 +1,16 @@
 """Which of the waiting calls goes next.
 
-The strategy. The rollout that began first goes first: its calls come soon after one another, stay inside the upstream's
-prompt cache, and rollouts are finished one by one rather than all at the end (of 200, 92 instead of 23 at half time).
-A call that was refused goes before all others of its client. Nobody waits longer than 60 seconds, or three times the
-median wait if that is longer: then who came first goes first. `fifo` has them go in the order in which they came.
+The strategy. Each call has a rank as it comes, and the lowest goes first. Three fifths of it are when its rollout
+began, two fifths when the call itself came: an old rollout's calls come soon after one another, stay inside the
+upstream's prompt cache, and it is done early; yet no newcomer stands behind all that began before it. A rollout that
+has made many calls gets ahead: hardly by its first four, from the sixth on by more than most wait. (Simulated: with two
+or three times as many rollouts of 4 calls as the limit feeds, half of them are done within 1.06 of the time that
+strictly the oldest first takes, and the calls' p99 is 1.1 to 1.2 of first come, first served, not 1.3 to 1.6. Of 200
+rollouts of 10 to 30 calls begun at once each is done after 525 s on average; in those two orders after 430 and 662.)
+
+A call that was refused goes before all others of its client. Nobody is passed by longer than 60 seconds, or three times
+the mean wait if that is longer: then who came first goes first. Of the throughput, that takes a third at most. (Not the
+median: most calls of old rollouts hardly wait at all.) `fifo` has calls go in the order in which they came.
 
 Between clients, the one that has had least by its weight goes first (virtual counters, arXiv 2401.00588); one that
 comes back starts with as much as the least of those waiting. With one client, all this is one heap.
@@ -14,36 +21,54 @@ Pure: the clock (monotonic seconds) is an argument.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
-from statistics import median
 from typing import Final
 
 import msgspec
 
 _LONGEST_WAIT_S: Final = 60.0
-_MEDIANS: Final = 3.0
-_RECENT: Final = 101
+_MEANS: Final = 3.0
+_RECENT: Final = 100
+_BY_ROLLOUT: Final = 0.6
+# After so many calls a rollout is ahead by one mean wait; with more, by the fourth power.
+_CALLS: Final = 4
 _MOST_ROLLOUTS: Final = 8192
 
 
-class Place(msgspec.Struct, eq=False):
-    """One call's place in the queue. Lower goes first.
+class Rollout(msgspec.Struct, eq=False):
+    """When a rollout's first call came, and how many of its calls have gone."""
 
-    `rollout` is when its rollout began; `is_limited` False waits for a slot only. `share` is its client's weight.
+    began: float
+    calls: int = 0
+
+
+class Place(msgspec.Struct, eq=False):
+    """One call's place in the queue; the lowest `rank` goes first.
+
+    `is_limited` False waits for a slot only. `share` is its client's weight. No other passes a call that `is_overdue`,
+    or of its client one that `is_refused`.
     """
 
-    rollout: float
+    rollout: Rollout
     tokens: float = 0.0
     is_limited: bool = True
     client: str = ""
     share: float = 1.0
     is_refused: bool = False
+    is_overdue: bool = False
+    rank: float = 0.0
     since: float = 0.0
     number: int = 0
     has_left: bool = False
 
     def __lt__(self, other: Place) -> bool:
-        return (not self.is_refused, self.rollout, self.number) < (not other.is_refused, other.rollout, other.number)
+        return (not self.is_refused, self.rank, self.number) < (not other.is_refused, other.rank, other.number)
+
+    @property
+    def rank_of_host(self) -> float:
+        """The rank among the calls of all workers of the host."""
+        return -math.inf if self.is_refused or self.is_overdue else self.rank
 
 
 class Order:
@@ -54,20 +79,26 @@ class Order:
         self._lanes: dict[str, list[Place]] = {}
         self._had: dict[str, float] = {}
         self._by_age: deque[Place] = deque()
-        self._waits_s: deque[float] = deque(maxlen=_RECENT)
-        self._longest_s = _LONGEST_WAIT_S
+        # The mean wait of those admitted of late.
+        self._wait_s = 0.0
         self._number = 0
         self._waiting = 0
 
     def __len__(self) -> int:
         return self._waiting
 
+    def rank(self, rollout: Rollout, now: float) -> float:
+        """Return the rank of a call of this rollout that comes now."""
+        if self._is_fifo:
+            return now
+        ahead_s = self._wait_s * (rollout.calls / _CALLS) ** 4
+        return now - _BY_ROLLOUT * (now - rollout.began) - ahead_s
+
     def add(self, place: Place, now: float) -> None:
         """Put a call in the queue."""
         self._number += 1
-        place.number, place.since, place.has_left = self._number, now, False
-        if self._is_fifo:
-            place.rollout = 0.0
+        place.number, place.since, place.has_left, place.is_overdue = self._number, now, False, False
+        place.rank = self.rank(place.rollout, now)
         lane = self._lanes.get(place.client)
         if lane is None:
             least = min((self._had[client] for client in self._lanes), default=0.0)
@@ -84,7 +115,8 @@ class Order:
         while self._by_age[0].has_left:
             self._by_age.popleft()
         oldest = self._by_age[0]
-        if now - oldest.since > self._longest_s:
+        if now - oldest.since > max(_LONGEST_WAIT_S, _MEANS * self._wait_s):
+            oldest.is_overdue = True
             return oldest
         lanes = self._lanes
         client = next(iter(lanes)) if len(lanes) == 1 else min(lanes, key=self._had.__getitem__)
@@ -93,9 +125,7 @@ class Order:
     def admit(self, place: Place, now: float) -> None:
         """Take a call out of the queue: it goes."""
         self._had[place.client] += (place.tokens or 1.0) / place.share
-        self._waits_s.append(now - place.since)
-        if place.number % _RECENT == 0:
-            self._longest_s = max(_LONGEST_WAIT_S, _MEDIANS * median(self._waits_s))
+        self._wait_s += (now - place.since - self._wait_s) / _RECENT
         self.remove(place)
 
     def remove(self, place: Place) -> None:
@@ -115,22 +145,22 @@ class Order:
 
 
 class Rollouts:
-    """When each rollout began, of those that were seen of late."""
+    """The rollouts that were seen of late."""
 
     def __init__(self) -> None:
-        self._began: dict[str, float] = {}
-        self._earlier: dict[str, float] = {}
+        self._known: dict[str, Rollout] = {}
+        self._earlier: dict[str, Rollout] = {}
 
-    def began(self, rollout: str, now: float) -> float:
-        """Return when a rollout's first call came."""
-        began = self._began.get(rollout)
-        if began is None:
-            began = self._earlier.get(rollout, now)
-            self.remember(rollout, began)
-        return began
+    def find(self, name: str, now: float) -> Rollout:
+        """Return a rollout, which begins now if this is its first call."""
+        rollout = self._known.get(name)
+        if rollout is None:
+            rollout = self._earlier.get(name) or Rollout(now)
+            self.remember(name, rollout)
+        return rollout
 
-    def remember(self, rollout: str, began: float) -> None:
-        """Note when a rollout began, under one of its names."""
-        if len(self._began) >= _MOST_ROLLOUTS:
-            self._earlier, self._began = self._began, {}
-        self._began[rollout] = began
+    def remember(self, name: str, rollout: Rollout) -> None:
+        """Note one of a rollout's names."""
+        if len(self._known) >= _MOST_ROLLOUTS:
+            self._earlier, self._known = self._known, {}
+        self._known[name] = rollout

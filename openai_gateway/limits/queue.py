@@ -22,7 +22,7 @@ from gevent.event import Event
 from openai_gateway.errors import Saturated, Unavailable
 from openai_gateway.limits.attempts import Bounds, Sent, Tries
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.order import Order, Place
+from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Slots
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -30,7 +30,7 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
 _LOOK_AGAIN_S: Final = 0.01
-_ELDERS_S: Final = 0.02
+_ELDERS_S: Final = 0.03
 
 
 class Turn(msgspec.Struct, eq=False):
@@ -86,7 +86,7 @@ class Queue:
         if self._most_of_host is not None:
             self._start_sharing()
 
-    def take_at_once(self, rollout: float, tokens: float, *, is_limited: bool) -> Turn | None:
+    def take_at_once(self, rollout: Rollout, tokens: float, *, is_limited: bool) -> Turn | None:
         """Return the turn of a call that needn't wait, None if it must; as for `take`'s place."""
         if self.waiting:
             return None
@@ -95,7 +95,10 @@ class Queue:
         if is_limited and is_alone and not limiter.is_bound and running < limiter.window.most and slots.take():
             # What `_let_go` comes to for most calls, for no limit is known, in fewer steps.
             return Turn(slots, limiter.start(tokens, running, monotonic()))
-        return self._let_go(rollout, tokens, is_limited, monotonic())
+        now = monotonic()
+        # Only other workers' calls come before it.
+        rank = self._order.rank(rollout, now) if self.slots.on_host is not None else now
+        return self._let_go(rank, tokens, is_limited, now)
 
     def take(self, place: Place) -> Turn:
         """Return a call's turn, waiting for it if need be. Raises Saturated."""
@@ -140,7 +143,8 @@ class Queue:
         self._begin()
         try:
             if sent.at < self._joined_at:
-                # It was not charged where others see it, and says nothing of what was.
+                # It was not charged where others see it, and says nothing of what was; but it was counted as in flight.
+                self.limiter.window.leave_out()
                 return refusal.wait_s or 0.0
             return self.limiter.refuse(sent, limits, refusal, tries, now)
         finally:
@@ -151,6 +155,12 @@ class Queue:
         self._is_closed = True
         for waiting in self.waiting.values():
             waiting.event.set()
+
+    def charge_again(self, sent: Sent) -> Sent:
+        """Charge a further attempt of a call that keeps its turn."""
+        sent = self.limiter.start(sent.tokens, self._begin() - 1, monotonic())
+        self._end(has_learnt=True)
+        return sent
 
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
@@ -187,8 +197,7 @@ class Queue:
         now = monotonic()
         while not self._is_closed and (place := self._order.first(now)) is not None:
             reason = self.reason
-            rollout = -math.inf if place.is_refused else place.rollout
-            turn = self._let_go(rollout, place.tokens, place.is_limited, now)
+            turn = self._let_go(place.rank_of_host, place.tokens, place.is_limited, now)
             if turn is None:
                 return
             turn.reason = reason
@@ -197,7 +206,7 @@ class Queue:
             waiting.turn = turn
             waiting.event.set()
 
-    def _let_go(self, rollout: float, tokens: float, is_limited: bool, now: float) -> Turn | None:
+    def _let_go(self, rank: float, tokens: float, is_limited: bool, now: float) -> Turn | None:
         """Return a call's turn if it may go now; else the timer is set for when it may."""
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
@@ -206,7 +215,12 @@ class Queue:
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
-            if wait_s <= 0 and self._is_elders_turn(rollout, now):
+            shared = self.slots.on_host
+            if wait_s > 0 or shared is None or not is_limited or not shared.has_elder(rank, now):
+                self._yields_since = math.inf
+            elif now - (since := min(self._yields_since, now)) < _ELDERS_S:
+                # A moment only: whoever doesn't take its turn must not cost any of the limit.
+                self._yields_since = since
                 wait_s, waits_for = _LOOK_AGAIN_S, "rate"
             if wait_s <= 0:
                 if not self.slots.take():
@@ -214,30 +228,20 @@ class Queue:
                     return None
                 if is_limited:
                     sent = self.limiter.start(tokens, running, now)
-            elif self.slots.on_host is not None:
-                self.slots.on_host.say_head(rollout, now, waits_for, max(1, len(self.waiting)))
+            elif shared is not None:
+                shared.say_head(rank, now, waits_for, max(1, len(self.waiting)))
         finally:
             self._end(has_learnt=sent is not None)
         if wait_s > 0:
             self.reason = waits_for
             # What another worker gives back, it tells nobody.
-            self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if self.slots.on_host is not None else wait_s + _LATER_S)
+            self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if shared is not None else wait_s + _LATER_S)
             return None
         return Turn(self.slots, sent)
 
     def _to_most(self, now: float) -> int:
         most, shared = self._most_of_host or 0, self.slots.on_host
         return most if shared is None else shared.most(most, now)
-
-    def _is_elders_turn(self, rollout: float, now: float) -> bool:
-        """Tell whether another worker has an older call waiting, which has a moment to take its turn.
-
-        Only a moment: whoever doesn't take it must not cost any of the limit.
-        """
-        shared = self.slots.on_host
-        if shared is None or now - self.limiter.due_at() > _ELDERS_S:
-            return False
-        return shared.has_elder(rollout, now)
 
     def _begin(self) -> int:
         """Return how many calls are in flight, with the limiter as it is on this host; `_end` has to follow."""

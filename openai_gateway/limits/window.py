@@ -1,8 +1,8 @@
 """How many calls may be in flight: at the start, and at an upstream that limits just that.
 
 The strategy. A new upstream is met with four calls. While these are all in flight, each answer lets two more in, and
-they double in a quarter of a second without a refusal, one by one (answers may take minutes, refusals come at once): a
-thousand in two seconds, then any number. Whatever tells the upstream's limits opens the window at once.
+they double in a third of a second without a refusal, one by one (answers may take minutes, refusals come at once): a
+thousand in three seconds, then any number. Whatever tells the upstream's limits opens the window at once.
 
 An upstream that refuses calls for being too many at once is held at what was running then. One more is tried after five
 seconds; refused, the next try comes after ten, and so on to a minute. A try that passes lets the window grow by one an
@@ -19,7 +19,7 @@ from typing import Final
 
 _FIRST: Final = 4.0
 _MORE_AN_ANSWER: Final = 2.0
-_DOUBLED_EVERY_S: Final = 0.25
+_DOUBLED_EVERY_S: Final = 0.35
 # So many at once are no start any more.
 _OPEN_AT: Final = 1024.0
 _FIRST_TRY_S: Final = 5.0
@@ -40,6 +40,19 @@ class Window:
         self._try_every_s = _FIRST_TRY_S
         self._try_at = math.inf
         self._is_growing = False
+        # Calls sent before were not counted with those of all who share the window now.
+        self._joined_at = -math.inf
+
+    def join(self, running: int, now: float) -> None:
+        """Take in another process, which has so many in flight."""
+        if self.is_held:
+            self.most += running
+            self._joined_at = now
+
+    def leave_out(self) -> None:
+        """Learn that one of those that another process had in flight as it joined was refused."""
+        if self.is_held:
+            self.most = max(1.0, self.most - 1)
 
     def open(self) -> None:
         """Let in any number: the upstream's limits are told otherwise."""
@@ -79,6 +92,8 @@ class Window:
 
     def refuse(self, sent_at: float, running: int, now: float) -> None:
         """Learn that a call was refused because of the others, `running` of them, that were in flight."""
+        if sent_at < self._joined_at:
+            return
         if self.is_held and sent_at <= self._refused_at:
             # Under way together with the one before: what was running with the first of them is what counts.
             self.most = max(1.0, min(self.most, running))

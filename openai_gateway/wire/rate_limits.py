@@ -38,6 +38,7 @@ _USED = re.compile(r"\b(?:used|current)" + _NUMBER, re.IGNORECASE)
 _REQUESTED = re.compile(r"\brequested" + _NUMBER, re.IGNORECASE)
 _AGAIN_IN = re.compile(r"\b(?:again|retry)\s+(?:in|after)\s+([\d.]+(?:ms|s|m|h)?(?:[\d.]+(?:ms|s|m))*)", re.IGNORECASE)
 _IN_FLIGHT = re.compile(r"concurren|in[ _-]?flight|simultaneous|parallel", re.IGNORECASE)
+_SLOW_DOWN = re.compile(r"\bslow_down\b")
 _TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
 _KIND_WORDS: Final = {
     "tokens": re.compile(r"tokens per|\bTPM\b|\bTPD\b|\"type\": ?\"tokens\"", re.IGNORECASE),
@@ -108,7 +109,7 @@ class RateLimit(msgspec.Struct, frozen=True):
 class Refusal(msgspec.Struct, frozen=True):
     """What a 429 says: which limit (`requests`, `tokens`, `in_flight`), and its numbers; None where it doesn't say.
 
-    `is_too_large`: this call can never pass, however long it waits.
+    `slow_down` is no limit: the rate grew too fast. `is_too_large`: this call can never pass, however long it waits.
     """
 
     kind: str | None = None
@@ -143,7 +144,7 @@ def read_dialect(headers: Mapping[str, str], now: float) -> tuple[str | None, di
 def read_refusal(headers: Mapping[str, str], body: bytes, now: float) -> Refusal:
     """Return what a 429 says."""
     text = body[:_MOST_TEXT_BYTES].decode("utf-8", "replace")
-    kind = "in_flight" if _IN_FLIGHT.search(text) else None
+    kind = "slow_down" if _SLOW_DOWN.search(text) else "in_flight" if _IN_FLIGHT.search(text) else None
     for name, words in _KIND_WORDS.items():
         kind = kind or (name if words.search(text) else None)
     limit, used, requested = (_find_number(words, text) for words in (_LIMIT, _USED, _REQUESTED))

@@ -237,6 +237,35 @@ def test_call_that_times_out_is_tried_twice_however_many_retries_there_are(
     assert len(upstream.requests) == 2
 
 
+def test_retry_after_beyond_the_budget_goes_out_at_once_and_within_it_is_waited_for(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """However long that is: 120 s are no bound of the queue's."""
+    upstream.script = _answer("429 Slow", "retry-after: 130\r\n", RATE, times=2)
+    with (
+        run_gateway(tmp_path, upstream.url, {"retry_budget_s": 60}) as hasty,
+        run_gateway(tmp_path, upstream.url, {"retry_budget_s": 600}) as patient,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = _post(hasty)
+        assert (answer.status_code, answer.content, answer.headers["x-gateway-attempts"]) == (429, RATE, "1")
+        waiting = pool.submit(_post, patient)
+        eventually(lambda: _to_retrying(patient) == {"429": 1})
+        assert _post(patient).status_code == 200, "one call's Retry-After held up another"
+        patient.stop()
+        assert waiting.result().status_code == 503
+
+
+def test_overloaded_upstream_is_no_limit(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    body = b'{"error": {"message": "m", "type": "server_error", "param": null, "code": "server_is_overloaded"}}'
+    upstream.script = _answer("503 Busy", "retry-after-ms: 10\r\n", body, times=2)
+    with run_gateway(tmp_path, upstream.url, {"max_retries": 2}) as gateway:
+        answer = _post(gateway)
+        assert (answer.status_code, answer.headers["x-gateway-retries"]) == (200, "503,503")
+        metrics = requests.get(f"{gateway.url}/metrics", timeout=10).text
+    assert "learned_limit_per_minute{" not in metrics
+
+
 def test_retries_end_with_their_budget_of_time(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.script = _answer("429 Slow", "retry-after-ms: 200\r\n", RATE)
     with run_gateway(tmp_path, upstream.url, {"max_retries": 1000, "retry_budget_s": 2}) as gateway:

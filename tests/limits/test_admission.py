@@ -6,7 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from openai_gateway.limits.admission import Admission
+from openai_gateway.limits.admission import Admission, QueuedCall
+from openai_gateway.limits.order import Rollout
+from openai_gateway.wire.api import Api
+from openai_gateway.wire.call import Call
+from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit
 
 
@@ -31,7 +35,7 @@ def test_nothing_is_told_before_a_limit_is_met() -> None:
 
 def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
     admission = _admission()
-    turn = admission.queue.take_at_once(0.0, 10.0, is_limited=True)
+    turn = admission.queue.take_at_once(Rollout(0.0), 10.0, is_limited=True)
     assert turn is not None
     assert turn.sent is not None
     admission.queue.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, 10.0)})
@@ -44,3 +48,19 @@ def test_rate_learnt_from_refusals_is_told_too() -> None:
     admission = _admission()
     admission.limiter.blind.refuse(1, 0.0, 50.0, 0.0)
     assert admission.under_way().learned_limits["requests"].per_minute > 0
+
+
+def test_chain_of_previous_responses_is_one_rollout() -> None:
+    """However long it is; what says a key of its own is one by that."""
+    admission = _admission()
+    queued = [_queued(None), _queued('"resp_1"'), _queued('"resp_2"'), _queued('"resp_3"')]
+    for number, each in enumerate(queued, 1):
+        admission.admit(each)
+        admission._follow(b'{"id": "resp_%d", "output": []}' % number, each)
+    assert len({id(each.rollout) for each in queued}) == 1
+    assert queued[0].rollout is not None
+    assert queued[0].rollout.calls == 4
+
+
+def _queued(rollout_key: str | None) -> QueuedCall:
+    return QueuedCall(Call(Api.RESPONSES, "POST", "/responses", RequestHeaders(), b"{}", rollout_key=rollout_key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.attempts import Sent, Told, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -45,3 +45,65 @@ def test_no_upstream_can_have_all_calls_wait_for_ever(retry_after_s: float) -> N
         sent = limiter.start(1.0, 0, now)
         limiter.refuse(sent, {}, Refusal(kind="requests", wait_s=retry_after_s), Tries(), now)
     assert limiter.wait_s(1.0, 0, 11.0)[0] <= 120
+
+
+def _send(limiter: Limiter, calls: int, calls_a_s: float, now: float) -> tuple[Sent, float]:
+    for _ in range(calls):
+        now += 1 / calls_a_s
+        sent = limiter.start(1.0, 0, now)
+    return sent, now
+
+
+def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> None:
+    limiter = Limiter(Told(), 0.0)
+    sent, now = _send(limiter, 500, 50.0, 100.0)
+    assert limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now) == 0.5
+    assert limiter.held.rate(now) == pytest.approx(50, rel=0.05)
+    assert limiter.held.rate(now + 900) == pytest.approx(75, rel=0.05)
+    for _ in range(20):
+        limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now + 1)
+    assert limiter.held.rate(now) == pytest.approx(50, rel=0.05), "refusals of what was under way lowered it again"
+    assert not any((limiter.blind.is_known, limiter.requests.is_known, limiter.window.is_held))
+
+
+@pytest.mark.parametrize("kind", ["requests", None])
+def test_retry_after_of_minutes_is_kept_by_its_call(kind: str | None) -> None:
+    limiter = Limiter(Told(), 0.0)
+    sent, now = _send(limiter, 1, 1.0, 100.0)
+    assert limiter.refuse(sent, {}, Refusal(kind, 300.0), Tries(), now) == 300.0
+
+
+def test_call_above_the_whole_limit_goes_at_once_and_holds_up_nobody() -> None:
+    """The upstream refuses it, or we take it for larger than it is."""
+    limiter, now = Limiter(Told(), 0.0), 100.0
+    for left in (29_000.0, 2_000.0):
+        limiter.answer(limiter.start(1000.0, 0, now), {"tokens": RateLimit(30_000.0, left, None)}, 1)
+        now += 1.0
+    assert limiter.wait_s(20_000.0, 1, now)[0] > 5
+    assert limiter.wait_s(45_000.0, 1, now)[0] < 2
+    before = limiter.tokens.level(now)
+    sent = limiter.start(45_000.0, 1, now)
+    assert limiter.tokens.level(now) == before
+    assert limiter.refuse(sent, {}, Refusal("tokens", None, 30_000, None, 45_000, True), Tries(), now) is None
+
+
+def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:
+    """Groq's: a few calls a minute, once two answers agree."""
+    limiter, now = Limiter(Told(), 0.0), 100.0
+    for used in (30, 31):
+        told = RateLimit(14_400.0, 14_400.0 - used, used * 86_400 / 14_400)
+        limiter.answer(limiter.start(1.0, 0, now), {"requests": told}, 1)
+        now += 1.0
+    assert limiter.requests.rate * 86_400 == pytest.approx(14_400)
+
+
+def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_have_in_flight() -> None:
+    """A worker that joins brings its own calls in flight; the first one's knew nothing of them."""
+    limiter, refused = Limiter(Told(), 0.0), Refusal("in_flight")
+    limiter.window.open()
+    early = [limiter.start(1.0, running, 10.0 + running / 1000) for running in range(50)]
+    limiter.refuse(early[-2], {}, refused, Tries(), 10.1)
+    limiter.join(50, 0.0, 10.2)
+    assert limiter.window.most == 98
+    limiter.refuse(early[-1], {}, refused, Tries(), 10.3)
+    assert limiter.window.most == 98

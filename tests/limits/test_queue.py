@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import gevent
 import pytest
 
 from openai_gateway.errors import Saturated, Unavailable
 from openai_gateway.limits.attempts import Bounds, Told
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.order import Order, Place, Rollouts
+from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.queue import Queue, Turn
 
 
@@ -19,14 +17,8 @@ def _queue(cap: int | None = 1, max_queue: int | None = None, timeout_s: float |
     return Queue(Limiter(Told(learns=False), 0.0), Order(), bounds)
 
 
-def _place(rollout: float = 0.0, **more: object) -> Place:
-    return Place(rollout, **more)  # type: ignore[arg-type]
-
-
-def _go(order: Order, now: float) -> Iterator[Place]:
-    while (place := order.first(now)) is not None:
-        order.admit(place, now)
-        yield place
+def _place(began: float = 0.0, **more: object) -> Place:
+    return Place(Rollout(began), **more)  # type: ignore[arg-type]
 
 
 def test_slot_may_be_released_any_number_of_times() -> None:
@@ -42,12 +34,12 @@ def test_slot_may_be_released_any_number_of_times() -> None:
 
 def test_full_queue_takes_nobody_in() -> None:
     queue = _queue(max_queue=0)
-    turn = queue.take_at_once(0.0, 0.0, is_limited=True)
+    turn = queue.take_at_once(Rollout(0.0), 0.0, is_limited=True)
     assert turn is not None
     with pytest.raises(Saturated, match="full"):
         queue.take(_place())
     turn.release()
-    assert queue.take_at_once(0.0, 0.0, is_limited=True) is not None
+    assert queue.take_at_once(Rollout(0.0), 0.0, is_limited=True) is not None
 
 
 def test_closed_queue_lets_nobody_go_who_waits_or_would_have_to() -> None:
@@ -60,7 +52,7 @@ def test_closed_queue_lets_nobody_go_who_waits_or_would_have_to() -> None:
     turn.release()
     gevent.joinall([*waiting, refused], timeout=10)
     assert [type(each.exception) for each in (*waiting, refused)] == [Unavailable] * 4
-    turn = queue.take_at_once(0.0, 0.0, is_limited=True)
+    turn = queue.take_at_once(Rollout(0.0), 0.0, is_limited=True)
     assert turn is not None
     with pytest.raises(Unavailable):
         queue.take(_place())
@@ -122,57 +114,3 @@ def test_rate_told_is_waited_for_by_the_clock() -> None:
     assert len(turns) == 40
     assert turns[-1].reason == "rate"
     assert queue.slots.in_flight == 40
-
-
-def test_rollout_that_began_first_goes_first_and_a_refused_call_before_it() -> None:
-    order, rollouts = Order(), Rollouts()
-    names = ["a", "b", "c", "b", "a"]
-    for at, name in enumerate(names):
-        order.add(_place(rollouts.began(name, float(at))), float(at))
-    order.add(_place(9.0, is_refused=True), 5.0)
-    assert [place.rollout for place in _go(order, 6.0)] == [9.0, 0.0, 0.0, 1.0, 1.0, 2.0]
-    assert len(order) == 0
-
-
-def test_calls_go_as_they_came_if_so_configured() -> None:
-    order = Order(is_fifo=True)
-    places = [_place(rollout) for rollout in (3.0, 1.0, 2.0)]
-    for place in places:
-        order.add(place, 0.0)
-    assert list(_go(order, 1.0)) == places
-
-
-def test_nobody_waits_longer_than_the_ageing_bound() -> None:
-    order = Order()
-    late = _place(100.0)
-    order.add(late, 0.0)
-    order.add(_place(1.0), 50.0)
-    assert order.first(59.0) is not late
-    assert order.first(61.0) is late
-
-
-def test_clients_share_by_weight_and_a_newcomer_has_no_credit() -> None:
-    order = Order()
-    for _ in range(40):
-        order.add(_place(client="a", tokens=10.0, share=3.0), 0.0)
-        order.add(_place(client="b", tokens=10.0), 0.0)
-    gone = []
-    for place in _go(order, 1.0):
-        gone.append(place.client)
-        if len(gone) == 40:
-            break
-    assert gone.count("a") == pytest.approx(30, abs=1)
-    for _ in range(8):
-        order.add(_place(client="c", tokens=10.0), 1.0)
-    gone = [place.client for place, _ in zip(_go(order, 2.0), range(10), strict=False)]
-    assert gone.count("c") <= 4, "it caught up on what it never asked for"
-
-
-def test_rollouts_seen_of_late_are_known_and_memory_is_bounded() -> None:
-    rollouts = Rollouts()
-    assert rollouts.began("a", 1.0) == 1.0
-    assert rollouts.began("a", 2.0) == 1.0
-    for number in range(20_000):
-        rollouts.began(str(number), 4.0)
-        assert rollouts.began("a", 5.0) == 1.0
-    assert len(rollouts._began) + len(rollouts._earlier) <= 2 * 8193

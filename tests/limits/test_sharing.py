@@ -14,7 +14,7 @@ import pytest
 
 from openai_gateway.limits.attempts import Bounds, Told, Tries
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.order import Order
+from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -34,7 +34,7 @@ def _hammer(path: Path, counts: Any, number: int) -> None:
     queue = _share(path, CAP, Told(1e9, None, learns=False))
     turns = []
     while True:
-        turn = queue.take_at_once(0.0, 1.0, is_limited=True)
+        turn = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
         if turn is not None:
             turns.append(turn)
         # The cap is one of this host: what the file says must never be above it.
@@ -71,13 +71,13 @@ def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_pat
             worker.join()
     assert max(counts[1::2]) == CAP
     queue = _share(path, CAP)
-    turns = [queue.take_at_once(0.0, 1.0, is_limited=False) for _ in range(CAP + 1)]
+    turns = [queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) for _ in range(CAP + 1)]
     assert [turn is not None for turn in turns] == [True] * CAP + [False]
 
 
 def _hold(path: Path, count: int) -> None:
     queue = _share(path, CAP)
-    held = [queue.take_at_once(0.0, 1.0, is_limited=False) for _ in range(count)]
+    held = [queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) for _ in range(count)]
     assert all(held)
     signal.pause()
 
@@ -88,11 +88,11 @@ def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
     holder = _fork.Process(target=_hold, args=(path, CAP), daemon=True)
     holder.start()
     eventually(lambda: queue._shared is not None and queue._shared.running(float("inf")) == CAP)
-    assert queue.take_at_once(0.0, 1.0, is_limited=False) is None
+    assert queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) is None
     holder.kill()
     holder.join()
     killed = time.monotonic()
-    while queue.take_at_once(0.0, 1.0, is_limited=False) is None:
+    while queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) is None:
         assert time.monotonic() - killed < 10
         time.sleep(0.01)
 
@@ -100,14 +100,14 @@ def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
 def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
     """And what one sends, the others take off what is left."""
     one, other = (_share(tmp_path / "limits") for _ in range(2))
-    turn = one.take_at_once(0.0, 100.0, is_limited=True)
+    turn = one.take_at_once(Rollout(0.0), 100.0, is_limited=True)
     assert turn is not None
     assert turn.sent is not None
     one.answer(turn.sent, {"requests": RateLimit(600.0, 10.0, None)})
     other.limiter._is_bound = True  # it has seen a limit itself
     left = []
     for queue in (one, other, one, other):
-        assert queue.take_at_once(0.0, 100.0, is_limited=True) is not None or queue.reason == "rate"
+        assert queue.take_at_once(Rollout(0.0), 100.0, is_limited=True) is not None or queue.reason == "rate"
         left.append(queue.limiter.requests.level(time.monotonic()))
         queue.limiter.requests.free_at = 0.0
     assert other.limiter.requests.limit == 600.0
@@ -116,15 +116,15 @@ def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
 
 def test_refusal_from_before_the_workers_shared_anything_keeps_its_retry_after(tmp_path: Path) -> None:
     one, other = (_share(tmp_path / "limits") for _ in range(2))
-    early, turn = (queue.take_at_once(0.0, 1.0, is_limited=True) for queue in (other, one))
+    early, turn = (queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) for queue in (other, one))
     assert early is not None
     assert early.sent is not None
     assert turn is not None
     assert turn.sent is not None
     one.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, None)})
-    one.take_at_once(0.0, 1.0, is_limited=True)
+    one.take_at_once(Rollout(0.0), 1.0, is_limited=True)
     other.answer(early.sent, {"requests": RateLimit(600.0, 500.0, None)})
-    other.take_at_once(0.0, 1.0, is_limited=True)
+    other.take_at_once(Rollout(0.0), 1.0, is_limited=True)
     assert early.sent.at < other._joined_at
     assert other.refuse(early.sent, {}, Refusal("requests", 2.0), Tries(), time.monotonic()) == 2.0
 
@@ -144,7 +144,7 @@ def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Pa
 
 def _learn(path: Path) -> None:
     queue = _share(path, None, Told(60.0, None))
-    assert queue.take_at_once(0.0, 1.0, is_limited=True) is not None
+    assert queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) is not None
     assert _knows(SharedLimits(path))
 
 
@@ -160,7 +160,7 @@ def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
     began = time.process_time()
     for _ in range(500):
         for queue in (one, other):
-            turn = queue.take_at_once(0.0, 1.0, is_limited=True)
+            turn = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
             if turn is not None:
                 turn.release()
     assert (time.process_time() - began) / 1000 < 500e-6
@@ -189,7 +189,7 @@ def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:
     assert queue._shared is not None
     queue._shared.running = _fail  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="as planned"):
-        queue.take_at_once(0.0, 1.0, is_limited=True)
+        queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -119,6 +119,10 @@ def test_limits_are_read_in_each_dialect(
         pytest.param(
             {}, "You exceeded your quota. Please retry in 46.5s.", Refusal(None, 46.5), id="Gemini's text, no headers"
         ),
+        pytest.param({}, "Please retry in 46s.", Refusal(None, 46.0), id="Gemini's, in whole seconds"),
+        pytest.param({}, "Please try again in 6m0s.", Refusal(None, 360.0), id="minutes"),
+        pytest.param({}, "Please try again in 120ms. Visit", Refusal(None, 0.12), id="milliseconds"),
+        pytest.param({}, "slow_down", Refusal("slow_down"), id="grown too fast"),
         pytest.param({}, "Too many concurrent requests", Refusal("in_flight"), id="calls in flight"),
         pytest.param({"retry-after": "7"}, "slow", Refusal(None, 7.0), id="only Retry-After"),
         pytest.param({}, "", Refusal(), id="nothing"),

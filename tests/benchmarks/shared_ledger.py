@@ -1,0 +1,140 @@
+"""Whether the file that workers share stands a million operations, with a worker killed every second.
+
+    python -m tests.benchmarks.shared_ledger [--operations 1000000] [--workers 4]
+
+Each worker takes permits and gives them back, charges the ledger, learns from answers and refusals. Printed: how many
+operations and kills, the longest standstill, the most in flight at once (never above the cap), what was charged against
+what the rate allows, and what one decision costs. Exit 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from openai_gateway.limits.attempts import Bounds, Told, Tries
+from openai_gateway.limits.limiter import Limiter
+from openai_gateway.limits.order import Order, Rollout
+from openai_gateway.limits.queue import Queue, Turn
+from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.wire.rate_limits import Refusal
+
+CAP: Final = 8
+PER_MINUTE: Final = 60_000.0
+ROLLOUT: Final = Rollout(0.0)
+REFUSED: Final = Refusal("requests", 0.0)
+FIELDS: Final = ("operations", "most in flight", "charged")
+_fork = multiprocessing.get_context("fork")
+
+
+def share(path: Path, cap: int | None, per_minute: float) -> Queue:
+    """Return a queue as a worker has it."""
+    queue = Queue(Limiter(Told(per_minute, None, learns=False), time.monotonic()), Order(), Bounds(None, cap))
+    queue.share(SharedLimits(path))
+    return queue
+
+
+def work(path: Path, counts: Any, row: int) -> None:
+    """Do one operation after the other until killed; `counts` has a row of FIELDS for each worker."""
+    queue, draw, turns = share(path, CAP, PER_MINUTE), random.Random(), list[Turn]()
+    at = row * len(FIELDS)
+    while True:
+        turn = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
+        if turn is not None:
+            turns.append(turn)
+            counts[at + 2] += 1
+            assert turn.sent is not None
+            kind = draw.random()
+            if kind < 0.2:
+                queue.answer(turn.sent, {})
+            elif kind < 0.3:
+                queue.refuse(turn.sent, {}, REFUSED, Tries(), time.monotonic())
+        assert queue.slots.on_host is not None
+        counts[at + 1] = max(counts[at + 1], queue.slots.on_host.running(float("inf")))
+        if turns and (turn is None or draw.random() < 0.3):
+            turns.pop().release()
+        counts[at] += 2
+
+
+def hammer(path: Path, operations: int, workers: int) -> dict[str, float]:
+    """Have workers do so many operations, with one killed every second; return what came of it."""
+    most_workers = workers + 2 + operations // 1000
+    counts = _fork.RawArray("q", len(FIELDS) * most_workers)
+    began = last_at = time.monotonic()
+    running: list[Any] = []
+    started, kills, last, standstill_s, killed_at = 0, 0, 0, 0.0, began
+    try:
+        while last < operations:
+            while len(running) < workers:
+                running.append(_fork.Process(target=work, args=(path, counts, started), daemon=True))
+                running[-1].start()
+                started += 1
+            time.sleep(0.01)
+            now = time.monotonic()
+            done = sum(counts[:: len(FIELDS)])
+            standstill_s = max(standstill_s, now - last_at)
+            if done > last:
+                last, last_at = done, now
+            if now - last_at > 10 or started >= most_workers:
+                break
+            if now - killed_at >= 1:
+                victim = running.pop(random.randrange(len(running)))
+                victim.kill()
+                victim.join()
+                kills, killed_at = kills + 1, now
+    finally:
+        for worker in running:
+            worker.kill()
+            worker.join()
+    took_s = time.monotonic() - began
+    charged = sum(counts[2 :: len(FIELDS)])
+    # Five seconds of a told limit are what is saved up at most; a kill within a decision loses its charge.
+    allowed = PER_MINUTE / 60 * (took_s + 5) + kills
+    return {
+        "operations": last,
+        "seconds": took_s,
+        "kills": kills,
+        "longest standstill, s": standstill_s,
+        "most in flight": max(counts[1 :: len(FIELDS)]),
+        "charged / allowed": charged / allowed,
+    }
+
+
+def cost_us(path: Path, calls: int) -> tuple[float, float]:
+    """Return the median and p99 of what taking and giving back costs with two workers at the file, in microseconds."""
+    one, other = share(path, None, 1e9), share(path, None, 1e9)
+    took = []
+    for queue in [one, other] * (calls // 2):
+        began = time.perf_counter()
+        turn = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
+        took.append(time.perf_counter() - began)
+        if turn is not None:
+            turn.release()
+    took.sort()
+    return took[len(took) // 2] * 1e6, took[int(len(took) * 0.99)] * 1e6
+
+
+def main() -> int:
+    """Run, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operations", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=4)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = hammer(Path(folder, "hammer"), given.operations, given.workers)
+        p50_us, p99_us = cost_us(Path(folder, "cost"), 20_000)
+    for name, value in found.items():
+        print(f"{name}: {value:,.3f}".rstrip("0").rstrip("."))
+    print(f"one decision, us: p50 {p50_us:.1f}, p99 {p99_us:.1f}")
+    is_whole = found["operations"] >= given.operations
+    return int(not is_whole or found["most in flight"] > CAP or found["charged / allowed"] > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

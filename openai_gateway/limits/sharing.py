@@ -112,8 +112,15 @@ class SharedLimits(LimitsFile):
     def count(self, calls: int) -> None:
         """Count calls that begin, or end if below 0, in this worker."""
         at = self._to_at(self._row) + COUNT_AT
+        # The sum is never below what the table has, wherever a worker is killed: else it would pass the cap when it is
+        # made anew, for a killed worker gives up its lock a moment before it is seen to be dead.
+        if calls > 0:
+            self._count_host(calls)
         COUNT.pack_into(self._map, at, COUNT.unpack_from(self._map, at)[0] + calls)
-        # A worker killed between the two lines is found dead, and the sum made anew.
+        if calls < 0:
+            self._count_host(calls)
+
+    def _count_host(self, calls: int) -> None:
         running = RUNNING.unpack_from(self._map, RUNNING_AT)[0]
         RUNNING.pack_into(self._map, RUNNING_AT, max(0, running + calls))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, Told, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Rollout
@@ -196,3 +197,29 @@ def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:
 
 def _fail(_: float) -> int:
     raise ValueError("as planned")
+
+
+class _Killed:
+    """A struct at whose writing the worker is killed."""
+
+    def __init__(self, whole: Any) -> None:
+        self.unpack_from = whole.unpack_from
+
+    def pack_into(self, *_args: object) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("calls", [1, -1])
+@pytest.mark.parametrize("name", ["COUNT", "RUNNING"])
+def test_worker_killed_while_counting_leaves_no_sum_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+) -> None:
+    limits = SharedLimits(tmp_path / "limits")
+    limits.count(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sharing, name, _Killed(getattr(sharing, name)))
+        with pytest.raises(KeyboardInterrupt):
+            limits.count(calls)
+    said = limits.running(float("inf"))
+    # The table's own sum: this worker lives, as one does that is being killed.
+    assert said >= limits.running(0)

@@ -6,10 +6,13 @@ for ten connections and for ten thousand. What bounds a call is `transport.watch
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 from typing import Any, Final
 
 import gevent
+
+from openai_gateway.transport.ticker import Ticked
 
 TICK_S: Final = 0.25
 
@@ -46,36 +49,35 @@ class Waits:
 
     def tick(self, now: float) -> None:
         """End the waits that are over; to be called from the hub."""
-        while self._ends:
-            wait = next(iter(self._ends))
-            if self._ends[wait] > now:
-                return
-            del self._ends[wait]
-            wait.end()
+        while self._end_oldest(now):
+            pass
 
-    def end_oldest(self) -> bool:
-        """End the wait that began first, if there is one; to be called from the hub."""
+    def end_oldest(self, now: float, least_s: float) -> bool:
+        """End the wait that began first, if it has lasted for so long; to be called from the hub."""
+        return self._end_oldest(now + self.seconds - least_s)
+
+    def end_all(self) -> None:
+        """End every wait; to be called from the hub."""
+        while self._end_oldest(inf):
+            pass
+
+    def _end_oldest(self, until: float) -> bool:
         wait = next(iter(self._ends), None)
-        if wait is None:
+        if wait is None or self._ends[wait] > until:
             return False
         del self._ends[wait]
         wait.end()
         return True
 
-    def end_all(self) -> None:
-        """End every wait; to be called from the hub."""
-        while self.end_oldest():
-            pass
 
-
-def tick_forever(*kinds: Waits) -> None:
+def tick_forever(*kinds: Ticked) -> None:
     """Have the hub end what is over, as long as the process lives."""
     timer: Any = gevent.get_hub().loop.timer(TICK_S, TICK_S, ref=False)
 
     def tick() -> None:
         now = monotonic()
-        for waits in kinds:
-            waits.tick(now)
+        for kind in kinds:
+            kind.tick(now)
 
     timer.start(tick)
     _timers.append(timer)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import gevent
@@ -38,6 +39,7 @@ KEEPALIVE_S: Final = 75
 CONNECTIONS: Final = 10_000
 # A request that is on its way when a stop comes gets through before idle connections are closed.
 _IDLE_S: Final = 1.0
+_ON_ITS_WAY_S: Final = 0.5
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -73,7 +75,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.reads_plain = _may_read_plain(self)
         limit = cfg.limit_request_line
         self.limit_request_line = limit if 0 <= limit < MAX_REQUEST_LINE else MAX_REQUEST_LINE
-        tick_forever(connection.idle, connection.heads, handshakes, silences, sends)
+        tick_forever(connection.idle, connection.heads, handshakes, silences, sends, self)
         super().run()
         if self._has_asked_for_another:
             os.kill(self.ppid, signal.SIGTTOU)
@@ -107,11 +109,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().notify()
         self._count(0)
 
+    def tick(self, now: float) -> None:
+        """End a connection that asks for nothing if all are taken; from the hub.
+
+        The one that has been idle for longest, else one that is slow: in a head, say, or in taking its answer. One that
+        was only just opened, or used, may have its request on its way.
+        """
+        if self._connections >= self.worker_connections:
+            kinds = (connection.idle, connection.heads, handshakes, sends)
+            _ = any(kind.end_oldest(now, _ON_ITS_WAY_S) for kind in kinds) or silences.end_oldest(now, 0.0)
+
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection."""
         if self._connections >= self.worker_connections:
-            # Whoever holds connections and asks for nothing must not keep out those that do.
-            gevent.get_hub().loop.run_callback(_make_room)
+            gevent.get_hub().loop.run_callback(self.tick, monotonic())
         try:
             if self._leaves_all_to_gunicorn:
                 super().handle(listener, client, addr)
@@ -215,11 +226,6 @@ def was_told_to_stop() -> bool:
     while queue is not None and not queue.empty():
         came.add(queue.get_nowait())
     return not came.isdisjoint(_STOPS)
-
-
-def _make_room() -> None:
-    """End the connection that has been idle for longest, else the one whose head takes longest; from the hub."""
-    _ = connection.idle.end_oldest() or connection.heads.end_oldest()
 
 
 def _unless_default(cfg: Any, name: str, ours: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import socket
 import threading
 import time
@@ -15,7 +16,16 @@ import pytest
 import requests
 
 from tests.support.processes import Gunicorn, eventually, run_gateway
-from tests.support.upstreams import PATHS, ScriptedUpstream, answer_always, run_upstream, to_request_body
+from tests.support.upstreams import (
+    PATHS,
+    Conversation,
+    Script,
+    ScriptedUpstream,
+    answer_always,
+    run_upstream,
+    to_answer,
+    to_request_body,
+)
 
 KEY = "gw-key-0123456789"
 WAYS = {"-k gevent": [], "gunicorn's parser": ["--access-logfile", "/dev/null"]}
@@ -75,6 +85,17 @@ def _send_on(client: socket.socket, first: bytes, again: bytes) -> threading.Thr
     return thread
 
 
+def _send_now_and_then(client: socket.socket) -> None:
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                client.sendall(b"x")
+                time.sleep(0.2)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+CALL = _head(content_length=16) + b'{"messages": []}'
 ENDLESS = {
     "a body after a 401": (_head("wrong", content_length=10**15), b"x" * 65536, b" 401 "),
     "a body after a 413": (_head(content_length=10**15), b"x" * 65536, b" 413 "),
@@ -238,7 +259,6 @@ def test_headers_of_forwarders_change_nothing(gateway: Gunicorn) -> None:
 def test_worker_without_descriptors_says_so_in_its_own_words_and_serves_again(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    call = _head(content_length=16) + b'{"messages": []}'
     with run_gateway(tmp_path, upstream.url, {"max_retries": 0}) as gateway, contextlib.ExitStack() as stack:
         (worker,) = gateway.workers()
         before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
@@ -248,11 +268,11 @@ def test_worker_without_descriptors_says_so_in_its_own_words_and_serves_again(
         gateway.wait_for_log("no new connection can be taken")
         # Whatever was still being closed when they came has made room for one of them.
         eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) == most)
-        first.sendall(call)
+        first.sendall(CALL)
         answer = first.recv(65536)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b'"code": "gateway_out_of_descriptors"' in answer
-        last.sendall(call)
+        last.sendall(CALL)
         resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
         assert last.recv(65536).startswith(b"HTTP/1.1 200 ")
         assert gateway.workers() == [worker]
@@ -270,6 +290,59 @@ def test_connections_that_ask_for_nothing_keep_out_nobody(
             stack.enter_context(_connect(gateway)).sendall(sent)
         for _ in range(3):
             assert _is_served(gateway)
+
+
+def test_clients_that_hear_no_refusal_keep_out_nobody(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    arguments = ["--worker-connections", "3"]
+    with run_gateway(tmp_path, upstream.url, None, *arguments) as gateway, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(_connect(gateway))
+            client.sendall(b"no request\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+            _send_now_and_then(client)
+        assert _is_served(gateway)
+
+
+def _hold(go_on: threading.Event) -> Script:
+    def answer_when_told(talk: Conversation) -> None:
+        while talk.read_request():
+            go_on.wait(20)
+            talk.send(to_answer(b"{}"))
+
+    return answer_when_told
+
+
+def test_last_connection_that_there_is_room_for_may_wait_before_it_sends(tmp_path: Path) -> None:
+    go_on, arguments = threading.Event(), ["--worker-connections", "2"]
+    with (
+        run_upstream(_hold(go_on)) as upstream,
+        run_gateway(tmp_path, upstream.url, None, *arguments) as gateway,
+        _connect(gateway) as first,
+    ):
+        first.sendall(CALL)
+        eventually(lambda: len(upstream.requests) == 1)
+        with _connect(gateway) as last:
+            assert not select.select([last], [], [], 0.2)[0], "it was closed"
+            last.sendall(CALL)
+            go_on.set()
+            assert last.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_client_that_waits_for_room_has_it_once_a_call_is_over(tmp_path: Path) -> None:
+    go_on, arguments = threading.Event(), ["--worker-connections", "2"]
+    with (
+        run_upstream(_hold(go_on)) as upstream,
+        run_gateway(tmp_path, upstream.url, None, *arguments) as gateway,
+        contextlib.ExitStack() as stack,
+    ):
+        for count in (1, 2):
+            stack.enter_context(_connect(gateway)).sendall(CALL)
+            eventually(lambda count=count: len(upstream.requests) == count)
+        waiting = stack.enter_context(_connect(gateway))
+        waiting.sendall(CALL)
+        go_on.set()
+        # The other two stay open, and ask for nothing more.
+        assert waiting.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 _STOPPED_AT_ITS_FORK = """

@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def start_of(pid: int) -> int:
-    """Return when a process was started, in the kernel's ticks; 0 if there is none, or it has ended."""
+    """Return when a process was started, in the kernel's ticks; 0 if there is none, or it has ended.
+
+    Raises OSError if that can't be told, such as while this process has no file descriptor left.
+    """
     fields = _read_stat(pid)
     return int(fields[19]) if fields else 0
 
@@ -30,6 +33,6 @@ def _read_stat(pid: int) -> list[str]:
     """Return the fields from the third on; none for a process that isn't, or waits for its parent to take note."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [] if fields[0] == "Z" else fields

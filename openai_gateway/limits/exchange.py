@@ -67,7 +67,7 @@ class Exchange:
         try:
             clock = self._link.clock()
             now = monotonic()
-            asked = {part.name: self._try(part, part.to_commands, now, clock) or [] for part in leading}
+            asked = {part.name: self._ask_for(part, now, clock) for part in leading}
             besides, self._next = self._next, []
             replies = self._link.ask([*besides, *itertools.chain.from_iterable(asked.values())])[len(besides) :]
         except RedisAway as away:
@@ -81,7 +81,17 @@ class Exchange:
             own, replies = replies[: len(asked[part.name])], replies[len(asked[part.name]) :]
             # Whoever stood still for so long that another took over must not write what is old by now.
             if own and self._try(part, part.lead, monotonic()):
-                self._next += self._try(part, part.take, own, monotonic(), self._link.clock()) or []
+                more = self._try(part, part.take, own, monotonic(), self._link.clock())
+                if more is None:
+                    self._try(part, part.miss, monotonic())
+                self._next += more or []
+
+    def _ask_for(self, part: Part, now: float, clock: float) -> list[Command]:
+        commands: list[Command] | None = self._try(part, part.to_commands, now, clock)
+        if commands is None:
+            # For its calls that is as if Redis were away: they go on.
+            self._try(part, part.miss, now)
+        return commands or []
 
     def _run(self) -> None:
         # Hosts that were started together are not to ask together.

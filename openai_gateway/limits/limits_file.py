@@ -18,8 +18,10 @@ import msgspec
 
 from openai_gateway.processes import start_of
 
-_MAGIC: Final = b"gwlim-2\0"
+_MAGIC: Final = b"gwlim-3\0"
 RUNNING_AT: Final = 52
+# How many rows of the table were ever taken: nobody is below.
+_ROWS_AT: Final = 56
 _HALF_AT: Final = 60
 IN_USE_AT: Final = 61
 _HOST_AT: Final = 64
@@ -145,7 +147,7 @@ class LimitsFile:
     def demand(self, now: float) -> Demand:
         """Return what is in flight and waits on this host; workers that have ended are taken out first."""
         running, for_slot, for_rate = self._drop_dead(), 0, 0
-        for row in range(WORKERS):
+        for row in range(self._rows):
             _, pid, _, _, said_at, slot, rate = WORKER.unpack_from(self._map, self._to_at(row))
             if pid and now - said_at < _WAITING_HOLDS_S:
                 for_slot, for_rate = for_slot + slot, for_rate + rate
@@ -183,6 +185,19 @@ class LimitsFile:
         COUNT.pack_into(self._map, _NOTES_AT, len(notes))
         self._map[_NOTES_AT + COUNT.size : _NOTES_AT + COUNT.size + len(notes)] = notes
 
+    @property
+    def _rows(self) -> int:
+        rows: int = COUNT.unpack_from(self._map, _ROWS_AT)[0]
+        return rows
+
+    def _take_row(self, start: int, pid: int) -> int:
+        """Return the row that is this process's from now on; below 0 if there is none."""
+        row = next((row for row in range(WORKERS) if self._worker(row)[1] == 0), -1)
+        if row >= 0:
+            WORKER.pack_into(self._map, self._to_at(row), start, pid, 0, 0.0, 0.0, 0, 0)
+            COUNT.pack_into(self._map, _ROWS_AT, max(self._rows, row + 1))
+        return row
+
     def _to_at(self, row: int) -> int:
         return _TABLE_AT + row * WORKER.size
 
@@ -193,14 +208,22 @@ class LimitsFile:
     def _drop_dead(self) -> int:
         """Take workers out that have ended; return how many calls those that live have in flight."""
         running = 0
-        for row in range(WORKERS):
+        for row in range(self._rows):
             start, pid, count = self._worker(row)
-            if pid and start_of(pid) != start:
+            if pid and _has_ended(pid, start):
                 WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0, 0.0, 0.0, 0, 0)
             else:
                 running += count
         RUNNING.pack_into(self._map, RUNNING_AT, running)
         return running
+
+
+def _has_ended(pid: int, start: int) -> bool:
+    try:
+        return start_of(pid) != start
+    except OSError:
+        # Without a free descriptor nobody can tell: who lives must not lose its row.
+        return False
 
 
 def _read_boot_id() -> bytes:

@@ -50,12 +50,9 @@ class Turn(msgspec.Struct, eq=False):
             slots.give_back()
 
 
-class _Waiting:
-    __slots__ = ("event", "turn")
-
-    def __init__(self) -> None:
-        self.event = Event()
-        self.turn: Turn | None = None
+class _Waiting(msgspec.Struct, eq=False):
+    event: Event = msgspec.field(default_factory=Event)
+    turn: Turn | None = None
 
 
 class Queue:
@@ -133,8 +130,7 @@ class Queue:
                 self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
             finally:
                 self._end(has_learnt=True)
-        if self.waiting:
-            self._pump()
+        self.learn()
 
     def refuse(
         self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
@@ -158,9 +154,11 @@ class Queue:
 
     def charge_again(self, sent: Sent) -> Sent:
         """Charge a further attempt of a call that keeps its turn."""
-        sent = self.limiter.start(sent.tokens, self._begin() - 1, monotonic())
-        self._end(has_learnt=True)
-        return sent
+        running = self._begin()
+        try:
+            return self.limiter.start(sent.tokens, running - 1, monotonic())
+        finally:
+            self._end(has_learnt=True)
 
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
@@ -189,8 +187,10 @@ class Queue:
     def _take_back(self, turn: Turn) -> None:
         if turn.sent is not None:
             self._begin()
-            self.limiter.cancel(turn.sent)
-            self._end(has_learnt=True)
+            try:
+                self.limiter.cancel(turn.sent)
+            finally:
+                self._end(has_learnt=True)
         turn.release()
 
     def _pump(self) -> None:

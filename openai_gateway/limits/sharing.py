@@ -41,7 +41,6 @@ from openai_gateway.limits.limits_file import (
     RUNNING_AT,
     SIZE,
     STATE_AT,
-    WORKER,
     WORKERS,
     LimitsFile,
 )
@@ -67,13 +66,11 @@ class SharedLimits(LimitsFile):
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             self._drop_dead()
-            if not any(self._worker(row)[0] for row in range(WORKERS)):
+            if not any(self._worker(row)[1] for row in range(self._rows)):
                 self._forget()
-            self._row = next((row for row in range(WORKERS) if self._worker(row)[0] == 0), -1)
+            self._row = self._take_row(start_of(os.getpid()), os.getpid())
             if self._row < 0:
                 raise OSError(f"more than {WORKERS} workers share {path}")
-            own = (start_of(os.getpid()), os.getpid(), 0, 0.0, 0.0, 0, 0)
-            WORKER.pack_into(self._map, self._to_at(self._row), *own)
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -87,10 +84,12 @@ class SharedLimits(LimitsFile):
 
     def join(self, running: int) -> None:
         """Take part from now on; `running` are in flight in this worker."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self.put_in_use()
-        self.count(running)
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.begin_counting()
+        try:
+            self.put_in_use()
+            self.count(running)
+        finally:
+            self.end(None)
 
     def running(self, most: float) -> int:
         """Return how many calls are in flight on this host; if that is `most`, see first whether all workers live."""
@@ -116,7 +115,7 @@ class SharedLimits(LimitsFile):
         # made anew, for a killed worker gives up its lock a moment before it is seen to be dead.
         if calls > 0:
             self._count_host(calls)
-        COUNT.pack_into(self._map, at, COUNT.unpack_from(self._map, at)[0] + calls)
+        COUNT.pack_into(self._map, at, max(0, COUNT.unpack_from(self._map, at)[0] + calls))
         if calls < 0:
             self._count_host(calls)
 
@@ -126,12 +125,11 @@ class SharedLimits(LimitsFile):
 
     def has_elder(self, rollout: float, now: float) -> bool:
         """Tell whether a call of an older rollout waits in another worker."""
-        for row in range(WORKERS):
-            _, pid, _, head, said_at, *_ = WORKER.unpack_from(self._map, self._to_at(row))
-            if not pid:
-                return False
-            if row != self._row and head < rollout and now - said_at < _HEAD_HOLDS_S:
-                return True
+        for row in range(self._rows):
+            if row != self._row:
+                head, said_at, *_ = HEAD.unpack_from(self._map, self._to_at(row) + HEAD_AT)
+                if head < rollout and now - said_at < _HEAD_HOLDS_S:
+                    return True
         return False
 
     def say_head(self, rollout: float, now: float, waits_for: str, waiting: int) -> None:

@@ -46,7 +46,9 @@ class Slots:
             self._semaphore.release()
         if self.on_host is not None:
             self.on_host.begin_counting()
-            self.on_host.count(-1)
-            self.on_host.end(None)
+            try:
+                self.on_host.count(-1)
+            finally:
+                self.on_host.end(None)
         if self._waiting:
             self._on_free()

@@ -16,6 +16,7 @@ from openai_gateway.limits.attempts import Told
 from openai_gateway.limits.exchange import Exchange
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
+from openai_gateway.limits.limits_file import WORKER
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
 from tests.support.redis_server import needs_redis, run_redis
@@ -90,17 +91,27 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
     assert len(part.took) == 3
 
 
-def test_part_that_fails_is_told_of_once_and_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(_Part):
-        def to_commands(self, now: float, clock: float) -> list[Command]:
-            raise PermissionError("as planned")
+class _CannotAsk(_Part):
+    def to_commands(self, now: float, clock: float) -> list[Command]:
+        raise PermissionError("as planned")
 
-    exchange, parts = Exchange(_Link()), [Broken("budgets"), _Part("limits")]
+
+class _CannotTake(_Part):
+    def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
+        raise ValueError("an odd answer")
+
+
+@pytest.mark.parametrize("broken", [_CannotAsk, _CannotTake])
+def test_part_that_fails_goes_on_as_if_redis_were_away_and_holds_up_no_other(
+    broken: type[_Part], caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange, parts = Exchange(_Link()), [broken("budgets"), _Part("limits")]
     for part in parts:
         exchange.add(part)
     for _ in range(3):
         exchange.once()
     assert len(parts[1].took) == 3
+    assert [part.missed for part in parts] == [3, 0]
     assert caplog.text.count("budgets can't be shared with other hosts") == 1
 
 
@@ -203,7 +214,7 @@ def test_gateway_that_is_started_again_keeps_the_name_of_its_host_and_its_permit
     part.miss(time.monotonic())
     host = shared.host
     # As if this worker had ended: its row is nobody's.
-    shared._map[128 : 128 + 36] = bytes(36)
+    shared._map[128 : 128 + WORKER.size] = bytes(WORKER.size)
     again = SharedLimits(tmp_path / "limits", is_leased=True)
     assert again.host == host
     assert again.lease.permits == 5

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import multiprocessing
+import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -153,6 +155,36 @@ def _knows(shared: SharedLimits) -> bool:
     state = shared.begin()
     shared.end(None)
     return state is not None
+
+
+def test_older_rollout_goes_first_also_once_earlier_workers_have_ended(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    earlier = _fork.Process(target=_hold, args=(path, 1), daemon=True)
+    earlier.start()
+    watcher = SharedLimits(tmp_path / "limits")
+    eventually(lambda: watcher.demand(time.monotonic()).running == 1, 30)
+    one, other = SharedLimits(path), SharedLimits(path)
+    earlier.kill()
+    earlier.join()
+    assert watcher.demand(time.monotonic()).running == 0
+    now = time.monotonic()
+    one.say_head(1.0, now, "rate", 1)
+    assert other.has_elder(2.0, now)
+    assert not other.has_elder(0.5, now)
+    assert not one.has_elder(2.0, now)
+
+
+def test_workers_keep_their_rows_while_nobody_has_a_descriptor_free(tmp_path: Path) -> None:
+    shared, (soft, hard) = SharedLimits(tmp_path / "limits"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    shared.join(3)
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        running = shared.running(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert running == 3
 
 
 def test_one_decision_costs_microseconds(tmp_path: Path) -> None:

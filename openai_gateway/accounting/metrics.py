@@ -160,7 +160,9 @@ def _collect_lost(total: Totals) -> Iterator[Metric]:
 def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     in_flight = _gauge("calls_in_flight", "Calls that hold a slot now.", ["server"])
     queued = _gauge("calls_queued", "Calls that wait for a slot now.", ["server"])
-    cap = _gauge("concurrency_limit", "Slots of all workers together; absent without a cap.", ["server"])
+    cap = _gauge(
+        "concurrency_limit", "Slots of all workers together, or the total cap; absent without any.", ["server"]
+    )
     breaker = _gauge("breaker_open", "1 while the upstream refuses the key or the quota is used up.", ["server"])
     limit = _gauge("ratelimit_limit", "The upstream's limit by its last answer.", ["server", "kind"])
     remaining = _gauge("ratelimit_remaining", "What is left of it by its last answer.", ["server", "kind"])
@@ -181,8 +183,8 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
         in_flight.add_metric([name], state.in_flight)
         queued.add_metric([name], state.queued)
         breaker.add_metric([name], state.is_breaker_open)
-        if state.cap is not None:
-            cap.add_metric([name], state.cap)
+        if state.slots is not None:
+            cap.add_metric([name], state.slots)
         for kind, found in state.rate_limits.items():
             for family, value in ((limit, found.limit), (remaining, found.remaining), (reset, found.reset_s)):
                 if value is not None:

@@ -139,6 +139,7 @@ def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
             state.in_flight += theirs.in_flight
             state.queued += theirs.queued
             state.cap = None if theirs.cap is None else (state.cap or 0) + theirs.cap
+            state.total_cap = theirs.total_cap
             state.is_breaker_open = state.is_breaker_open or theirs.is_breaker_open
             state.notes = theirs.notes
             state.queue_reason = state.queue_reason or theirs.queue_reason
@@ -182,7 +183,7 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "base_url": state.base_url,
         "in_flight": state.in_flight,
         "queued": state.queued,
-        "cap": state.cap,
+        "cap": state.slots,
         "breaker_open": state.is_breaker_open,
         "notes": [*state.notes, *([_REDIS_AWAY] if state.is_redis_up is False else ())],
         "rate_limits": {kind: _show_limit(limit) for kind, limit in state.rate_limits.items()},

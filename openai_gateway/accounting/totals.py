@@ -198,7 +198,9 @@ class Second(msgspec.Struct):
 
 
 class ServerState(msgspec.Struct):
-    """How a server is now, in one worker; `cap` None is no cap. `limits_at` is the Unix time of `rate_limits`.
+    """How a server is now, in one worker; `cap` None is no cap, `total_cap` holds for all workers (and hosts) together.
+
+    `limits_at` is the Unix time of `rate_limits`.
 
     `queue_reason` is why calls wait in the queue, `waiting` how many do, by that, over all workers; `retrying` how many
     wait for another attempt, by why the last one failed. `most_in_flight` is how many calls the upstream was found to
@@ -212,6 +214,7 @@ class ServerState(msgspec.Struct):
     in_flight: int = 0
     queued: int = 0
     cap: int | None = None
+    total_cap: int | None = None
     is_breaker_open: bool = False
     rate_limits: dict[str, RateLimit] = {}
     limits_at: float = 0.0
@@ -225,6 +228,11 @@ class ServerState(msgspec.Struct):
     is_redis_up: bool | None = None
     hosts: int = 1
     notes: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> int | None:
+        """How many calls the upstream gets at a time, at most; None without a cap."""
+        return min((cap for cap in (self.cap, self.total_cap) if cap is not None), default=None)
 
 
 class Totals(msgspec.Struct):

@@ -102,6 +102,7 @@ class CallServer:
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
             **{name: getattr(now, name) for name in now.__struct_fields__},
+            total_cap=self._server.max_concurrent_requests_total,
             is_breaker_open=self._relay.is_breaker_open,
             rate_limits=limits,
             limits_at=limits_at,

@@ -116,10 +116,13 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
 
 
 def _describe_cap(server: ServerConfig, workers: int) -> str:
-    cap = server.max_concurrent_requests
-    if cap is None:
-        return "none (max_concurrent_requests sets one)"
-    return f"{cap} calls at once" + (f" in each worker, {cap * workers} in all" if workers > 1 else "")
+    cap, total = server.max_concurrent_requests, server.max_concurrent_requests_total
+    caps = []
+    if cap is not None:
+        caps.append(f"{cap} calls at once" + (f" in each worker, {cap * workers} in all" if workers > 1 else ""))
+    if total is not None:
+        caps.append(f"{total} calls at once over all {'hosts' if server.limits_url else 'workers'}")
+    return "; ".join(caps) or "none (max_concurrent_requests sets one)"
 
 
 def _describe_keys(server: ServerConfig) -> str:

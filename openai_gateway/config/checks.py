@@ -175,9 +175,11 @@ class SecretText(Check):
 
     def convert(self, value: Any) -> Secret:
         """Return it, hidden."""
-        if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable() or " " in value:
+        if not isinstance(value, str):
+            raise ValidationError(f"a key is wanted, a string, not {_kind(value)} (value not shown)")
+        if not value or not value.isascii() or not value.isprintable() or " " in value:
             raise ValidationError(
-                f"a key is wanted: a string of visible ASCII characters, not {_kind(value)} (value not shown)"
+                "a key is wanted: visible ASCII characters without blanks, nor 'Bearer' before them (value not shown)"
             )
         if (doubt := find_doubt(value)) is not None:
             raise ValidationError(f"the key {doubt} (value not shown)")

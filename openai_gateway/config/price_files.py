@@ -87,6 +87,7 @@ def _parse(text: str) -> Any:
 def _to_table(table: _Table) -> PriceTable:
     models: dict[str, Price] = {}
     aliases: dict[str, str] = {}
+    faults: list[str] = []
     for name, entry in table.models.items():
         try:
             if "same_as" in entry:
@@ -94,11 +95,15 @@ def _to_table(table: _Table) -> PriceTable:
             else:
                 models[name] = msgspec.convert(entry, Price)
         except msgspec.ValidationError as error:
-            raise msgspec.ValidationError(f"{name}: {error}") from None
+            said, _, where = str(error).partition(" - at `$.")
+            faults.append(f"{name}: {where.rstrip('`')}: {said}" if where else f"{name}: {said}")
     for name, other in aliases.items():
-        if other not in models:
-            raise msgspec.ValidationError(f"{name}: same_as names {other}, which has no price here")
-        models[name] = models[other]
+        if other in models:
+            models[name] = models[other]
+        else:
+            faults.append(f"{name}: same_as names {other}, which has no price here")
+    if faults:
+        raise msgspec.ValidationError("; ".join(faults))
     return PriceTable(models, table.service_tiers, table.read_on, table.source)
 
 

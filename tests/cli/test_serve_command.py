@@ -128,9 +128,17 @@ def test_gym_overrides_reach_the_workers_and_survive_a_reload_and_stopping_leave
     with run_upstream(answer_always) as upstream:
         (tmp_path / "a.yaml").write_text(to_config("http://127.0.0.1:9"))
         (tmp_path / "b.yaml").write_text(to_config(upstream.url, {"gateway_api_keys": ["a-key"]}))
-        overrides = ["+config_paths=[a.yaml,b.yaml]", f"{PREFIX}.max_concurrent_requests=8", f"{PREFIX}.openai_model=o"]
+        overrides = [
+            "+config_paths=[a.yaml,b.yaml]",
+            f"{PREFIX}.max_concurrent_requests=8",
+            f"{PREFIX}.max_concurrent_requests_total=4",
+            f"{PREFIX}.openai_model=o",
+        ]
         with _serve(tmp_path, *overrides) as serving:
-            assert re.search(r"model +o\n +upstream +\S+\n +cap +8 calls at once\n", serving.shown())
+            assert re.search(
+                r"model +o\n +upstream +\S+\n +cap +8 calls at once; 4 calls at once over all workers\n",
+                serving.shown(),
+            )
             servers = requests.get(f"{serving.url}/readyz", timeout=10).json()["servers"]
             assert servers["policy_model"]["max_concurrent_requests"] == 8
             (tmp_path / "b.yaml").write_text(to_config(upstream.url, {"extra_body": {"seed": 1}}))

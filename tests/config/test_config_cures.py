@@ -71,6 +71,13 @@ def test_key_that_cant_be_right_is_questioned(folder: Folder, key: str, said: st
         assert said in folder.complaint()
 
 
+def test_key_with_bearer_before_it_is_told_what_is_wrong_and_not_shown(folder: Folder) -> None:
+    folder.write(folder.default, {"policy_model": to_server(openai_api_key=f"Bearer {PLANTED_KEY}")})
+    said = folder.complaint()
+    assert "without blanks, nor 'Bearer' before them (value not shown)" in said
+    assert PLANTED_KEY not in said
+
+
 def test_half_of_a_surrogate_pair_in_a_body_is_named(folder: Folder) -> None:
     folder.write(folder.default, GYM_SNIPPET.replace("extra_body: {}", 'extra_body: {stop: "\\ud83d"}'))
     folder.write("env.yaml", f"policy_base_url: http://h/v1\npolicy_api_key: {PLANTED_KEY}\npolicy_model_name: m\n")

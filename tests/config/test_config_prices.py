@@ -214,3 +214,17 @@ def test_bad_table_is_complained_of(tmp_path: Path, text: str | None, complaint:
         path.write_text(text)
     with pytest.raises(BadPrices, match=complaint):
         read_prices(path)
+
+
+def test_every_bad_price_of_a_table_is_named(tmp_path: Path) -> None:
+    models = (
+        "{a: {input: cheap, output: 1}, b: {inptu: 1}, c: {same_as: d}, e: {input: 1, output: 2, tiers: {flex: 3}}}"
+    )
+    with pytest.raises(BadPrices) as caught:
+        _read(tmp_path, f"models: {models}")
+    said = str(caught.value)
+    assert "a: input: Expected" in said
+    assert "b: " in said
+    assert "inptu" in said
+    assert "e: tiers" in said
+    assert said.endswith("c: same_as names d, which has no price here")

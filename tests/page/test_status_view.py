@@ -191,6 +191,15 @@ def test_no_cap_is_said_only_if_no_server_has_one(caps: tuple[int | None, int | 
 
 
 @pytest.mark.parametrize(
+    ("cap", "total_cap", "note"), [(None, 4, "of 4 slots"), (8, 4, "of 4 slots"), (8, 9, "of 8 slots")]
+)
+def test_total_cap_counts_as_slots(cap: int | None, total_cap: int, note: str) -> None:
+    view = _view(_aggregate(cap=cap, total_cap=total_cap))
+    assert _tile(view, "In flight")["note"] == note
+    assert set(view["charts"]["cap"]) <= {None, min(cap or total_cap, total_cap)}
+
+
+@pytest.mark.parametrize(
     ("state", "note"),
     [
         ({}, "waiting for a slot"),

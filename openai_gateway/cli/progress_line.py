@@ -120,7 +120,7 @@ def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
 
 def to_wait(progress: RunProgress) -> str | None:
     """Return why calls wait or take long; None if nothing is worth telling."""
-    if progress.away_s is not None:
+    if progress.away_s is not None and progress.in_flight:
         return f"upstream away for {to_duration(progress.away_s)}"
     if progress.in_flight and (limit := _to_limit(progress.waits)) is not None:
         return f"waiting for {limit}"

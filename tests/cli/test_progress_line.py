@@ -124,6 +124,7 @@ def test_slow_rates_are_told_a_minute() -> None:
         ),
         ({"waits": Waits({"queued": 6}, "slot", {"requests": FoundLimit(3000.0)})}, "6 waiting: queue"),
         ({"waits": Waits({"queued": 6}, "rate"), "away_s": 185.0}, "upstream away for 3:05"),
+        ({"away_s": 5.0, "in_flight": 0}, None),
         ({"holds_back": True}, "few at a time until a call's cost is known"),
     ],
 )

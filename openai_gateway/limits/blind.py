@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 _GUESS_GROWTH: Final = 1.05
 _GUESS_GROWTH_S: Final = 2.0
 _SLOWEST: Final = 0.02
@@ -41,25 +43,24 @@ _IDLE_S: Final = 0.5
 _CATCH_UP_S: Final = 0.05
 
 
-class BlindRate:
+class BlindRate(msgspec.Struct, array_like=True, eq=False):
     """Learns a rate of calls; unknown, it holds nobody up."""
 
-    def __init__(self) -> None:
-        self.rate: float | None = None
-        self.free_at = 0.0
-        # Calls admitted in an interval, and its length.
-        self._intervals: list[tuple[float, float]] = []
-        self._began_at = 0.0
-        self._guessed_at = 0.0
-        # The number of calls sent until the interval began, of those refused since, and of those sent.
-        self._began_with = 0
-        self._refused = 0
-        self.number = 0
-        self._admitted_before = 0
-        self._grown = 0
-        self._below = _MOST_BELOW
-        self._idle_s = 0.0
-        self._empty = 0
+    rate: float | None = None
+    free_at: float = 0.0
+    # Calls admitted in an interval, and its length.
+    _intervals: list[tuple[float, float]] = []
+    _began_at: float = 0.0
+    _guessed_at: float = 0.0
+    # The number of calls sent until the interval began, of those refused since, and of those sent.
+    _began_with: int = 0
+    _refused: int = 0
+    number: int = 0
+    _admitted_before: int = 0
+    _grown: int = 0
+    _below: float = _MOST_BELOW
+    _idle_s: float = 0.0
+    _empty: int = 0
 
     @property
     def is_known(self) -> bool:

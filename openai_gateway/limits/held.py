@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import msgspec
+
 SLOW_DOWN_GROWTH: Final = 1.5
 EVEN_GROWTH: Final = 1.05
 _GROWTH_S: Final = 900.0
@@ -20,16 +22,15 @@ _LEFT_OUT_S: Final = 0.1
 _LATE_S: Final = 0.02
 
 
-class HeldPace:
+class HeldPace(msgspec.Struct, array_like=True, eq=False):
     """The pace; none until `hold`."""
 
-    def __init__(self) -> None:
-        self.since: float | None = None
-        self.free_at = 0.0
-        self._rate = math.inf
-        self._growth = 1.0
-        # What share of the pace this host has.
-        self.share = 1.0
+    since: float | None = None
+    free_at: float = 0.0
+    _rate: float = math.inf
+    _growth: float = 1.0
+    # What share of the pace this host has.
+    share: float = 1.0
 
     def hold(self, rate: float, growth: float, sent_at: float, now: float) -> None:
         """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes.

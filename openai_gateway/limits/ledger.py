@@ -26,6 +26,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import msgspec
+
 from openai_gateway.limits.news import BucketNews
 from openai_gateway.wire.rate_limits import RateLimit
 
@@ -45,37 +47,37 @@ _LONG_PERIODS_S: Final = (3_600.0, 86_400.0)
 _WINDOW_LOOK_S: Final = 2.0
 
 
-class Bucket:
-    """One limit as we know it; `unit` is the smallest charge that calls have. Unknown until the first reference."""
+class Bucket(msgspec.Struct, array_like=True, eq=False):
+    """One limit as we know it. Unknown until the first reference."""
 
-    def __init__(self, unit: float) -> None:
-        self.limit = 0.0
-        self.rate = 0.0
-        self.drain = 0.0
-        self.most = 0.0
-        self.spent = 0.0
-        self.free_at = 0.0
-        self.window_ends_at: float | None = None
-        self.period_s = 60.0
-        self._unit = unit
-        self._at = -math.inf
-        self._level_at = 0.0
-        self._spent_at = 0.0
-        # Whether the upstream itself said what was left then; else the bucket was full, by our own count.
-        self._is_reference = False
-        self.referred_at = -math.inf
-        self._widened = 0.0
-        self._widened_at = 0.0
-        # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
-        self._earlier: tuple[float, float, float, float] | None = None
-        self._longer_seen = (60.0, 0.0)
-        # How many hosts charge it, and what share of the speed this one has.
-        self.hosts = 1
-        self.share = 1.0
-        # What is taken to be of other hosts in `spent`, and what they add a second from then on.
-        self.others = 0.0
-        self._others_per_s = 0.0
-        self._others_at = 0.0
+    # The smallest charge that calls have.
+    _unit: float
+    limit: float = 0.0
+    rate: float = 0.0
+    drain: float = 0.0
+    most: float = 0.0
+    spent: float = 0.0
+    free_at: float = 0.0
+    window_ends_at: float | None = None
+    period_s: float = 60.0
+    _at: float = -math.inf
+    _level_at: float = 0.0
+    _spent_at: float = 0.0
+    # Whether the upstream itself said what was left then; else the bucket was full, by our own count.
+    _is_reference: bool = False
+    referred_at: float = -math.inf
+    _widened: float = 0.0
+    _widened_at: float = 0.0
+    # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
+    _earlier: tuple[float, float, float, float] | None = None
+    _longer_seen: tuple[float, float] = (60.0, 0.0)
+    # How many hosts charge it, and what share of the speed this one has.
+    hosts: int = 1
+    share: float = 1.0
+    # What is taken to be of other hosts in `spent`, and what they add a second from then on.
+    others: float = 0.0
+    _others_per_s: float = 0.0
+    _others_at: float = 0.0
 
     @property
     def is_known(self) -> bool:

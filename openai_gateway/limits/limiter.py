@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from openai_gateway.limits.attempts import Sent, Told, Tries
 from openai_gateway.limits.blind import BlindRate
 from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH, HeldPace
 from openai_gateway.limits.ledger import Bucket
+from openai_gateway.limits.state import LEARNT, State
 from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -43,22 +44,8 @@ _ROOM: Final = 0.05
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
 _FEWER_TIMES: Final = 4
-# The limiter's own part of what is learnt.
-_LEARNT: Final = (
-    "pause_until",
-    "token_factor",
-    "_is_bound",
-    "_number",
-    "_last_refused",
-    "_last_refused_number",
-    "_passed_since",
-    "_started_at",
-    "_probe_s",
-    "_unexplained",
-    "_held_back",
-    "_is_rate",
-    "_marks",
-)
+# Bounds from the configuration that one upstream may have.
+_MOST_TOLD: Final = 16
 
 
 class Limiter:
@@ -74,11 +61,15 @@ class Limiter:
         self.token_factor = 1.0
         self._learns = told.learns
         self._told: list[tuple[Bucket, str]] = []
+        # Servers of one upstream may have bounds of their own, and after a reload others than before: a name for each.
+        self._told_names: list[str] = []
+        self._told_elsewhere: dict[str, Bucket] = {}
         for per_minute, kind in ((told.requests_per_minute, "rate"), (told.tokens_per_minute, "tokens")):
             if per_minute is not None:
                 bucket = Bucket(1.0)
                 bucket.tell(per_minute, now)
                 self._told.append((bucket, kind))
+                self._told_names.append(f"{kind} {per_minute:g}")
         if not told.learns:
             self.window.open()
         # Whether there is anything but the window and slots that calls may have to wait for.
@@ -148,18 +139,27 @@ class Limiter:
         self.blind.number = self._number
         self.blind.join(_GUESS_SHARE * rate, now)
 
-    def to_state(self) -> list[list[Any]]:
-        """Return all that was learnt, as plain values; another process's `take_state` takes it."""
-        return [list(vars(part).values()) for part in self._parts()] + [[getattr(self, name) for name in _LEARNT]]
+    def to_state(self) -> State:
+        """Return all that was learnt; another process's `take_state` takes it."""
+        told = self._told_elsewhere
+        if self._told:
+            told = {**told, **{name: bucket for name, (bucket, _) in zip(self._told_names, self._told, strict=True)}}
+        others = [getattr(self, name) for name in LEARNT]
+        return State(self.requests, self.tokens, self.blind, self.window, self.held, told, others)
 
-    def take_state(self, state: list[list[Any]]) -> None:
+    def take_state(self, state: State) -> None:
         """Take what another process has learnt in place of what was known here."""
-        for part, values in zip(self._parts(), state, strict=False):
-            vars(part).update(zip(vars(part), values, strict=True))
-        vars(self).update(zip(_LEARNT, state[-1], strict=True))
-
-    def _parts(self) -> list[Any]:
-        return [self.requests, self.tokens, self.blind, self.window, self.held, *[bucket for bucket, _ in self._told]]
+        self.requests, self.tokens, self.blind = state.requests, state.tokens, state.blind
+        self.window, self.held = state.window, state.held
+        if self._told or state.told:
+            told = state.told
+            self._told = [
+                (told.pop(name, bucket), kind)
+                for name, (bucket, kind) in zip(self._told_names, self._told, strict=True)
+            ]
+            # Bounds of before a reload are nobody's any more: after some of these, all go, and the others come back.
+            self._told_elsewhere = told if len(told) <= _MOST_TOLD else {}
+        vars(self).update(zip(LEARNT, state.others, strict=True))
 
     @property
     def is_bound(self) -> bool:

@@ -12,10 +12,11 @@ import mmap
 import os
 import struct
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from openai_gateway.limits.state import State
 from openai_gateway.processes import start_of
 
 _MAGIC: Final = b"gwlim-3\0"
@@ -53,7 +54,7 @@ _SEQUENCE_AND_LENGTH = struct.Struct("<QI")
 _WAITING_HOLDS_S: Final = 0.3
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder()
+_decoder = msgspec.msgpack.Decoder(State)
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -108,7 +109,7 @@ class LimitsFile:
         """Have all workers take part from now on; the file is locked."""
         self._map[IN_USE_AT] = 1
 
-    def begin(self) -> list[list[Any]] | None:
+    def begin(self) -> State | None:
         """Lock the file; return what was learnt by others since the last look, None if nothing was."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         self._half = self._map[_HALF_AT] & 1
@@ -119,17 +120,16 @@ class LimitsFile:
         self._seen = sequence
         begin = at + _SEQUENCE_AND_LENGTH.size
         try:
-            state: list[list[Any]] = _decoder.decode(self._map[begin : begin + length])
+            return _decoder.decode(self._map[begin : begin + length])
         except msgspec.MsgspecError:
             # Damaged: as if nothing were known, until the next who learns something writes it anew.
             return None
-        return state
 
     def begin_counting(self) -> None:
         """Lock the file for counts, lease or notes only."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
-    def end(self, state: list[list[Any]] | None) -> None:
+    def end(self, state: State | None) -> None:
         """Write what is known now, if it is to be written, and unlock."""
         try:
             if state is not None:

@@ -25,6 +25,7 @@ from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Slots
+from openai_gateway.limits.state import State
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # A timer that is due a little too early would only have to be set again.
@@ -65,11 +66,12 @@ class Queue:
         # What the first call waits for.
         self.reason = ""
         self._order = order
-        self._max_queue = bounds.max_queue
-        self._timeout_s = bounds.timeout_s
+        self._max_queue, self._timeout_s = bounds.max_queue, bounds.timeout_s
         self._shared: SharedLimits | None = None
         self._most_of_host = bounds.most_of_host
         self._joined_at = 0.0
+        # Since when an older rollout's call in another worker is let go first.
+        self._yields_since = math.inf
         self._has_joined = self._is_closed = False
         self._timer: Any = None
         self._due = 0.0
@@ -262,7 +264,7 @@ class Queue:
             shared.end(None)
             raise
 
-    def _join(self, state: list[list[Any]] | None) -> None:
+    def _join(self, state: State | None) -> None:
         """Add what this worker does to what others have learnt; the first one's own is what is known."""
         self._joined_at, self._has_joined = 0.0, True
         if state is not None:
@@ -290,8 +292,7 @@ class Queue:
             return
         if self._timer is not None:
             self._timer.close()
-        self._due = now + wait_s
-        self._timer = gevent.get_hub().loop.timer(wait_s)
+        self._due, self._timer = now + wait_s, gevent.get_hub().loop.timer(wait_s)
         self._timer.start(self._on_time, update=True)
 
     def _on_time(self) -> None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import msgspec
+
 _FIRST: Final = 4.0
 _MORE_AN_ANSWER: Final = 2.0
 _DOUBLED_EVERY_S: Final = 0.35
@@ -29,19 +31,18 @@ _CUT: Final = 0.8
 _SAME_EVENT_S: Final = 0.25
 
 
-class Window:
+class Window(msgspec.Struct, array_like=True, eq=False):
     """The most calls in flight; `math.inf` once it is open."""
 
-    def __init__(self) -> None:
-        self.most = _FIRST
-        self.is_held = False
-        self._full_since: float | None = None
-        self._refused_at = -math.inf
-        self._try_every_s = _FIRST_TRY_S
-        self._try_at = math.inf
-        self._is_growing = False
-        # Calls sent before were not counted with those of all who share the window now.
-        self._joined_at = -math.inf
+    most: float = _FIRST
+    is_held: bool = False
+    _full_since: float | None = None
+    _refused_at: float = -math.inf
+    _try_every_s: float = _FIRST_TRY_S
+    _try_at: float = math.inf
+    _is_growing: bool = False
+    # Calls sent before were not counted with those of all who share the window now.
+    _joined_at: float = -math.inf
 
     def join(self, running: int, now: float) -> None:
         """Take in another process, which has so many in flight."""

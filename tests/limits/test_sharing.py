@@ -174,6 +174,14 @@ def test_older_rollout_goes_first_also_once_earlier_workers_have_ended(tmp_path:
     assert not one.has_elder(2.0, now)
 
 
+def test_first_call_of_a_worker_lets_an_older_rollout_of_another_go_first(tmp_path: Path) -> None:
+    queue, other = _share(tmp_path / "limits", CAP), SharedLimits(tmp_path / "limits")
+    other.say_head(-1.0, time.monotonic() + 60, "rate", 1)
+    assert not _may_go(queue)
+    assert queue.reason == "rate"
+    eventually(lambda: _may_go(queue), 30)
+
+
 def test_workers_keep_their_rows_while_nobody_has_a_descriptor_free(tmp_path: Path) -> None:
     shared, (soft, hard) = SharedLimits(tmp_path / "limits"), resource.getrlimit(resource.RLIMIT_NOFILE)
     shared.join(3)
@@ -203,7 +211,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "limits"
     one, other = SharedLimits(path), SharedLimits(path)
     one.begin()
-    one.end([[1.5, 2.5], [3.5]])
+    one.end(Limiter(Told(60.0), 0.0).to_state())
     damaged = bytearray(path.read_bytes())
     # What was learnt stands last in the file.
     end = len(damaged.rstrip(b"\0"))
@@ -211,9 +219,29 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(damaged)
     assert other.begin() is None
-    other.end([[4.5]])
-    assert one.begin() == [[4.5]]
+    learnt = Limiter(Told(), 0.0)
+    learnt.pause_until = 4.5
+    other.end(learnt.to_state())
+    found = one.begin()
     one.end(None)
+    assert found is not None
+    learnt.pause_until = 0.0
+    learnt.take_state(found)
+    assert learnt.pause_until == 4.5
+
+
+def test_bounds_that_differ_are_kept_apart_and_passed_on(tmp_path: Path) -> None:
+    """Two servers of one upstream may have their own bounds; and after a reload, there are new ones."""
+    slow, fast, free = (_share(tmp_path / "limits", None, Told(bound, None, False)) for bound in (60.0, 600.0, None))
+    assert [_may_go(queue) for queue in (slow, fast, free)] == [True] * 3
+    assert _may_go(fast), "what is sent late is made up for"
+    assert all(_may_go(free) for _ in range(20))
+    assert not _may_go(slow)
+    assert not _may_go(_share(tmp_path / "limits", None, Told(60.0, None, False)))
+
+
+def _may_go(queue: Queue) -> bool:
+    return queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) is not None
 
 
 def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,13 @@ from openai_gateway.cli.target import Target
 from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.entries import Entry, JournalError
-from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_metrics_path, to_replaced_path
+from openai_gateway.collect.files import (
+    to_failures_path,
+    to_inputs_path,
+    to_metrics_path,
+    to_replaced_path,
+    to_settings_path,
+)
 from openai_gateway.collect.gym_sums import write_gym_sums
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.marks import DONE, Marks
@@ -95,15 +101,20 @@ def collect(order: Order, target: Target) -> int:
         budget = Budget(order.max_cost, target.estimator, past.spent_usd)
         run = Run(journal, target.estimator, budget, RunProgress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
-        write_settings(order.output, add_run(read_settings(order.output), _to_settings(order, target, survey)))
-        if survey.has_agents:
-            plan.write_inputs(to_inputs_path(order.output))
+        settings = add_run(read_settings(order.output), _to_settings(order, target, survey))
+
+        def write_what_was_asked() -> None:
+            write_settings(order.output, settings)
+            if survey.has_agents:
+                plan.write_inputs(to_inputs_path(order.output))
+
+        write_what_was_asked()
         if not may_begin:
             run.progress.stopping = COST
         elif survey.to_do:
             with target.open() as gateway:
                 _run(order, target, gateway, survey, run, plan)
-        return _finish(order, target, survey, run)
+        return _finish(order, target, survey, run, write_what_was_asked)
 
 
 def _take_out_cut_off(order: Order, journal: Journal, plan: Plan) -> int:
@@ -213,11 +224,14 @@ def _run(order: Order, target: Target, gateway: Gateway, survey: Survey, run: Ru
     view.end()
 
 
-def _finish(order: Order, target: Target, survey: Survey, run: Run) -> int:
+def _finish(order: Order, target: Target, survey: Survey, run: Run, write_what_was_asked: Callable[[], None]) -> int:
     """Write and show the sums, say why not all is done, and return the exit code."""
     found = to_metrics(survey, run.progress)
     files, error = [str(order.output)], None
     try:
+        if not to_settings_path(order.output).exists():
+            # Somebody removed it in the run, with the output.
+            write_what_was_asked()
         for path in _write_beside(order, target, survey, found):
             files.append(path)
     except (OSError, JournalError) as failed:

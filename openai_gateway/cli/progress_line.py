@@ -16,6 +16,7 @@ from openai_gateway.cli.summary import to_cost, to_duration, to_short
 from openai_gateway.collect.client import QUEUED, Waits
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
+from openai_gateway.remedies import RATE_LIMITED, UPSTREAM_UNAVAILABLE, UPSTREAM_UNREACHABLE
 
 TERMINAL_TICK_S: Final = 0.25
 PLAIN_TICK_S: Final = 10.0
@@ -39,6 +40,12 @@ _REASONS: Final = {
     "504": "time-outs",
     "upstream_unreachable": "no connection",
     "upstream_protocol_error": "broken answers",
+}
+
+_AWAY: Final = {
+    UPSTREAM_UNREACHABLE: ": no connection",
+    UPSTREAM_UNAVAILABLE: ": overloaded or down",
+    RATE_LIMITED: ": rate limit",
 }
 
 
@@ -121,7 +128,7 @@ def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
 def to_wait(progress: RunProgress) -> str | None:
     """Return why calls wait or take long; None if nothing is worth telling."""
     if progress.away_s is not None and progress.in_flight:
-        return f"upstream away for {to_duration(progress.away_s)}"
+        return f"upstream away for {to_duration(progress.away_s)}{_AWAY.get(progress.away_reason or '', '')}"
     if progress.in_flight and (limit := _to_limit(progress.waits)) is not None:
         return f"waiting for {limit}"
     reasons: dict[str, int] = {}

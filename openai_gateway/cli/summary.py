@@ -17,7 +17,7 @@ from openai_gateway.collect.plan import MOST_RETRIES, Survey
 from openai_gateway.collect.rows import Row
 from openai_gateway.collect.run import Run
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
-from openai_gateway.wire.input_tokens import BYTES_PER_TOKEN
+from openai_gateway.wire.input_tokens import BYTES_PER_TOKEN, TOKENS_PER_IMAGE
 
 _MOST_DIGITS: Final = 12
 
@@ -42,7 +42,7 @@ def to_estimate(survey: Survey, estimator: Estimator, limit_usd: float | None, c
     if not survey.to_do:
         return "\n".join(lines)
     lines.append(
-        f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each), "
+        f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each{_to_picture(survey, ', ')}), "
         f"{'' if survey.unbounded else 'at most '}{survey.output_tokens:,} output tokens"
     )
     if survey.unbounded:
@@ -181,7 +181,13 @@ def _to_bound(survey: Survey, limit_usd: float, concurrency: int) -> str:
             "of those before: max_output_tokens bounds that"
         )
     most_usd = limit_usd + min(concurrency, survey.to_do) * survey.excess_usd
-    return f"stops before {to_cost(limit_usd)}, at most {to_cost(most_usd)} if each byte is a token"
+    provided = f"each byte is a token{_to_picture(survey, ' and ')}"
+    return f"stops before {to_cost(limit_usd)}, at most {to_cost(most_usd)} if {provided}"
+
+
+def _to_picture(survey: Survey, comma: str) -> str:
+    """Return what a picture was counted as, which by model and size may be too little; "" if there is none."""
+    return f"{comma}each picture {TOKENS_PER_IMAGE:,}" if survey.has_pictures else ""
 
 
 def _to_attempts(run: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ _AWAY: Final = frozenset({UPSTREAM_UNREACHABLE, UPSTREAM_UNAVAILABLE, RATE_LIMIT
 
 
 class Away:
-    """Whether the upstream is away, as all calls of a run see it."""
+    """Whether the upstream is away, as all calls of a run see it; `reason` is what the last one failed of."""
 
     def __init__(self, patience_s: float = PATIENCE_S, first_ask_s: float = _FIRST_ASK_S) -> None:
         self._patience_s = patience_s
@@ -41,6 +41,7 @@ class Away:
         self._ask_at = 0.0
         self._ask_every_s = first_ask_s
         self._is_back = Event()
+        self.reason: str | None = None
 
     def away_s(self) -> float | None:
         """Return for how long the upstream has been away; None if it isn't."""
@@ -59,7 +60,9 @@ class Away:
 
     def learn(self, found: GatewayAnswer | Failure | None) -> None:
         """Learn from what came of a call: an answer that is no server's trouble shows that the upstream is there."""
-        if isinstance(found, GatewayAnswer) and found.status < 500 and not is_away(found):
+        if isinstance(found, GatewayAnswer) and is_away(found):
+            self.reason = to_failure(found.status, found.body).failure_class
+        elif isinstance(found, GatewayAnswer) and found.status < 500:
             self.answer()
 
     def wait(self, trial: Trial, give_up: Event) -> bool:

@@ -41,7 +41,9 @@ def read_raw_lines(path: Path) -> Iterator[bytes]:
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield each line that is not blank, stripped, with its number from 1; a byte order mark is no part of it."""
     for number, line in enumerate(read_raw_lines(path), 1):
-        # Files that were put together have one in their middle, too.
-        stripped = line.removeprefix(_BOM).strip()
+        # Files that were put together have one in their middle, too, and two after an empty one.
+        while line.startswith(_BOM):
+            line = line.removeprefix(_BOM)
+        stripped = line.strip()
         if stripped:
             yield number, stripped

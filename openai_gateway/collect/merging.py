@@ -48,6 +48,9 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
         if differences and not may_mix:
             raise JournalError(f"the parts were collected with other settings ({', '.join(differences)}); see --mix")
     merged = Merged(known[-1] if known else Settings(), len(parts))
+    for path in (output, to_failures_path(output)):
+        if path.exists() and path.stat().st_size:
+            raise JournalError(f"{path} is there already; take it away, or give another --output")
     marks = Marks()
     with Journal(output, may_resume=False) as journal:
         for part in parts:
@@ -106,7 +109,7 @@ def _find_missing(merged: Merged, runs: Sequence[Settings | None], marks: Marks)
                     shown.append(f"row {task}, repeat {rollout}")
     if shown:
         more = " ..." if merged.missing > len(shown) else ""
-        merged.notes.append(f"missing: {'; '.join(shown)}{more}: resume their parts, then merge again")
+        merged.notes.append(f"missing: {'; '.join(shown)}{more}: resume their parts, then merge them anew")
 
 
 def _append(file: AppendFile, line: bytes) -> None:

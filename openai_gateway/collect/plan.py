@@ -24,6 +24,7 @@ from openai_gateway.collect.past import Past
 from openai_gateway.collect.questions import BadRow
 from openai_gateway.collect.rows import AGENT_REF, ROLLOUT_INDEX, TASK_INDEX, Row, to_line, to_row
 from openai_gateway.collect.shards import Shard
+from openai_gateway.wire.input_tokens import has_pictures
 
 MOST_RETRIES: Final = 3
 MOST_REPEATS: Final = 100_000
@@ -77,6 +78,7 @@ class Survey(msgspec.Struct):
     matches: Matches = msgspec.field(default_factory=Matches)
     has_own_indices: bool = False
     has_agents: bool = False
+    has_pictures: bool = False
 
 
 class Plan:
@@ -203,6 +205,7 @@ class Plan:
         survey.output_tokens += to_do * estimator.output_tokens(row)
         survey.unbounded += to_do if estimator.to_bound(row) is None else 0
         survey.has_own_indices = survey.has_own_indices or TASK_INDEX in row.fields
+        survey.has_pictures = survey.has_pictures or has_pictures(row.body)
         survey.has_agents = survey.has_agents or AGENT_REF in row.fields
         for note in row.notes:
             survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else "differ"] += 1

@@ -33,6 +33,7 @@ _NO_RESPONSE: Final = ("failed", "cancelled", "queued", "in_progress")
 class _Choice(msgspec.Struct):
     error: Any = None
     finish_reason: Any = None
+    message: Any = None
 
 
 class _Verdict(msgspec.Struct):
@@ -42,6 +43,7 @@ class _Verdict(msgspec.Struct):
     error: Any = None
     output: list[msgspec.Raw] | None = None
     choices: list[_Choice] | None = None
+    usage: Any = None
     detail: Any = None
     message: Any = None
 
@@ -80,7 +82,18 @@ def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
     # `{}`, `{"detail": ...}`, `{"object": "error", ...}`: what proxies and servers of their own kind answer with.
     if not (verdict.output is not None if api == RESPONSES else verdict.choices):
         return None, f"without {'output' if api == RESPONSES else 'choices'}: {verdict.message or verdict.detail or ''}"
-    return None
+    return None if _holds_something(api, verdict) else (None, "with nothing in it")
+
+
+def _holds_something(api: str, verdict: _Verdict) -> bool:
+    """Tell an answer that is empty from a hull of one: where tokens were counted, a model ran and had nothing to say.
+
+    Such an answer is a sample like any other, and leaving it out would skew the rest. A choice without a message is
+    read by nobody, whatever was counted.
+    """
+    if api != RESPONSES:
+        return any(choice.message is not None for choice in verdict.choices or ())
+    return bool(verdict.output or verdict.usage) or verdict.status == "incomplete"
 
 
 class AnswerTimes(msgspec.Struct, frozen=True):

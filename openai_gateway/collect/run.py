@@ -241,6 +241,7 @@ class Run:
     def _look(self) -> None:
         self.progress.sample()
         self.progress.away_s = self._away.away_s()
+        self.progress.away_reason = self._away.reason
         try:
             self._journal.look()
         except JournalError as error:

@@ -28,7 +28,7 @@ class RunProgress(msgspec.Struct):
 
     `begun` holds when each call in flight began, the oldest first; `waits` is what calls wait for at the gateway;
     `holds_back` says that few calls begin as their cost is not known yet; `away_s` is for how long the upstream has
-    been away, None if it isn't.
+    been away, None if it isn't, and `away_reason` the failure that tells so.
     """
 
     sums: Sums
@@ -42,6 +42,7 @@ class RunProgress(msgspec.Struct):
     waits: Waits = Waits()
     holds_back: bool = False
     away_s: float | None = None
+    away_reason: str | None = None
     started: float = msgspec.field(default_factory=monotonic)
     took_s: float = 0.0
     stopping: str | None = None
@@ -80,7 +81,13 @@ class RunProgress(msgspec.Struct):
         Nothing does once all calls have begun: the last ones take as long as each of them takes.
         """
         calls_per_s, _ = self.rates()
-        if self.stopping or not calls_per_s or self.left <= self.in_flight or self.over < self._least_for_eta():
+        if (
+            self.stopping
+            or self.away_s is not None
+            or not calls_per_s
+            or self.left <= self.in_flight
+            or self.over < self._least_for_eta()
+        ):
             return None
         return self.left / calls_per_s
 

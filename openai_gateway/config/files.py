@@ -52,7 +52,7 @@ def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, proble
     for override in overrides:
         if override.key != _PATHS and _keep_servers(merged, {override.key: override.value}, COMMAND_LINE, problems):
             apply_override(merged, override, problems)
-    if reader.is_built_in and not merged.tree.keys() & set(_NEEDED):
+    if not problems and reader.is_built_in and not merged.tree.keys() & set(_NEEDED):
         problems.append(Problem("", "", _NOTHING_YET.format(cwd=cwd)))
     merged.is_partial = bool(problems)
     carry_out_directives(merged, problems)

@@ -247,15 +247,17 @@ class Limiter:
             self._is_rate = True
             self.window.open()
             self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self.seen_rate(now), now)
+            if not sent.running:
+                self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         else:
             self.window.refuse(sent.at, sent.running, now)
         return True
 
     def _is_rate_after_all(self, sent: Sent, now: float) -> bool:
-        """Tell whether calls are refused again and again with fewer in flight than passed a moment ago."""
+        """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""
         if now - self._held_back[0] > _SOON_S:
             self._held_back = (now, sent.running, 0)
-        elif sent.at > self._held_back[0] and sent.running < self._held_back[1]:
+        elif sent.at > self._held_back[0] and (sent.running < self._held_back[1] or not sent.running):
             self._held_back = (now, sent.running, self._held_back[2] + 1)
         return self._held_back[2] >= _FEWER_TIMES
 

@@ -25,6 +25,11 @@ def count_input_tokens(body: bytes) -> tuple[int, int]:
     return math.ceil(text_bytes / BYTES_PER_TOKEN) + other, text_bytes + other
 
 
+def has_pictures(body: bytes) -> bool:
+    """Tell whether a body holds a picture."""
+    return _IMAGE.search(body) is not None
+
+
 def split_input(body: bytes) -> tuple[int, int]:
     """Return how many bytes of a body are text, and about how many tokens all else in it has."""
     pictures, files, base64_bytes = len(_IMAGE.findall(body)), 0, 0

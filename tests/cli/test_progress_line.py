@@ -72,6 +72,7 @@ def test_bar_is_of_one_length_or_left_out(width: int, begin: str) -> None:
 def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun() -> None:
     progress = _progress()
     assert progress.to_eta_s() == pytest.approx(940, rel=0.02)
+    assert _progress(away_s=30.0).to_eta_s() is None
     last = _progress(over=29, to_do=30, in_flight=1)
     last.begun = {1: monotonic() - 95}
     assert last.to_eta_s() is None
@@ -125,6 +126,9 @@ def test_slow_rates_are_told_a_minute() -> None:
         ({"waits": Waits({"queued": 6}, "slot", {"requests": FoundLimit(3000.0)})}, "6 waiting: queue"),
         ({"waits": Waits({"queued": 6}, "rate"), "away_s": 185.0}, "upstream away for 3:05"),
         ({"away_s": 5.0, "in_flight": 0}, None),
+        ({"away_s": 5.0, "away_reason": "upstream_unreachable"}, "upstream away for 5 s: no connection"),
+        ({"away_s": 5.0, "away_reason": "upstream_unavailable"}, "upstream away for 5 s: overloaded or down"),
+        ({"away_s": 5.0, "away_reason": "rate_limited"}, "upstream away for 5 s: rate limit"),
         ({"holds_back": True}, "few at a time until a call's cost is known"),
     ],
 )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.files import to_failures_path, to_replaced_path
 from openai_gateway.collect.merging import merge
 from openai_gateway.collect.settings import Settings, write_settings
@@ -28,3 +31,13 @@ def test_files_beside_the_parts_are_no_parts(tmp_path: Path) -> None:
     assert (merged.parts, merged.answers, merged.missing, merged.doubled) == (2, 2, 4, 0)
     assert "missing parts of 3: 3" in merged.notes
     assert len(output.read_text().splitlines()) == 2
+
+
+def test_merging_twice_names_what_to_do_with_the_first_outcome(tmp_path: Path) -> None:
+    part, output = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    _write(part, 0)
+    merge([part], output, may_mix=False)
+    with pytest.raises(JournalError, match=r"o\.jsonl is there already; take it away"):
+        merge([part], output, may_mix=False)
+    output.unlink()
+    assert merge([part], output, may_mix=False).answers == 1

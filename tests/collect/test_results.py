@@ -85,10 +85,10 @@ def test_message_is_found_in_whatever_form(body: bytes, message: str) -> None:
 
 
 def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
-    pretty = b'{\n  "status": "completed", "output": [],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
+    pretty = b'{\n  "status": "completed", "output": [7],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
     response, failure = to_result(Api.RESPONSES, GatewayAnswer(200, {}, pretty))
     assert failure is None
-    assert response == b'{"status":"completed","output":[],"big":12345678901234567890123,"t":"a\\nb  c"}'
+    assert response == b'{"status":"completed","output":[7],"big":12345678901234567890123,"t":"a\\nb  c"}'
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,18 @@ def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
         (Api.RESPONSES, {"status": "failed", "error": {"code": "server_error", "message": "m"}}, "response_failed"),
         (Api.RESPONSES, {"status": "queued"}, "response_failed"),
         (Api.RESPONSES, {"status": "incomplete", "error": None, "output": []}, None),
-        (Api.RESPONSES, {"output": [], "status": "completed"}, None),
+        (Api.RESPONSES, {"output": [{}], "status": "completed"}, None),
+        (Api.RESPONSES, {"output": [], "status": "completed", "usage": {"output_tokens": 1}}, None),
+        (Api.RESPONSES, {"output": [], "status": "completed"}, "response_failed"),
+        (Api.RESPONSES, {"output": [], "status": "completed", "usage": None}, "response_failed"),
         (Api.RESPONSES, {"status": "completed"}, "response_failed"),
         (Api.RESPONSES, {"choices": [{}]}, "response_failed"),
         (Api.CHAT, {"error": {"code": 500, "message": "m"}}, "response_failed"),
         (Api.CHAT, {"error": {"code": 404, "message": "no such file"}}, "response_failed"),
-        (Api.CHAT, {"choices": [{"finish_reason": "stop"}], "status": 7, "error": None}, None),
+        (Api.CHAT, {"choices": [{"finish_reason": "stop", "message": {}}], "status": 7, "error": None}, None),
+        (Api.CHAT, {"choices": [{"finish_reason": "stop", "message": {"content": None}}]}, None),
+        (Api.CHAT, {"choices": [{}, {"message": {"content": "a"}}]}, None),
+        (Api.CHAT, {"choices": [{"finish_reason": "stop"}], "usage": {"completion_tokens": 1}}, "response_failed"),
         (Api.CHAT, {"choices": [{"finish_reason": None, "message": {}}]}, None),
         (Api.CHAT, {"choices": []}, "response_failed"),
         (Api.CHAT, {"choices": None}, "response_failed"),

@@ -218,7 +218,7 @@ def test_pictures_and_files_are_not_counted_as_text(content: list[Any], least: i
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
 def test_byte_order_mark_is_no_part_of_any_line(tmp_path: Path, is_packed: bool) -> None:
     path = tmp_path / ("p.jsonl.gz" if is_packed else "p.jsonl")
-    text = b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"b": 2}\n'
+    text = b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf\xef\xbb\xbf{"b": 2}\n'
     path.write_bytes(gzip.compress(text) if is_packed else text)
     assert list(read_lines(path)) == [(1, b'{"a": 1}'), (2, b'{"b": 2}')]
 

@@ -93,6 +93,9 @@ def test_without_a_checkout_the_built_in_config_is_read(folder: Folder) -> None:
     assert origin == "the built-in openai_model.yaml, ${policy_model_name} in env.yaml"
     folder.write("env.yaml", "policy_base_url: http://h/v1\n")
     assert "2 problems" in folder.complaint()
+    for broken in ("policy_api_key: [x\n", "policy_base_url=http://h/v1\n"):
+        folder.write("env.yaml", broken)
+        assert folder.complaint().startswith("openai_gateway: 1 problem in the config:\n  - env.yaml: ")
     (folder.path / "env.yaml").unlink()
     message = folder.complaint()
     assert message.startswith("openai_gateway: 1 problem ")

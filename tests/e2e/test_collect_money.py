@@ -153,6 +153,16 @@ def test_bounded_rows_say_beforehand_what_they_cost_at_most(tmp_path: Path) -> N
     assert float(told.rpartition("at most $")[2].split()[0]) > 0.1
 
 
+def test_pictures_are_told_to_be_counted_at_a_guess(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{'A' * 4000}"}
+    row = {"responses_create_params": {"input": [{"role": "user", "content": [picture]}], "max_output_tokens": 100}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    told = _run(tmp_path, "--config", str(config), "--max-cost", "0.1", "--dry-run").stdout
+    assert "(4 bytes each, each picture 1,200)" in told
+    assert "if each byte is a token and each picture 1,200" in told
+
+
 def test_tier_without_a_price_is_refused_with_max_cost(tmp_path: Path) -> None:
     config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
     _write_rows(tmp_path, 2, service_tier="express")

@@ -184,6 +184,7 @@ def test_output_that_is_removed_at_the_very_end_is_written_again(tmp_path: Path,
     assert run.returncode == 1
     assert "out/o.jsonl was removed while it was written to" in complained
     assert _lines(tmp_path / "out" / "o.jsonl") == 2
+    assert json.loads((tmp_path / "out" / "o_settings.json").read_text())["runs"]
 
 
 def test_answers_that_no_disk_has_room_for_are_kept_beside(tmp_path: Path, target: tuple[str, ...]) -> None:

@@ -107,3 +107,21 @@ def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_
     assert limiter.window.most == 98
     limiter.refuse(early[-1], {}, refused, Tries(), 10.3)
     assert limiter.window.most == 98
+
+
+def test_upstream_that_refuses_all_without_a_word_is_asked_ever_more_rarely() -> None:
+    limiter, now = Limiter(Told(), 0.0), 100.0
+    callers = [Tries() for _ in range(30)]
+    asked_at: list[float] = []
+    while now < 160.0:
+        wait_s, _ = limiter.wait_s(1.0, 0, now)
+        if wait_s > 0:
+            now += wait_s
+            continue
+        tries = callers[len(asked_at) % len(callers)]
+        sent = limiter.start(1.0, 0, now)
+        asked_at.append(now)
+        now += 0.04
+        limiter.refuse(sent, {}, Refusal(None), tries, now)
+    assert len(asked_at) < 40
+    assert asked_at[-1] - asked_at[-2] > 5.0

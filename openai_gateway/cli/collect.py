@@ -184,6 +184,8 @@ def _to_shard(text: str | None) -> Shard | None:
 def _to_target(given: Mapping[str, Any], overrides: list[str]) -> Target:
     if given["base_url"] is None:
         own = to_own_gateway(given["configs"], overrides, given["server"], given["timeout"], given["recordings"])
+        for key in own.unused:
+            click.echo(f"note: +{key} does nothing here; parameters of all rows are given by --param", err=True)
         headers = {}
         if given["recordings"] is not None:
             headers = to_recorded_headers(given["output"], is_redo=given["redo"] is not None)

@@ -19,7 +19,7 @@ _KEYS_FILE: Final = "gateway_api_keys_file"
 
 
 class OwnGateway:
-    """A gateway that serves `server`. Raises ConfigError."""
+    """A gateway that serves `server`; `unused` are keys of the command line that do nothing. Raises ConfigError."""
 
     def __init__(self, paths: Sequence[str], overrides: Sequence[str], server: str | None) -> None:
         self._environ = to_environ(paths, overrides)
@@ -27,6 +27,7 @@ class OwnGateway:
             self._environ[SERVER_VARIABLE] = server
         config = load(self._environ)
         self.server: ServerConfig = config.servers[config.default_server]
+        self.unused = config.unused
         self._names = list(config.servers)
 
     @contextlib.contextmanager

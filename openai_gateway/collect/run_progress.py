@@ -80,14 +80,10 @@ class RunProgress(msgspec.Struct):
 
         Nothing does once all calls have begun: the last ones take as long as each of them takes.
         """
+        if self.stopping or self.away_s is not None:
+            return None
         calls_per_s, _ = self.rates()
-        if (
-            self.stopping
-            or self.away_s is not None
-            or not calls_per_s
-            or self.left <= self.in_flight
-            or self.over < self._least_for_eta()
-        ):
+        if not calls_per_s or self.left <= self.in_flight or self.over < self._least_for_eta():
             return None
         return self.left / calls_per_s
 

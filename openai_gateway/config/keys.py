@@ -129,7 +129,7 @@ class GatewayConfig:
     """All servers of one config; `default_server` names the one at plain `/v1`.
 
     `notes` say what was ignored, a line each; `origins` where each dotted key came from, those in a mapping too;
-    `clients` what each clients file held, by its path.
+    `clients` what each clients file held, by its path; `unused` keys of the command line are referred to by nothing.
     """
 
     servers: Mapping[str, ServerConfig]
@@ -137,3 +137,4 @@ class GatewayConfig:
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     clients: Mapping[str, Clients] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from openai_gateway.config.interpolate import Interpolation
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, GatewayConfig, ServerConfig
 from openai_gateway.config.merged import Merged
 from openai_gateway.config.origins import Origins
+from openai_gateway.config.overrides import COMMAND_LINE
 from openai_gateway.config.redact import find_secrets, without_secrets
 
 SERVER_VARIABLE: Final = "OPENAI_GATEWAY_SERVER"
@@ -66,7 +67,8 @@ def load_config(
     default = _choose_default(found, environ.get(SERVER_VARIABLE) or None, problems)
     if problems:
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
-    return GatewayConfig(servers, default, (*_to_notes(foreign, ignored), *find_open_doors(servers)), origins, clients)
+    notes = (*_to_notes(foreign, ignored), *find_open_doors(servers))
+    return GatewayConfig(servers, default, notes, origins, clients, tuple(_find_unused(merged)))
 
 
 def find_servers(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -101,6 +103,15 @@ def _find_misplaced(merged: Merged, servers: Sequence[str]) -> Iterator[Problem]
         elif key in KEYS and key not in SHARED_KEYS:
             place = ".".join([servers[0], *PARENTS, key])
             yield Problem(merged.place_of(key), key, f"does nothing at the top level; it belongs to a server: {place}")
+
+
+def _find_unused(merged: Merged) -> Iterator[str]:
+    """Yield the keys at the top level that the command line sets and nothing refers to."""
+    text = str(merged.tree)
+    for key, value in merged.tree.items():
+        is_setting = isinstance(value, dict) or key in SHARED_KEYS or f"${{{key}}}" in text
+        if not is_setting and merged.origins.get(key) == COMMAND_LINE:
+            yield key
 
 
 def _choose_default(servers: Sequence[str], wanted: str | None, problems: list[Problem]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openai_gateway.config import load_config
-from tests.config.folder import DOTTED, Folder, to_server
+from tests.config.folder import DOTTED, GYM_SNIPPET, PLANTED_KEY, Folder, to_server
 
 RETRIES = f"{DOTTED}.max_retries"
 
@@ -123,3 +123,11 @@ def test_variable_set_on_the_command_line_is_seen_by_interpolations(folder: Fold
 def test_oc_env_reads_the_given_environment(folder: Folder, environ: dict[str, str], drops: bool) -> None:
     folder.write(folder.default, {"policy_model": to_server(drop_input_reasoning_items="${oc.env:DROP,false}")})
     assert folder.server(**environ).drop_input_reasoning_items is drops
+
+
+def test_key_of_the_command_line_that_nothing_refers_to_is_found(folder: Folder) -> None:
+    folder.write(folder.default, GYM_SNIPPET)
+    given = ["policy_base_url=http://h/v1", f"policy_api_key={PLANTED_KEY}", "policy_model_name=m"]
+    shared = "usage_log=usage.jsonl"
+    config = folder.load(*(f"++{each}" for each in [*given, shared, "temperature=0.5", "head_server.port=1"]))
+    assert config.unused == ("temperature",)

@@ -13,7 +13,7 @@ from typing import Final
 from openai_gateway.collect.spread import Spread
 
 _WIDTH: Final = 420
-_HEIGHT: Final = 150
+_HEIGHT: Final = 132
 _BASE: Final = 112
 _TOP: Final = 12
 _MOST_BARS: Final = 36
@@ -60,8 +60,8 @@ def draw_spread(spread: Spread, to_text: Callable[[float], str]) -> str:
         f"{spread.count:,} answers; p50 {to_text(spread.to_quantile(0.5))}, p95 {to_text(spread.to_quantile(0.95))}, "
         f"most {to_text(spread.most)}, mean {to_text(spread.total / spread.count)}"
     )
-    parts.append(f'<text class="told" x="0" y="{_HEIGHT - 6}">{escape(told)}</text>')
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+    return f'{svg}<p class="told">{escape(told)}</p>'
 
 
 def draw_counts(counts: Sequence[tuple[str, int]]) -> str:

@@ -89,7 +89,7 @@ def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _find_misplaced(merged: Merged, servers: Sequence[str]) -> Iterator[Problem]:
-    """Complain of servers' keys at the top level, where they do nothing unless a server's entry refers to them.
+    """Complain of servers' keys at the top level or too high in an entry, where they do nothing unless referred to.
 
     So do misspelt ones of those that may stand there; anything else there may be somebody else's.
     """
@@ -103,6 +103,13 @@ def _find_misplaced(merged: Merged, servers: Sequence[str]) -> Iterator[Problem]
         elif key in KEYS and key not in SHARED_KEYS:
             place = ".".join([servers[0], *PARENTS, key])
             yield Problem(merged.place_of(key), key, f"does nothing at the top level; it belongs to a server: {place}")
+    for name in servers:
+        entry = merged.tree[name]
+        for place, found in ((name, entry), (f"{name}.{PARENTS[0]}", entry[PARENTS[0]])):
+            for key in (key for key in KEYS if key in found and key not in PARENTS and f"${{{place}.{key}" not in text):
+                meant = ".".join([name, *PARENTS, key])
+                dotted = f"{place}.{key}"
+                yield Problem(merged.place_of(dotted), dotted, f"does nothing here; it belongs to a server: {meant}")
 
 
 def _find_unused(merged: Merged) -> Iterator[str]:

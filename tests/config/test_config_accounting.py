@@ -117,6 +117,20 @@ def test_servers_key_at_the_top_level_is_complained_of(folder: Folder) -> None:
     assert f"{DOTTED}.max_concurrent_requests" in complaint
 
 
+@pytest.mark.parametrize("place", ["policy_model", "policy_model.responses_api_models"])
+def test_servers_key_too_high_in_its_entry_is_complained_of_unless_something_refers_to_it(
+    folder: Folder, place: str
+) -> None:
+    folder.write(folder.default, {"policy_model": to_server()})
+    complaint = folder.complaint([f"++{place}.max_retries=3"])
+    assert (
+        f"command line: {place}.max_retries: does nothing here; it belongs to a server: {DOTTED}.max_retries"
+        in complaint
+    )
+    referred = f"++{DOTTED}.max_retries=${{{place}.max_retries}}"
+    assert folder.load(f"++{place}.max_retries=3", referred).servers["policy_model"].max_retries == 3
+
+
 @pytest.mark.parametrize(("given", "meant"), [("acces_log", "access_log"), ("usage_logs", "usage_log")])
 def test_misspelt_shared_key_is_complained_of(folder: Folder, given: str, meant: str) -> None:
     folder.write(folder.default, {"policy_model": to_server()})

@@ -38,7 +38,7 @@ def test_client_is_told_by_its_key_where_it_may_go_and_while_it_may(tmp_path: Pa
     }
     path = tmp_path / "clients.yaml"
     path.write_text(yaml.safe_dump(clients))
-    file = open_clients(str(path), Clients(), frozenset({"policy_model", "judge_model"}), may_have_budgets=False)
+    file = open_clients(str(path), Clients(), frozenset({"policy_model", "judge_model"}), {})
     keys = GatewayKeys([Secret("key-without-a-name")], None, file, "policy_model")
     assert [getattr(keys.authenticate(_with(f"key-of-the-{name}")), "name", None) for name in ("team", "new")] == [
         "team", "new",
@@ -56,7 +56,7 @@ def test_client_is_told_by_its_key_where_it_may_go_and_while_it_may(tmp_path: Pa
 def test_clients_keys_do_not_open_what_operators_keys_open(tmp_path: Path) -> None:
     path = tmp_path / "clients.yaml"
     path.write_text("team: {key: key-of-the-team}\n")
-    file = open_clients(str(path), Clients(), frozenset(), may_have_budgets=False)
+    file = open_clients(str(path), Clients(), frozenset(), {})
     keys = GatewayKeys([], None, file, "policy_model")
     assert (keys.are_required, keys.are_for_operators) == (True, False)
     assert keys.count_matches(b"key-of-the-team") == 0

@@ -23,7 +23,16 @@ from tests.support.upstreams import (
 )
 
 REFUSAL = b'{"error": {"message": "Incorrect API key", "type": "x", "param": null, "code": "invalid_api_key"}}'
-READY_SERVER = {"in_flight": 0, "queued": 0, "max_concurrent_requests": None, "breaker": "closed", "retrying": {}}
+READY_SERVER = {
+    "in_flight": 0,
+    "queued": 0,
+    "queue_reason": "",
+    "retrying": {},
+    "max_concurrent_requests": None,
+    "most_in_flight": None,
+    "limits": {},
+    "breaker": "closed",
+}
 
 
 def _answer_with(status: str, body: bytes = b"{}") -> Any:
@@ -113,7 +122,7 @@ def test_full_server_that_wants_a_key_answers_probes_at_once(tmp_path: Path) -> 
         ]
         for caller in callers:
             caller.start()
-        full = {**READY_SERVER, "in_flight": 1, "queued": 1, "max_concurrent_requests": 1}
+        full = {**READY_SERVER, "in_flight": 1, "queued": 1, "queue_reason": "slot", "max_concurrent_requests": 1}
         eventually(lambda: _ask(gateway) == (200, full))
         is_over.set()
         for caller in callers:

@@ -32,15 +32,11 @@ _SimpleQueue = get_original("queue", "SimpleQueue")
 _sleep = get_original("time", "sleep")
 
 
-class QueuedStream(io.TextIOBase):
-    """A text stream that never blocks: what is written goes out whole, or is lost and counted."""
+class _Stream(io.TextIOBase):
+    """A text stream to a descriptor."""
 
-    def __init__(self, fd: int, *, max_writes: int = MAX_WRITES) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._max_writes = max_writes
-        self._queue: Any = _SimpleQueue()
-        self._lost_since = 0
-        self._put = self._written = 0
 
     def writable(self) -> bool:
         """Tell that it can be written to."""
@@ -53,6 +49,17 @@ class QueuedStream(io.TextIOBase):
     def isatty(self) -> bool:
         """Tell whether a person reads along."""
         return os.isatty(self._fd)
+
+
+class QueuedStream(_Stream):
+    """A text stream that never blocks: what is written goes out whole, or is lost and counted."""
+
+    def __init__(self, fd: int, *, max_writes: int = MAX_WRITES) -> None:
+        super().__init__(fd)
+        self._max_writes = max_writes
+        self._queue: Any = _SimpleQueue()
+        self._lost_since = 0
+        self._put = self._written = 0
 
     def write(self, text: str) -> int:
         """Have the text written soon; drop and count it if too much waits already."""
@@ -96,23 +103,8 @@ class QueuedStream(io.TextIOBase):
                 return
 
 
-class DroppingStream(io.TextIOBase):
+class DroppingStream(_Stream):
     """A text stream that never blocks: what the reader doesn't take at once is dropped."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def writable(self) -> bool:
-        """Tell that it can be written to."""
-        return True
-
-    def fileno(self) -> int:
-        """Return the descriptor behind it."""
-        return self._fd
-
-    def isatty(self) -> bool:
-        """Tell whether a person reads along."""
-        return os.isatty(self._fd)
 
     def write(self, text: str) -> int:
         """Write the text as far as there is room."""

@@ -25,8 +25,8 @@ from openai_gateway.wire.headers import RequestHeaders
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
 
 
-class Sent(Protocol):
-    """What is sent: it knows its call's watch, how often it may be sent, and how often it was.
+class Watched(Protocol):
+    """A request to be sent: it knows its call's watch, how often it may be sent, and how often it was.
 
     A peer may have acted on each time.
     """
@@ -41,7 +41,7 @@ class Exchange:
 
     __slots__ = ("_pool", "_request")
 
-    def __init__(self, pool: ConnectionPool, request: Sent) -> None:
+    def __init__(self, pool: ConnectionPool, request: Watched) -> None:
         self._pool = pool
         self._request = request
 

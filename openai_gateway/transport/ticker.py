@@ -70,7 +70,7 @@ class Ticker(Generic[TickedT]):
         for ticked in list(self.awake):
             if ticked in self.awake:
                 rest_s = ticked.tick(now)
-                if rest_s and ticked in self.awake:
+                if rest_s is not None and rest_s >= TICK_S and ticked in self.awake:
                     self.awake.discard(ticked)
                     self._rests_until[ticked] = number = self._number + int(rest_s / TICK_S)
                     self._resting.setdefault(number, set()).add(ticked)

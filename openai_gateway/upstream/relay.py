@@ -146,15 +146,11 @@ class Relay:
             raw, failure, outcome = self._sender.attempt(progress, watch)
             if raw is not None:
                 self._admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
-            if raw is not None and raw.head.status < 400:
-                return raw
-            if (
-                raw is not None
-                and outcome.status == 429
-                and self._admission.readmit(progress, outcome, raw.body, deadline)
-            ):
-                raw.close()
-                continue
+                if raw.head.status < 400:
+                    return raw
+                if outcome.status == 429 and self._admission.readmit(progress, outcome, raw.body, deadline):
+                    raw.close()
+                    continue
             reason = failure.code if failure is not None else str(outcome.status)
             wait_s = self._retries.may_wait_s(outcome, reason, progress, deadline)
             if wait_s is None:

@@ -35,6 +35,15 @@ def test_what_rests_is_passed_over_until_its_rest_is_over() -> None:
     assert set(ticker) == {often, seldom}
 
 
+def test_what_rests_for_less_than_a_tick_is_ticked_at_the_next() -> None:
+    ticker: Ticker[Counted] = Ticker()
+    often, shortly = Counted(), Counted(TICK_S / 2)
+    ticker.add(shortly)
+    ticker.add(often)
+    wait_for(3, often)
+    assert shortly.ticks == often.ticks
+
+
 def test_what_is_added_again_rests_no_longer_and_what_is_discarded_is_not_ticked() -> None:
     ticker: Ticker[Counted] = Ticker()
     often, seldom = Counted(), Counted(1000.0)

@@ -38,6 +38,8 @@ _LIMITS: Final = ("x-ratelimit-", "anthropic-ratelimit-", "retry-after")
 _ENCODING: Final = "content-encoding"
 # A response that was stored there, or that is only begun, can't be handed to another.
 _UNFINISHED: Final = frozenset({"failed", "in_progress", "queued", "cancelled"})
+# After so many pieces others get a turn.
+_TURN: Final = 256
 _LEFT: Final = "the client left or stopped reading"
 
 
@@ -229,6 +231,7 @@ class ReplayedAnswer:
             ("age", str(int(hit.age_s))),
         ]
         self._pieces = iter(self._pace(answer) if is_paced and answer.times_ms else answer.to_pieces())
+        self._count = 0
         self._relay: Relay | None = relay
         self._progress = progress
         self._watch = watch
@@ -245,12 +248,18 @@ class ReplayedAnswer:
         return self
 
     def __next__(self) -> bytes:
-        """Return the next piece."""
+        """Return the next piece. Raises ConnectionResetError if the client has left."""
+        self._count += 1
         try:
+            if self._count % _TURN == 0:
+                # Nothing here waits for an upstream, nor for a client that is fast.
+                gevent.sleep(0)
             piece = next(self._pieces)
         except StopIteration:
             self._progress.outcome = "completed"
             raise
+        except Cancelled:
+            raise ConnectionResetError(errno.ECONNRESET, _LEFT) from None
         self._tail.add(piece)
         return piece
 

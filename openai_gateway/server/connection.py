@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import gevent
 from gunicorn.http.errors import NoMoreData, ParseException
@@ -33,9 +33,6 @@ from openai_gateway.server.waits import Wait, Waits
 from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
 from openai_gateway.wire.headers import UNDERSCORED
 
-if TYPE_CHECKING:
-    from openai_gateway.server.worker import Worker
-
 HEAD_S: Final = 20.0
 # A client that waits for no answer has its next request there already, so that nothing would ever be waited for: it has
 # to wait after each answer of the gateway's own. Relayed answers wait for an upstream, but for kept ones: so others get
@@ -48,6 +45,23 @@ _LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, 
 
 idle = Waits(75.0)
 heads = Waits(HEAD_S)
+
+
+class Owner(Protocol):
+    """What a connection needs of its worker; `nr` counts requests, as gunicorn has it."""
+
+    cfg: Any
+    log: Any
+    wsgi: Any
+    alive: bool
+    nr: int
+    max_requests: int
+    reads_plain: bool
+    keeps_alive: bool
+    limit_request_line: int
+
+    def retire(self) -> None:
+        """Make room for a new worker."""
 
 
 class Connection:
@@ -69,7 +83,7 @@ class Connection:
         "_writer",
     )
 
-    def __init__(self, worker: Worker, client: Any, addr: Any, environ: Mapping[str, Any]) -> None:
+    def __init__(self, worker: Owner, client: Any, addr: Any, environ: Mapping[str, Any]) -> None:
         self._worker = worker
         self._cfg = worker.cfg
         self._client = client

@@ -132,7 +132,9 @@ class Queue:
                 self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
             finally:
                 self._end(has_learnt=True)
-        self.learn()
+        # As `learn`, but for the call, which every answer would make.
+        if self.waiting:
+            self._pump()
 
     def refuse(
         self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float

@@ -132,8 +132,7 @@ class Queue:
                 self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
             finally:
                 self._end(has_learnt=True)
-        # As `learn`, but for the call, which every answer would make.
-        if self.waiting:
+        if self.waiting:  # As `learn`, without the call: every answer comes here.
             self._pump()
 
     def refuse(
@@ -285,8 +284,7 @@ class Queue:
 
     def _end(self, *, has_learnt: bool) -> None:
         if self.slots.on_host is not None:
-            has_learnt = has_learnt or self._has_joined
-            self._has_joined = False
+            has_learnt, self._has_joined = has_learnt or self._has_joined, False
             self.slots.on_host.end(self.limiter.to_state() if has_learnt else None)
 
     def _set_timer(self, now: float, wait_s: float) -> None:

@@ -56,7 +56,7 @@ def close_queues() -> tuple[str, int]:
     for server in servers.values():
         client = server.keys.authenticate(flask.request.environ)
         if client is not None or not server.keys.are_required:
-            raise Forbidden("Only a key of gateway_api_keys closes the queue.")
+            raise Forbidden("Only a key of gateway_api_keys closes the queue.", code="operator_key_needed")
     for server in servers.values():
         server.close_queue()
     return "", 204
@@ -88,7 +88,7 @@ def _to_limits(state: ServerState) -> dict[str, Any]:
     found = state.learned_limits
     return {
         "limits": {
-            kind: {"per_minute": limit.per_minute, "used_share": limit.used_shares()[0]}
+            kind: {"per_minute": round(limit.per_minute, 3), "used_share": limit.used_shares()[0]}
             for kind, limit in found.items()
         },
         "most_in_flight": state.most_in_flight,

@@ -76,4 +76,5 @@ def test_queue_is_closed_by_an_operators_key_only(tmp_path: Path) -> None:
 
         assert [close(key) for key in ("", "wrong", "gw-team", "gw-operator")] == [401, 401, 403, 204]
     with run_gateway(tmp_path, "http://127.0.0.1:9") as gateway:
-        assert requests.delete(f"{gateway.url}/queue", timeout=10).status_code == 403
+        answer = requests.delete(f"{gateway.url}/queue", timeout=10)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "operator_key_needed")

@@ -12,6 +12,7 @@ budgets, limits.exchange (when).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -116,7 +117,7 @@ class SpendPart:
             return
         self._is_away = True
         others = {
-            key: msgspec.structs.replace(_add(row.others.values(), self._own[key], -1e12), in_flight=0)
+            key: msgspec.structs.replace(_add(row.others.values(), self._own[key], -math.inf), in_flight=0)
             for key, row in self._rows.items()
             if row.others
         }

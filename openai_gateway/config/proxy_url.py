@@ -5,6 +5,7 @@ A URL may hold a password, so it is never shown. What is said to a proxy is the 
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from marshmallow import ValidationError
 from openai_gateway.config.checks import Check
 from openai_gateway.config.secret import Secret
 
+_NO_PATH = re.compile("/?")
 ENVIRONMENT: Final = "environment"
 _WANTED: Final = "a proxy such as http://user:password@host:3128, or 'environment', is wanted (value not shown)"
 
@@ -48,7 +50,8 @@ def find_environment_proxy(base_url: str) -> Secret | None:
     return Secret(found)
 
 
-def _is_proxy_url(value: Any) -> bool:
+def is_url_of_host(value: Any, schemes: tuple[str, ...], path: re.Pattern[str]) -> bool:
+    """Tell whether a value is a URL of a host, with nothing behind it but a path such as this."""
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
         return False
     try:
@@ -56,5 +59,9 @@ def _is_proxy_url(value: Any) -> bool:
         host, port = url.hostname, url.port
     except ValueError:
         return False
-    is_bare = url.path in ("", "/") and not url.query and not url.fragment
-    return url.scheme == "http" and bool(host) and port != 0 and is_bare
+    is_bare = bool(path.fullmatch(url.path)) and not url.query and not url.fragment
+    return url.scheme in schemes and bool(host) and port != 0 and is_bare
+
+
+def _is_proxy_url(value: Any) -> bool:
+    return is_url_of_host(value, ("http",), _NO_PATH)

@@ -147,10 +147,14 @@ class HostLedger:
             self._notes.heard[name] = Heard(news.epoch, news.at, news.charged, for_rate=news.for_rate)
             return
         passed_s = news.at - before.at
-        if passed_s <= 0:
+        if passed_s == 0:
             return
         charged = Sums(news.charged.requests - before.charged.requests, news.charged.tokens - before.charged.tokens)
-        per_s = Sums(max(0.0, charged.requests / passed_s), max(0.0, charged.tokens / passed_s))
+        if passed_s > 0:
+            per_s = Sums(max(0.0, charged.requests / passed_s), max(0.0, charged.tokens / passed_s))
+        else:
+            # Redis's clock was set back, or another Redis took over: the sums hold, of the rate nothing is known.
+            per_s, passed_s = before.per_s, 0.0
         if before.is_apart:
             limiter.meet(per_s, self._own_part(per_s.requests), now)
         elif passed_s > GONE_S:

@@ -30,9 +30,13 @@ import msgspec
 _LONGEST_WAIT_S: Final = 60.0
 _MEANS: Final = 3.0
 _RECENT: Final = 100
+# The part of a rank that is when the rollout began; the rest is when the call came. 1 is strictly the oldest rollout
+# first, 0 is first come, first served: more gets rollouts done sooner, less lets no call wait for long.
 _BY_ROLLOUT: Final = 0.6
-# After so many calls a rollout is ahead by one mean wait; with more, by the fourth power.
-_CALLS: Final = 4
+# A rollout that has made so many calls is ahead by one mean wait; one of half as many by a 16th of it, one of twice as
+# many by 16. A lower power would get ahead the first calls of a rollout, too, which most have.
+_CALLS_AHEAD: Final = 4
+_POWER: Final = 4
 _MOST_ROLLOUTS: Final = 8192
 
 
@@ -91,7 +95,7 @@ class Order:
         """Return the rank of a call of this rollout that comes now."""
         if self._is_fifo:
             return now
-        ahead_s = self._wait_s * (rollout.calls / _CALLS) ** 4
+        ahead_s = self._wait_s * (rollout.calls / _CALLS_AHEAD) ** _POWER
         return now - _BY_ROLLOUT * (now - rollout.began) - ahead_s
 
     def add(self, place: Place, now: float) -> None:

@@ -40,6 +40,10 @@ if redis.call('HGET', KEYS[1], 'run') ~= run then
   redis.call('HSET', KEYS[1], 'run', run, 'born', now)
 end
 local born = tonumber(redis.call('HGET', KEYS[1], 'born'))
+if born > now then -- The clock was set back.
+  born = now
+  redis.call('HSET', KEYS[1], 'born', born)
+end
 local all = redis.call('HGETALL', KEYS[1])
 local asked, taken, hosts = {[me] = demand}, 0, {me}
 for i = 1, #all, 2 do

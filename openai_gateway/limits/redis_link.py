@@ -5,6 +5,7 @@ Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from time import monotonic
@@ -81,7 +82,8 @@ class RedisLink:
         """Close the connection, if there is one."""
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            with contextlib.suppress(Exception):
+                client.close()
 
     def _connect(self) -> None:
         from redis.backoff import NoBackoff

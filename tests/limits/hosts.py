@@ -30,7 +30,7 @@ class Host:
         if self.redis.is_away(now):
             self.ledger.miss(limiter, now)
             return
-        clock = now + AHEAD_S
+        clock = now + AHEAD_S - self.redis.behind_s(now)
         if limiter.is_bound:
             self.redis.said[self.name] = self.ledger.to_news(limiter, waiting, now, clock)
         self.ledger.take(limiter, dict(self.redis.said), waiting, now, clock)
@@ -39,12 +39,23 @@ class Host:
 
 
 class Redis:
-    """What hosts said; `away` are the times when it can't be asked, and `is_emptied` if it then forgets."""
+    """What hosts said; `away` are the times when it can't be asked, and its clock is `set_back` then, by so much."""
 
-    def __init__(self, away: tuple[float, float] = (math.inf, math.inf), *, is_forgetful: bool = False) -> None:
+    def __init__(
+        self,
+        away: tuple[float, float] = (math.inf, math.inf),
+        *,
+        is_forgetful: bool = False,
+        set_back: tuple[float, float] = (math.inf, 0.0),
+    ) -> None:
         self.said: dict[str, bytes] = {}
         self.away = away
         self.is_forgetful = is_forgetful
+        self._set_back = set_back
+
+    def behind_s(self, now: float) -> float:
+        at, by_s = self._set_back
+        return by_s if now >= at else 0.0
 
     def is_away(self, now: float) -> bool:
         if self.away[0] <= now < self.away[1]:

@@ -65,6 +65,14 @@ def test_redis_away_for_ten_seconds_costs_nothing_of_the_limit() -> None:
     assert all(abs(host.limiter.requests.drain) < 5 for host in found)
 
 
+def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:
+    report, found = simulate_hosts(RPM, 4, Redis(set_back=(10, 300)))
+    assert report.used >= 0.99
+    assert report.refused_share <= 0.002
+    assert all(abs(host.limiter.requests.share - 0.25) < 0.15 for host in found)
+    assert all(abs(host.limiter.requests.drain) < 5 for host in found)
+
+
 def test_hosts_without_redis_take_each_other_for_other_users_of_the_key() -> None:
     report, found = simulate_hosts(RPM, 2, Redis((10, 1000)))
     assert report.used >= 0.99

@@ -199,3 +199,15 @@ def test_request_that_comes_after_a_later_one_is_refused(redis: RedisServer) -> 
     one.ask()
     with pytest.raises(RedisAway, match="STALE"):
         one.link.ask([earlier])
+
+
+def test_clock_that_is_set_back_holds_up_permits_no_longer_than_a_new_redis(redis: RedisServer) -> None:
+    (host,) = _hosts(redis, 1, 10)
+    host.ask()
+    ahead_ms = int((host.link.clock() + 3600) * 1000)
+    host.link.ask([("HSET", "table", "born", ahead_ms)])
+    host.waiting = 5
+    _settle([host])
+    time.sleep(GRACE_S + 0.05)
+    _settle([host])
+    assert host.running == 5

@@ -22,7 +22,7 @@ from openai_gateway.server.writer import send_in_time
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
-from openai_gateway.upstream.sockets import Socket
+from openai_gateway.websocket.sockets import Socket, open_socket
 from openai_gateway.websocket.tunnel import Tunnel
 from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames, headers
@@ -114,7 +114,7 @@ class WebSocketServer:
         watch = CallWatch(self._relay.timeouts)
         try:
             watch.begin(environ["gunicorn.socket"].fileno())
-            return self._relay.sockets.open(call, watch)
+            return open_socket(self._relay, call, watch)
         except Cancelled as cancelled:
             raise cancelled.reason from None
         finally:

@@ -147,9 +147,13 @@ class Admission:
             self._use.requests += 1
             self._use.tokens += tokens
 
-    def admit_at_once(self, queued: QueuedCall) -> None:
-        """Give a call that is under way already a turn, if one is free."""
+    def admit_at_once(self, queued: QueuedCall, kept: Turn | None = None) -> None:
+        """Give a call that is under way already a turn: the one that the call before it has `kept`, or one if free."""
         queued.rollout = Rollout(queued.started)
+        if kept is not None:
+            queued.turn = kept
+            self.charge_again(queued)
+            return
         tokens = self.limiter.token_factor * _OUTPUT_TOKENS
         queued.turn = self.queue.take_at_once(queued.rollout, tokens, is_limited=True)
         if queued.turn is not None:

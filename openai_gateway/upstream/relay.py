@@ -30,7 +30,6 @@ from openai_gateway.upstream.attempt import Sender
 from openai_gateway.upstream.follower import Follower, to_followed_end
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
-from openai_gateway.upstream.sockets import Sockets
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
@@ -54,18 +53,17 @@ class Relay:
             server.stream_heartbeat_s,
         )
         self._server = server
-        self._admission = Admission(server)
-        self._sender = Sender(server)
-        self._retries = Retries(server, self._admission.retrying)
-        self._recorder = Recorder(server, observers, capturer, self._sender.hide)
+        self.admission = Admission(server)
+        self.sender = Sender(server)
+        self._retries = Retries(server, self.admission.retrying)
+        self._recorder = Recorder(server, observers, capturer, self.sender.hide)
         self.to_headers = to_own_headers if server.gateway_headers else _to_nothing
         # What others ask of a server, answered where it is known.
-        self.under_way, self.rate_limits = self._admission.under_way, self._admission.rate_limits
-        self.close_queue = self._admission.queue.close
-        self.is_refusing, self.key_files = self._sender.breaker.blocks, self._sender.key_files
+        self.under_way, self.rate_limits = self.admission.under_way, self.admission.rate_limits
+        self.close_queue = self.admission.queue.close
+        self.is_refusing, self.key_files = self.sender.breaker.blocks, self.sender.key_files
         self.to_record, self.settle_records = self._recorder.to_record, self._recorder.settle
         self.capture_whole = self._recorder.capture_whole
-        self.sockets = Sockets(self._admission, self._sender, self._fail, self.end)
 
     def send(self, call: Call, watch: CallWatch, follower: Follower | None = None) -> Answer:
         """Return the upstream's answer once its headers are in; `follower` gets it, too, and what becomes of the call.
@@ -79,7 +77,7 @@ class Relay:
             on_over = to_followed_end(follower, self.end)
             watch.is_awaited = follower.is_awaited
         try:
-            self._admission.admit(progress)
+            self.admission.admit(progress)
             progress.queue_wait_s = monotonic() - progress.started
             raw = self._attempt_until_done(progress, watch)
             progress.status = raw.head.status
@@ -106,12 +104,12 @@ class Relay:
 
     def share_limits(self, workers: int) -> UpstreamPart | None:
         """Share limits with the other workers of this host; once, after the fork. Return what other hosts share."""
-        return self._admission.share(self._sender.reveal_key(), workers)
+        return self.admission.share(self.sender.reveal_key(), workers)
 
     @property
     def is_breaker_open(self) -> bool:
         """Tell whether calls are refused, but for probes: the upstream has refused the key or has no quota left."""
-        return self._sender.breaker.is_open
+        return self.sender.breaker.is_open
 
     def probe(self, seconds: float) -> int | str:
         """Ask the upstream for its models, past cap and retries; return the status, or the code of what went wrong."""
@@ -120,7 +118,7 @@ class Relay:
         raw: RawAnswer | None = None
         try:
             call = Call(Api.CHAT, "GET", "/models", RequestHeaders(), None)
-            raw = self._sender.send(call, self._sender.to_request(call, watch))
+            raw = self.sender.send(call, self.sender.to_request(call, watch))
             return raw.head.status
         except Cancelled:
             return "upstream_timeout"
@@ -143,12 +141,12 @@ class Relay:
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
             self._retries.wait_for_pause(progress, deadline, self.is_refusing)
-            raw, failure, outcome = self._sender.attempt(progress, watch)
+            raw, failure, outcome = self.sender.attempt(progress, watch)
             if raw is not None:
-                self._admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
+                self.admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
                 if raw.head.status < 400:
                     return raw
-                if outcome.status == 429 and self._admission.readmit(progress, outcome, raw.body, deadline):
+                if outcome.status == 429 and self.admission.readmit(progress, outcome, raw.body, deadline):
                     raw.close()
                     continue
             reason = failure.code if failure is not None else str(outcome.status)
@@ -158,7 +156,7 @@ class Relay:
             if raw is not None:
                 raw.close()
             self._retries.wait(wait_s, reason, progress)
-            self._admission.charge_again(progress)
+            self.admission.charge_again(progress)
 
     def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""
@@ -182,7 +180,7 @@ class Relay:
         progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
         on_over(progress)
 
-    def _fail(self, progress: Progress, error: BaseException) -> BaseException:
+    def fail(self, progress: Progress, error: BaseException) -> BaseException:
         """End a call that was never sent; return the error that it ends with."""
         reason = _to_reason(error)
         self._end_early(progress, reason, self.end)

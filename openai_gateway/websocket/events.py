@@ -12,8 +12,12 @@ import msgspec
 CREATE: Final = "response.create"
 ERROR: Final = "error"
 LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed", ERROR})
-# Of a response's input, not of its output.
+# Of a response's input, not of its output. What is accepted makes a response of its own, which the upstream begins as
+# soon as the steered one is over, unless it says that it waits (pending) or won't (failed).
 _STEER: Final = "response.steer"
+ACCEPTED: Final = "response.steer.accepted"
+STEERS: Final = frozenset({ACCEPTED, "response.steer.pending", "response.steer.failed"})
+TELLING: Final = LAST | STEERS
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -36,6 +40,14 @@ class ServerEvent(msgspec.Struct):
         return self.type.startswith("response.") and not self.type.startswith(_STEER)
 
 
+class _Steer(msgspec.Struct):
+    id: str = ""
+
+
+class _SteerEvent(msgspec.Struct):
+    steer: _Steer = msgspec.field(default_factory=_Steer)
+
+
 class _ErrorFields(msgspec.Struct):
     code: str | None = None
     headers: dict[str, Any] | None = None
@@ -50,6 +62,7 @@ class ErrorEvent(msgspec.Struct):
 
 _client_events = msgspec.json.Decoder(ClientEvent)
 _server_events = msgspec.json.Decoder(ServerEvent)
+_steer_events = msgspec.json.Decoder(_SteerEvent)
 _error_events = msgspec.json.Decoder(ErrorEvent)
 # As `read_server_event`, but raises what msgspec does: for texts that are nearly always right.
 decode_server_event = _server_events.decode
@@ -74,6 +87,14 @@ def read_server_event(text: bytes) -> ServerEvent | None:
         return _server_events.decode(text)
     except UNREADABLE:
         return None
+
+
+def read_steer_id(text: bytes) -> str:
+    """Return which of a client's steers an upstream's message is about; "" if that can't be read."""
+    try:
+        return _steer_events.decode(text).steer.id
+    except UNREADABLE:
+        return ""
 
 
 def read_error_event(text: bytes) -> ErrorEvent:

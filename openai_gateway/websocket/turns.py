@@ -12,31 +12,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import Final
 
 import gevent
 
-from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRequest, Unavailable
+from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRequest, Unavailable, UpstreamTimeout
 from openai_gateway.transport.watch import Timeouts
-from openai_gateway.upstream.progress import Progress
 from openai_gateway.websocket import events
-from openai_gateway.websocket.events import ServerEvent, read_client_event, read_error_event, read_server_event
+from openai_gateway.websocket.events import ServerEvent, read_client_event, read_server_event
 from openai_gateway.websocket.lanes import Keeper, Lane, Turn
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.head import Head
-from openai_gateway.wire.retries import Outcome
-from openai_gateway.wire.tail import to_tail
 
 _log = logging.getLogger("openai_gateway")
 # What one connection may have waiting and under way: far more than the API runs at once (16).
 _MOST_MESSAGES: Final = 256
 _MOST_WAITING_BYTES: Final = 32 * 1024 * 1024
 _MOST_NAME_LENGTH: Final = 256
-# Records read a turn's events as they read a stream's.
-_EVENTS: Final = Head(200, "OK", [("content-type", "text/event-stream")])
-_ERROR: Final = Head(200, "OK", [("content-type", "application/json")])
-_ANSWERED: Final = Outcome(200, {})
 
 
 class Turns:
@@ -62,6 +53,8 @@ class Turns:
         self._tell = tell
         # Only those in which something runs, waits or is being sent.
         self._lanes: dict[str, Lane] = {}
+        # Set once a response has taken too long: nothing new begins then.
+        self._overdue: GatewayError | None = None
         self._waiting = 0
         self._waiting_bytes = 0
         self.is_draining = False
@@ -75,7 +68,7 @@ class Turns:
     @property
     def is_idle(self) -> bool:
         """Tell whether nothing is under way or waiting."""
-        return not any(lane.running or lane.waiting or lane.sender for lane in self._lanes.values())
+        return all(lane.is_empty for lane in self._lanes.values())
 
     def take(self, text: bytes, frames: bytes) -> None:
         """Take a client's message; `frames` are the bytes that it came in."""
@@ -86,8 +79,11 @@ class Turns:
         if not is_create and (lane is None or lane.sender is None):
             self._send(None, frames)
             return
-        if is_create and self.is_draining:
-            self._tell_error(Unavailable("The gateway is shutting down.", retry_after_s=1), name)
+        if is_create and (self.is_draining or self._overdue is not None):
+            if self._overdue is None:
+                self._refuse(text, Unavailable("The gateway is shutting down.", retry_after_s=1), name)
+            else:
+                self._refuse(text, UpstreamTimeout("A response of this connection hangs: open another one."), name)
         elif len(name) > _MOST_NAME_LENGTH:
             self._tell_error(InvalidRequest("The stream_id is too long.", param="stream_id"), "")
         elif self._waiting + self.running >= _MOST_MESSAGES or self._waiting_bytes + len(frames) > _MOST_WAITING_BYTES:
@@ -96,6 +92,8 @@ class Turns:
             )
         else:
             lane = self._lanes.setdefault(name, lane or Lane())
+            # It needn't wait for a slot that its own lane has.
+            lane.drop_kept()
             lane.waiting.append((text if is_create else None, frames))
             self._waiting += 1
             self._waiting_bytes += len(frames)
@@ -115,15 +113,15 @@ class Turns:
                     self._waiting -= 1
                     self._waiting_bytes -= len(frames)
         except (OSError, Cancelled, ClientGone):
-            # The connection is gone, and its tunnel knows.
-            lane.waiting.clear()
+            # The connection is gone, and its tunnel knows, which ends what waits.
+            pass
         finally:
             lane.sender = None
             self._forget(name, lane)
 
     def _forget(self, name: str, lane: Lane) -> None:
         """Have no lane in which nothing is going on: a client may name any number of them."""
-        if not (lane.running or lane.waiting or lane.sender) and self._lanes.get(name) is lane:
+        if lane.is_empty and self._lanes.get(name) is lane:
             del self._lanes[name]
 
     def _begin(self, text: bytes, name: str, lane: Lane) -> None:
@@ -139,18 +137,31 @@ class Turns:
             _log.exception("a WebSocket's call ended in an unexpected error")
             self._tell_error(GatewayError("The gateway met an unexpected error."), name)
             return
-        if self._is_over:
-            # Its slot came free by the end of the others, at the same moment.
+        if self._is_over or lane.error is not None:
+            # Its slot came free by the end of the others, at the same moment, or too late.
+            progress.attempts, progress.error = 0, lane.error
+            progress.outcome = "client_gone" if lane.error is None else "failed"
             self._keeper.end_turn(progress)
-            raise ClientGone
-        self._start(progress, lane)
+            if lane.error is None:
+                raise ClientGone
+            self._tell_error(lane.error, name)
+            return
+        lane.running.append(Turn(progress))
         self._send(call.body or b"", b"")
 
-    def _start(self, progress: Progress, lane: Lane) -> None:
-        progress.status, progress.head = 200, _EVENTS
-        progress.tail = to_tail(_EVENTS, monotonic, is_captured=progress.call.received is not None)
-        progress.drop_body()
-        lane.running.append(Turn(progress))
+    def _drop(self, text: bytes, error: GatewayError | ClientGone) -> None:
+        """Have a create recorded that is never sent."""
+        try:
+            self._keeper.drop_turn(self._to_call(text), error)
+        except (GatewayError, ClientGone):
+            # It was wrong as well, and is recorded.
+            pass
+        except Exception:
+            _log.exception("a WebSocket's call could not be recorded")
+
+    def _refuse(self, text: bytes, error: GatewayError, name: str) -> None:
+        self._drop(text, error)
+        self._tell_error(error, name)
 
     def _tell_error(self, error: GatewayError, name: str) -> None:
         lane = {"stream_id": name} if name else {}
@@ -166,7 +177,7 @@ class Turns:
             for text in texts:
                 event = events.decode_server_event(text)
                 turn = self._lanes[event.stream_id or ""].running[0]
-                if turn.tail is None or event.type in events.LAST:
+                if turn.tail is None or event.type in events.TELLING:
                     return False
                 turns.append(turn)
         except (*events.UNREADABLE, LookupError):
@@ -179,47 +190,37 @@ class Turns:
     def see(self, text: bytes) -> None:
         """Note an event that the upstream has sent. Raises GatewayError for a response that must not go on."""
         event = read_server_event(text)
-        found = self._find(event) if event is not None else None
-        if event is None or found is None:
+        if event is None:
+            return
+        if event.type in events.STEERS:
+            self._steer(event, text)
+        found = self._find(event)
+        if found is None:
             return
         name, lane = found
         turn = lane.running[0]
         turn.has_moved = True
         progress = turn.progress
         if not turn.has_begun:
-            self._begin_answer(turn, event, text)
+            # All that was accepted until now is in it.
+            lane.steers.clear()
+            self._keeper.answer_turn(progress, turn.begin(event, text), text)
         elif progress.tail is not None:
             if turn.tail is None or event.type in events.LAST:
                 progress.tail.add(events.to_stream_event(text))
             else:
                 progress.tail.length += len(text)
         if event.type in events.LAST:
-            lane.running.popleft()
-            if lane.running:
-                # The next one's time begins now.
-                lane.running[0].moved_at = monotonic()
+            lane.end_first()
             self._forget(name, lane)
-            progress.outcome = "completed"
             self._keeper.end_turn(progress)
 
-    def _begin_answer(self, turn: Turn, event: ServerEvent, text: bytes) -> None:
-        """Note the first event: an error is an answer of that status; of a later one, what came before may be paid."""
-        turn.has_begun = True
-        progress, outcome = turn.progress, _ANSWERED
-        tail = progress.tail
-        assert tail is not None
-        if event.type == events.ERROR:
-            error = read_error_event(text)
-            progress.status, progress.head = error.status, _ERROR
-            progress.tail = to_tail(_ERROR, monotonic, is_captured=progress.call.received is not None)
-            progress.tail.add(text)
-            headers = {name.lower(): str(value) for name, value in (error.error.headers or {}).items()}
-            outcome = Outcome(error.status, headers, error.error.code)
-        else:
-            tail.add(events.to_stream_event(text))
-            if progress.call.received is None:
-                turn.tail = tail
-        self._keeper.answer_turn(progress, outcome, text)
+    def _steer(self, event: ServerEvent, text: bytes) -> None:
+        name = event.stream_id or ""
+        lane = self._lanes.get(name)
+        if lane is not None:
+            lane.steer(events.read_steer_id(text), is_accepted=event.type == events.ACCEPTED)
+            self._forget(name, lane)
 
     def _find(self, event: ServerEvent) -> tuple[str, Lane] | None:
         """Return the lane that an event is of, in which something runs; None if it is of none."""
@@ -235,36 +236,52 @@ class Turns:
         if not event.is_of_response:
             return None
         # Nobody asked for it here: what was steered goes on in a response that the upstream begins.
-        progress = self._keeper.join_turn(self._to_call(None))
+        call = self._to_call(None)
         lane = self._lanes.setdefault(name, lane or Lane())
-        self._start(progress, lane)
+        lane.running.append(Turn(self._keeper.join_turn(call, lane.take_kept())))
         return name, lane
 
     def find_overdue(self, now: float) -> GatewayError | None:
-        """Return the error for a response for which nothing has come for too long, if there is one."""
-        for lane in self._lanes.values():
-            overdue = lane.find_overdue(self._timeouts, now)
-            if overdue is not None:
-                return overdue
-        return None
+        """Fail each lane whose response takes too long; return the error, once no other has anything to do.
+
+        The upstream can't be told to leave off but by the connection's end, for which the other lanes needn't pay.
+        """
+        is_over = True
+        for name, lane in list(self._lanes.items()):
+            if lane.kept is not None and now > lane.kept_until:
+                lane.drop_kept()
+                self._forget(name, lane)
+            if lane.error is None:
+                lane.error = lane.find_overdue(self._timeouts, now)
+                if lane.error is not None:
+                    self._overdue = lane.error
+                    self._tell_error(lane.error, name)
+            is_over = is_over and (lane.error is not None or lane.is_empty)
+        return self._overdue if is_over else None
 
     def refuse(self, error: GatewayError) -> None:
         """Tell the client of each lane in which something runs what it ends with."""
         for name, lane in list(self._lanes.items()):
-            if lane.running:
+            if lane.running and lane.error is None:
                 self._tell_error(error, name)
 
     def end(self, error: GatewayError | None) -> None:
         """End whatever runs or waits: with an error, or because the client has left."""
         self._is_over = True
         lanes = list(self._lanes.values())
+        unsent = []
         for lane in lanes:
+            unsent += [(text, lane.error or error) for text, _ in lane.waiting if text is not None]
             lane.waiting.clear()
             if lane.sender is not None:
-                lane.sender.kill(Cancelled(error or ClientGone()), block=False)
+                lane.sender.kill(Cancelled(lane.error or error or ClientGone()), block=False)
         for lane in lanes:
+            reason = lane.error or error
+            lane.drop_kept()
             while lane.running:
                 progress = lane.running.popleft().progress
-                progress.outcome, progress.error = ("failed", error) if error is not None else ("client_gone", None)
+                progress.outcome, progress.error = ("failed", reason) if reason is not None else ("client_gone", None)
                 self._keeper.end_turn(progress)
         self._lanes.clear()
+        for text, reason in unsent:
+            self._drop(text, reason or ClientGone())

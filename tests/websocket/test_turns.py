@@ -9,7 +9,9 @@ from typing import Any
 import gevent
 import pytest
 
-from openai_gateway.errors import BudgetExceeded, CallTimeout, UpstreamTimeout
+from openai_gateway.errors import BudgetExceeded, CallTimeout, ClientGone, GatewayError, UpstreamTimeout
+from openai_gateway.limits.queue import Turn
+from openai_gateway.limits.slots import Slots
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.websocket.turns import Turns
@@ -29,6 +31,8 @@ class Bench:
         self.ended: list[Progress] = []
         self.outcomes: list[Outcome] = []
         self.joined = 0
+        self.dropped: list[str] = []
+        self.slots = Slots(None, (), lambda: None)
         self.is_broke = False
         self.turns = Turns(
             self, timeouts or Timeouts(), self._to_call, lambda text, raw: self.sent.append(text or raw), self._tell
@@ -43,16 +47,26 @@ class Bench:
         return Call(Api.RESPONSES, "WEBSOCKET", "/responses", RequestHeaders(), text)
 
     def begin_turn(self, call: Call) -> Progress:
-        return Progress(call)
+        progress = Progress(call)
+        if self.slots.take():
+            progress.turn = Turn(self.slots, None)
+        return progress
 
-    def join_turn(self, call: Call) -> Progress:
+    def join_turn(self, call: Call, kept: Turn | None) -> Progress:
         self.joined += 1
-        return Progress(call)
+        progress = Progress(call)
+        progress.turn = kept
+        return progress
+
+    def drop_turn(self, call: Call, error: GatewayError | ClientGone) -> None:
+        self.dropped.append(type(error).__name__)
 
     def answer_turn(self, progress: Progress, outcome: Outcome, text: bytes) -> None:
         self.outcomes.append(outcome)
 
     def end_turn(self, progress: Progress) -> None:
+        if progress.turn is not None:
+            progress.turn.release()
         self.ended.append(progress)
 
     def create(self, lane: str = "") -> None:
@@ -200,3 +214,93 @@ def test_end_of_the_upstream_fails_what_runs_and_that_of_the_client_does_not() -
         bench.turns.end(error)
         assert bench.records == [(outcome, 200)] * 2
         assert bench.turns.is_idle
+
+
+def _steer(bench: Bench, what: str, lane: str = "") -> None:
+    bench.see(f"response.steer.{what}", lane, steer={"id": "steer_1", "previous_response_id": "resp_1"})
+
+
+@pytest.mark.parametrize("last", ["response.incomplete", "response.completed"])
+def test_what_follows_a_steered_response_has_the_slot_of_that(last: str) -> None:
+    bench = Bench()
+    bench.create("a")
+    bench.see("response.created", "a")
+    assert not bench.turns.pass_on([memoryview(b'{"type":"response.steer.accepted","stream_id":"a"}')])
+    _steer(bench, "accepted", "a")
+    bench.see(last, "a")
+    assert (len(bench.records), bench.slots.in_flight, bench.turns.is_idle) == (1, 1, False)
+    bench.see("response.created", "a")
+    assert (bench.joined, bench.slots.in_flight) == (1, 1)
+    bench.see("response.completed", "a")
+    assert (len(bench.records), bench.slots.in_flight, bench.turns.is_idle) == (2, 0, True)
+
+
+@pytest.mark.parametrize("what", ["pending", "failed", "create", "nothing", "end"])
+def test_slot_kept_for_a_response_that_does_not_follow_is_given_back(what: str) -> None:
+    bench = Bench()
+    bench.create()
+    bench.see("response.created")
+    _steer(bench, "accepted")
+    bench.see("response.completed")
+    assert bench.slots.in_flight == 1
+    if what == "create":
+        bench.create()
+        bench.see("response.created")
+        bench.see("response.completed")
+        assert bench.joined == 0
+    elif what == "nothing":
+        assert bench.turns.find_overdue(monotonic() + 60) is None
+    elif what == "end":
+        bench.turns.end(None)
+    else:
+        _steer(bench, what)
+    assert (bench.slots.in_flight, bench.turns.is_idle) == (0, True)
+
+
+def test_one_lane_that_hangs_fails_alone_and_ends_the_connection_when_the_others_are_done() -> None:
+    bench = Bench(Timeouts(idle_s=20))
+    for lane in "ab":
+        bench.create(lane)
+        bench.see("response.created", lane)
+    assert bench.turns.find_overdue(monotonic()) is None
+    assert bench.turns.pass_on([memoryview(b'{"type":"response.output_text.delta","stream_id":"b"}')])
+    later = monotonic() + 30
+    assert bench.turns.find_overdue(later) is None
+    assert [(told["stream_id"], told["status"]) for told in bench.told] == [("a", 504)]
+    # The upstream may still be at it.
+    assert bench.slots.in_flight == 2
+    bench.create("c")
+    assert (bench.told[-1]["stream_id"], bench.told[-1]["status"], bench.dropped) == ("c", 504, ["UpstreamTimeout"])
+    bench.see("response.completed", "b")
+    assert bench.records == [("completed", 200)]
+    overdue = bench.turns.find_overdue(later)
+    assert isinstance(overdue, UpstreamTimeout)
+    bench.turns.refuse(overdue)
+    assert len(bench.told) == 2
+    bench.turns.end(overdue)
+    assert (bench.records[1:], bench.slots.in_flight) == ([("failed", 200)], 0)
+
+
+def test_lane_that_hung_gives_its_slot_back_if_it_ends_after_all() -> None:
+    bench = Bench(Timeouts(idle_s=20))
+    bench.create("a")
+    bench.create("b")
+    bench.see("response.created", "a")
+    bench.see("response.created", "b")
+    assert bench.turns.find_overdue(monotonic()) is None
+    assert bench.turns.pass_on([memoryview(b'{"type":"response.output_text.delta","stream_id":"b"}')])
+    assert bench.turns.find_overdue(monotonic() + 30) is None
+    bench.see("response.completed", "a")
+    assert (bench.records, bench.slots.in_flight) == ([("failed", 200)], 1)
+    assert isinstance(bench.ended[0].error, UpstreamTimeout)
+
+
+def test_create_that_waits_when_the_connection_ends_is_recorded() -> None:
+    for error, name in ((None, "ClientGone"), (UpstreamTimeout("late"), "UpstreamTimeout")):
+        bench = Bench()
+        for _ in range(2):
+            bench.turns.take(json.dumps({"type": "response.create"}).encode(), b"frames")
+        bench.turns.take(b'{"type": "response.steer"}', b"frames")
+        bench.turns.end(error)
+        gevent.sleep(0)
+        assert (bench.sent, bench.dropped, bench.turns.is_idle) == ([], [name] * 2, True)

@@ -87,7 +87,7 @@ def _to_slots(snapshot: Mapping[str, Any]) -> str:
     websockets = sum(worker["websockets"] for worker in snapshot["workers"])
     hosts = max((server["hosts"] for server in snapshot["servers"] if server["redis_up"]), default=0)
     slots = _to_caps(snapshot["servers"])
-    slots = f"{slots}; {to_count(websockets)} WebSockets open" if websockets else slots
+    slots = f"{slots}; {to_count(websockets)} WebSocket{'s' if websockets > 1 else ''} open" if websockets else slots
     return f"{slots}; {to_count(hosts)} {'hosts share' if hosts > 1 else 'host shares'} limits" if hosts else slots
 
 

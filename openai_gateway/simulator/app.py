@@ -41,8 +41,8 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.monotonic) 
     _add_headers(app, simulation)
     # A connection that is dropped as scripted has to reach gunicorn.
     app.config["PROPAGATE_EXCEPTIONS"] = True
-    _add_websocket(app, simulation)
     app.wsgi_app = Observer(app.wsgi_app, simulation.counters)  # type: ignore[method-assign]
+    _add_websocket(app, simulation)
     return app
 
 
@@ -58,7 +58,10 @@ def _add_websocket(app: flask.Flask, simulation: Simulation) -> None:
                 simulation.counters.keep(_to_received(flask.request), None)
                 simulation.authenticate()
             except ApiError as error:
-                return error.to_response()(environ, start_response)
+                return Observer(error.to_response(), simulation.counters)(environ, start_response)
+        # Its responses are calls under way, an open connection is none.
+        simulation.counters.begin("GET", environ["PATH_INFO"])
+        simulation.counters.end(is_whole=True, is_stream=False)
         WebSocket(app, simulation, environ).serve()
         raise ConnectionResetError(errno.ECONNRESET, "the WebSocket is over")
 

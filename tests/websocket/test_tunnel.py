@@ -111,7 +111,7 @@ def _send(sock: Any, data: bytes, sizes: list[int]) -> None:
 
 
 def _to_frames(opcode: int, payload: bytes, cuts: list[int], control: bytes, *, is_masked: bool) -> bytes:
-    """Return a message in fragments with a ping between each two."""
+    """Return a message in fragments with a pong or ping between each two."""
     ends = sorted({cut % (len(payload) + 1) for cut in cuts})
     pieces = [payload[start:end] for start, end in zip([0, *ends], [*ends, len(payload)], strict=True)]
     data = b""
@@ -119,7 +119,7 @@ def _to_frames(opcode: int, payload: bytes, cuts: list[int], control: bytes, *, 
         frame = bytearray(to_frame(opcode if number == 0 else frames.CONTINUATION, piece, is_masked=is_masked))
         if number < len(pieces) - 1:
             frame[0] &= 0x7F
-            frame += to_frame(frames.PING, control, is_masked=is_masked)
+            frame += to_frame(frames.PING if number % 2 else frames.PONG, control, is_masked=is_masked)
         data += frame
     return data
 

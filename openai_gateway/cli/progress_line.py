@@ -13,9 +13,9 @@ from typing import Final
 import click
 
 from openai_gateway.cli.summary import to_cost, to_duration, to_short
-from openai_gateway.collect.client import QUEUED, Waits
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
+from openai_gateway.collect.waits import QUEUED, Waits
 from openai_gateway.remedies import RATE_LIMITED, UPSTREAM_UNAVAILABLE, UPSTREAM_UNREACHABLE
 
 TERMINAL_TICK_S: Final = 0.25

@@ -18,6 +18,7 @@ from gevent.event import Event
 
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
 from openai_gateway.collect.questions import PATHS, RESPONSES
+from openai_gateway.collect.waits import Waits, to_waits
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.errors import PeerError, Unreachable
 from openai_gateway.transport.pool import ConnectionTerms
@@ -35,7 +36,6 @@ _MOST_TRIES: Final = 10
 _NOT_TAKEN: Final = ("gateway_queue_full", "gateway_queue_timeout", "gateway_draining")
 _PROBE: Final = "collect"
 _UNJITTERED: Final = 0.0
-QUEUED: Final = "queued"
 _UNDER_WAY: Final = ("queued", "in_progress")
 _FIRST_POLL_S: Final = 0.5
 _POLL_GROWTH: Final = 1.5
@@ -86,38 +86,6 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class FoundLimit(msgspec.Struct, frozen=True):
-    """A limit of the upstream's: how much a minute, and which share of it was used in the last one (None: unknown)."""
-
-    per_minute: float
-    used_share: float | None = None
-
-
-class Waits(msgspec.Struct, frozen=True):
-    """What calls wait for at the gateway: how many, by why their last attempt failed, or QUEUED.
-
-    `reason` is what the queue waits for: slot, rate, tokens, window, pause; "" if nobody queues. `limits` are what was
-    found out of the upstream's limits, by kind; `most_in_flight` is how many calls it takes at a time.
-    """
-
-    counts: dict[str, int] = {}
-    reason: str = ""
-    limits: dict[str, FoundLimit] = {}
-    most_in_flight: float | None = None
-
-
-class _ServerState(msgspec.Struct):
-    queued: int = 0
-    retrying: dict[str, int] = {}
-    queue_reason: str = ""
-    limits: dict[str, FoundLimit] = {}
-    most_in_flight: float | None = None
-
-
-class _Readiness(msgspec.Struct):
-    servers: dict[str, _ServerState] = {}
-
-
 class Gateway:
     """The gateway at a base URL such as `http://127.0.0.1:8000/v1`; `added_headers` go with every request."""
 
@@ -162,18 +130,26 @@ class Gateway:
             return to_failure(found.status, found.body)
         return found if isinstance(found, Failure) else _to_models(found) or []
 
-    def post(self, api: str, body: bytes, rollout_id: str, give_up: Event) -> GatewayAnswer | Failure | None:
-        """Return what came of a call; None if the gateway did not take it before `give_up` was set."""
+    def post(
+        self, api: str, body: bytes, rollout_id: str, give_up: Event
+    ) -> tuple[GatewayAnswer | Failure | None, int]:
+        """Return what came of a call, None if the gateway did not take it before `give_up` was set.
+
+        And how often it was sent before without an answer: its gateway ended, so the upstream may have worked on it.
+        """
         url = self._to_call_url(PATHS[api], rollout_id)
-        tries = 0
+        tries = unanswered = 0
         while True:
-            found = self._send("POST", url, body)
+            request = PeerRequest("POST", url, self._headers, body, CallWatch(_TIMEOUTS))
+            found = self._exchange(request)
+            is_unanswered = isinstance(found, Failure) and found.is_general
+            unanswered += request.sends if is_unanswered else request.sends - 1
             wait_s = _to_wait_s(found, tries)
             if wait_s is None:
-                return found
+                return found, unanswered
             tries += 1
             if give_up.wait(wait_s):
-                return None
+                return None, unanswered
 
     def wait_for_response(self, started: GatewayAnswer | Failure, rollout_id: str) -> GatewayAnswer | Failure:
         """Return the answer of a call that was started with `background: true`: polled for until it is over.
@@ -202,19 +178,7 @@ class Gateway:
     def read_waits(self) -> Waits:
         """Return what calls wait for now; nothing if that is unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
-        try:
-            servers = (
-                msgspec.json.decode(found.body, type=_Readiness).servers if isinstance(found, GatewayAnswer) else {}
-            )
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return Waits()
-        counts: dict[str, int] = {}
-        for server in servers.values():
-            for reason, count in {**server.retrying, QUEUED: server.queued}.items():
-                if count:
-                    counts[reason] = counts.get(reason, 0) + count
-        busiest = max(servers.values(), key=lambda server: server.queued, default=_ServerState())
-        return Waits(counts, busiest.queue_reason, busiest.limits, busiest.most_in_flight)
+        return to_waits(found.body) if isinstance(found, GatewayAnswer) else Waits()
 
     def close_queue(self) -> None:
         """Have the gateway send nothing any more that waits there; one that serves others, too, is left alone."""
@@ -232,10 +196,12 @@ class Gateway:
         return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
 
     def _send(self, method: str, url: str, body: bytes | None) -> GatewayAnswer | Failure:
-        watch = CallWatch(_TIMEOUTS)
+        return self._exchange(PeerRequest(method, url, self._headers, body, CallWatch(_TIMEOUTS)))
+
+    def _exchange(self, request: PeerRequest) -> GatewayAnswer | Failure:
         raw = None
         try:
-            raw = self._session.exchange(PeerRequest(method, url, self._headers, body, watch))
+            raw = self._session.exchange(request)
             pieces = []
             while piece := raw.read():
                 pieces.append(piece)
@@ -248,7 +214,7 @@ class Gateway:
         except Cancelled:
             return to_unreachable(f"no connection to {self._origin} within {_TIMEOUTS.connect_s:g} s")
         finally:
-            watch.stop()
+            request.watch.stop()
             if raw is not None:
                 raw.close()
 

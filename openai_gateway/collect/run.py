@@ -17,7 +17,7 @@ from gevent.pool import Group
 
 from openai_gateway.collect.away import Away, is_away
 from openai_gateway.collect.budget import Budget
-from openai_gateway.collect.client import Gateway, GatewayAnswer, Waits
+from openai_gateway.collect.client import Gateway, GatewayAnswer
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.estimate import Claim, Estimator
 from openai_gateway.collect.failures import Failure
@@ -25,6 +25,7 @@ from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
 from openai_gateway.collect.results import AnswerTimes, to_answer_line, to_failure_line, to_result
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
+from openai_gateway.collect.waits import Waits
 from openai_gateway.wire.usage import read_answer
 
 _LEAST_IN_A_ROW: Final = 100
@@ -145,7 +146,8 @@ class Run:
         """Return what came of a call, None if nothing is to; what its tries before may have cost, and took."""
         trial, lost_usd, held_s, started = self._away.begin(), 0.0, 0.0, monotonic()
         while True:
-            found = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
+            found, unanswered = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
+            lost_usd += unanswered * (self._estimator.cost_usd(call.row) or 0.0)
             self._away.learn(found)
             if not is_away(found):
                 return found, lost_usd, held_s

@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.collect.client import Waits
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.sums import Sums
+from openai_gateway.collect.waits import Waits
 
 COST: Final = "cost"
 INTERRUPTED: Final = "interrupted"

@@ -12,10 +12,10 @@ import pytest
 
 from openai_gateway.cli.progress_line import to_line, to_status, to_wait
 from openai_gateway.cli.summary import to_metrics, to_reason, to_summary
-from openai_gateway.collect.client import FoundLimit, Waits
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import ALL_FAIL, RunProgress
 from openai_gateway.collect.sums import Sums
+from openai_gateway.collect.waits import FoundLimit, Waits
 from openai_gateway.wire.usage import Report, Usage
 
 

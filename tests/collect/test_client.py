@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from gevent.event import Event
 
-from openai_gateway.collect.client import FoundLimit, Gateway, GatewayAnswer, Waits
+from openai_gateway.collect.client import Gateway, GatewayAnswer
 from openai_gateway.collect.failures import Failure
+from openai_gateway.collect.waits import FoundLimit, Waits
 from tests.support.upstreams import Conversation, Script, run_upstream, to_answer
 
 MODELS = b'{"object": "list", "data": [{"id": "the-model", "object": "model"}]}'
@@ -31,7 +32,7 @@ def _refuse_then_answer(status: str, code: str, times: int, retry_after: str = "
 
 
 def _post(gateway: Gateway, give_up: Event | None = None) -> GatewayAnswer | Failure | None:
-    return gateway.post("responses", b"{}", "3-1", give_up or Event())
+    return gateway.post("responses", b"{}", "3-1", give_up or Event())[0]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,10 @@ def test_connection_that_closes_before_the_answer_is_made_anew() -> None:
             conversation.send(to_answer(b"{}"))
 
     with run_upstream(script) as upstream:
-        assert isinstance(_post(Gateway(upstream.url)), GatewayAnswer)
+        found, unanswered = Gateway(upstream.url).post("responses", b"{}", "3-1", Event())
+        assert isinstance(found, GatewayAnswer)
         assert len(upstream.requests) == 3
+    assert unanswered == 2
 
 
 def test_answer_that_breaks_off_is_a_failure_and_not_asked_for_again() -> None:
@@ -120,10 +123,10 @@ def test_answer_that_breaks_off_is_a_failure_and_not_asked_for_again() -> None:
         conversation.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"id"')
 
     with run_upstream(script) as upstream:
-        found = _post(Gateway(upstream.url))
+        found, unanswered = Gateway(upstream.url).post("responses", b"{}", "3-1", Event())
         assert len(upstream.requests) == 1
     assert isinstance(found, Failure)
-    assert (found.failure_class, found.status) == ("broken_answer", 200)
+    assert (found.failure_class, found.status, unanswered) == ("broken_answer", 200, 0)
 
 
 @pytest.fixture
@@ -136,7 +139,8 @@ def closed_port() -> Iterator[int]:
 def test_wait_for_a_gateway_that_is_away_ends_when_the_run_does(closed_port: int) -> None:
     give_up = Event()
     give_up.set()
-    assert _post(Gateway(f"http://127.0.0.1:{closed_port}"), give_up) is None
+    gateway = Gateway(f"http://127.0.0.1:{closed_port}")
+    assert gateway.post("responses", b"{}", "3-1", give_up) == (None, 0)
 
 
 def test_greeting_tells_why_there_is_no_talking(closed_port: int) -> None:

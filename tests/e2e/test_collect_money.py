@@ -115,6 +115,25 @@ def test_calls_that_time_out_are_made_twice_and_count_as_perhaps_billed(tmp_path
     assert len(calls) == 4
 
 
+def test_call_whose_gateway_ended_before_it_answered_is_sent_again_and_counts_as_perhaps_billed(tmp_path: Path) -> None:
+    lost = iter([True])
+
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            if request.method == "POST" and next(lost, False):
+                return
+            is_call = request.method == "POST"
+            talk.send(to_answer(_response(10) if is_call else b'{"data": [{"id": "gpt-5-mini"}]}'))
+
+    with run_upstream(script) as gateway:
+        _write_rows(tmp_path, 1, max_output_tokens=1000)
+        ended = _run(tmp_path, "--base-url", f"{gateway.url}/v1", "--price-file", PRICED["price_file"])
+        assert ended.returncode == 0, ended.stderr
+        assert sum(request.method == "POST" for request in gateway.requests) == 2
+    # A bound of 1,000 tokens at $2 a million, and the input.
+    assert 0.002 < _metrics(tmp_path)["perhaps_billed_usd"] < 0.0021
+
+
 def test_attempts_that_timed_out_before_an_answer_came_still_count_in_later_runs(tmp_path: Path) -> None:
     calls = []
 

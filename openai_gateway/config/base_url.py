@@ -10,7 +10,6 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 _EXAMPLE: Final = "a URL such as https://api.openai.com/v1 is wanted"
-_CALLED: Final = ("/responses", "/chat/completions")
 
 
 class BadBaseUrl(ValueError):
@@ -42,8 +41,4 @@ def parse_base_url(text: object) -> SplitResult:
         raise BadBaseUrl(_EXAMPLE, may_be_shown=may_be_shown)
     if url.fragment:
         raise BadBaseUrl(f"{_EXAMPLE}, without '#'", may_be_shown=False)
-    path = url.path.rstrip("/")
-    for end in _CALLED:
-        if path.endswith(end):
-            raise BadBaseUrl(f"{_EXAMPLE}, without '{end}', which each call adds", may_be_shown=may_be_shown)
-    return url._replace(path=path)
+    return url._replace(path=url.path.rstrip("/"))

@@ -247,7 +247,7 @@ class Limiter:
             self._is_rate = True
             self.window.open()
             self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self.seen_rate(now), now)
-            if not sent.running:
+            if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         else:
             self.window.refuse(sent.at, sent.running, now)

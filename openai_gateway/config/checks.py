@@ -271,10 +271,6 @@ class BaseUrl(Check):
     def convert(self, value: Any) -> str:
         """Return it without a slash at the end."""
         try:
-            url = parse_base_url(value)
+            return parse_base_url(value).geturl()
         except BadBaseUrl as error:
             raise ValidationError(f"{error}, not {INPUT}" if error.may_be_shown else str(error)) from None
-        for called in ("/responses", "/chat/completions"):
-            if url.path.endswith(called):
-                raise ValidationError(f"the URL is to end before '{called}', which each call adds")
-        return url.geturl()

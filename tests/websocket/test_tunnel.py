@@ -7,10 +7,12 @@ import gc
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import gevent.socket
+import pytest
 from greenlet import greenlet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -141,6 +143,15 @@ _message = st.tuples(
     st.binary(max_size=20) | st.just(b"p" * 125),
 )
 _sizes = st.lists(st.integers(0, 500), max_size=10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _only_new_things_are_looked_through() -> Iterator[None]:
+    # A worker that has run other tests holds a million objects, which each example would look through.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _count_held() -> tuple[int, int]:

@@ -47,7 +47,7 @@ from openai_gateway.errors import (
     UnknownUrl,
     UpgradeRefused,
 )
-from openai_gateway.limits.exchange import Exchange
+from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import RedisLink
 from openai_gateway.page import status
 from openai_gateway.page.feed import Feed
@@ -134,11 +134,11 @@ class GatewayApp(flask.Flask):
 
     def share_limits(self, workers: int) -> None:
         """Share the upstreams' limits with the host's other workers, and with other hosts; once, after the fork."""
-        exchanges: dict[Secret, Exchange] = {}
+        exchanges: dict[Secret, RedisExchange] = {}
         for name, server in self._servers.items():
             part, url = server.share_limits(workers), self._urls[name]
             if url is not None and url not in exchanges:
-                exchanges[url] = Exchange(RedisLink(url))
+                exchanges[url] = RedisExchange(RedisLink(url))
             if url is not None and part is not None:
                 exchanges[url].add(part)
         budgets = self.budgets.to_part()

@@ -7,7 +7,7 @@ table, where every worker finds it. So a budget is exceeded at most by what is a
 rounds. What a host reserves counts as long as it keeps saying so.
 
 The money of a host whose table was lost stays in Redis under that table's name. See also: spend_file (the table),
-budgets, limits.exchange (when).
+budgets, limits.redis_exchange (when).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A call is admitted once before its first attempt. A 429 of a limit costs it no retry, for nothing was paid, and the
 limiter knows when to come back: it gives its slot back, waits at the front of the queue, and is admitted again, as long
-as `retry_budget_s` lasts. What failed otherwise is tried again as `pacing` says, and keeps its turn meanwhile.
+as `retry_budget_s` lasts. What failed otherwise is tried again as `pacing` says, and keeps its slot meanwhile.
 
 See also: queue (who waits), limiter (what is known of the limits), order (who goes first).
 """
@@ -20,11 +20,11 @@ import gevent
 import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.attempts import Bounds, Sent, Told, Tries
+from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, SentAttempt, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
-from openai_gateway.limits.queue import Queue, Turn
+from openai_gateway.limits.queue import Admitted, Queue
 from openai_gateway.limits.sharing import SharedLimits, to_limits_path
 from openai_gateway.limits.use import LimitUse, UnderWay
 from openai_gateway.wire.call import Call
@@ -47,7 +47,7 @@ _ID_WITHIN_BYTES: Final = 400
 
 
 class QueuedCall(msgspec.Struct):
-    """What the limits know of a call: its turn (None until it has its first), what it waited for, how it was refused.
+    """What the limits know of a call: what it was `admitted` with, what it waited for, how it was refused.
 
     `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
     or pause. `retries` has the reason of each further attempt, a status or an error code.
@@ -56,7 +56,7 @@ class QueuedCall(msgspec.Struct):
     call: Call
     request_bytes: int = 0
     started: float = msgspec.field(default_factory=monotonic)
-    turn: Turn | None = None
+    admitted: Admitted | None = None
     queue_wait_s: float = 0.0
     queue_reason: str = ""
     rollout: Rollout | None = None
@@ -70,7 +70,7 @@ class Admission:
     """The queue of one server, as calls see it; one for the life of the process."""
 
     def __init__(self, server: ServerConfig) -> None:
-        self._told = Told(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
+        self._told = ConfiguredLimits(server.requests_per_minute, server.tokens_per_minute, server.learn_limits)
         self._learns = server.learn_limits
         self.limiter = Limiter(self._told, monotonic())
         self._shared: SharedLimits | None = None
@@ -119,7 +119,7 @@ class Admission:
         return self._shared.link if self._shared is not None and self._server.limits_url is not None else None
 
     def admit(self, queued: QueuedCall) -> None:
-        """Give a call its turn, waiting for it if need be. Raises Saturated."""
+        """Admit a call, which waits if need be. Raises Saturated."""
         call = queued.call
         # A client that names another account has that one's limits, which nobody else must wait for.
         is_limited, tokens = call.is_metered, 0.0
@@ -134,44 +134,44 @@ class Admission:
         else:
             rollout = self._rollouts.find(call.rollout_key, queued.started)
         queued.rollout = rollout
-        turn = self.queue.take_at_once(rollout, tokens, is_limited=is_limited)
-        if turn is None:
+        admitted = self.queue.take_at_once(rollout, tokens, is_limited=is_limited)
+        if admitted is None:
             queued.place = Place(rollout, tokens, is_limited, call.client or "", call.share)
             try:
-                turn = self.queue.take(queued.place)
+                admitted = self.queue.take(queued.place)
             finally:
-                queued.queue_reason = turn.reason if turn is not None else self.queue.reason
+                queued.queue_reason = admitted.reason if admitted is not None else self.queue.reason
         rollout.calls += 1
-        queued.turn = turn
+        queued.admitted = admitted
         if is_limited:
             self._use.requests += 1
             self._use.tokens += tokens
 
-    def admit_at_once(self, queued: QueuedCall, kept: Turn | None = None) -> None:
-        """Give a call that is under way already a turn: the one that the call before it has `kept`, or one if free."""
+    def admit_at_once(self, queued: QueuedCall, kept: Admitted | None = None) -> None:
+        """Admit a call that is under way already: with what the call before it has `kept`, or a slot if one is free."""
         queued.rollout = Rollout(queued.started)
         if kept is not None:
-            queued.turn = kept
+            queued.admitted = kept
             self.charge_again(queued)
             return
         tokens = self.limiter.token_factor * _OUTPUT_TOKENS
-        queued.turn = self.queue.take_at_once(queued.rollout, tokens, is_limited=True)
-        if queued.turn is not None:
+        queued.admitted = self.queue.take_at_once(queued.rollout, tokens, is_limited=True)
+        if queued.admitted is not None:
             self._use.requests += 1
             self._use.tokens += tokens
 
     def charge_again(self, queued: QueuedCall) -> None:
-        """Charge a further attempt of a call that keeps its turn."""
-        turn = queued.turn
-        if turn is not None and turn.sent is not None:
-            turn.sent = self.queue.charge_again(turn.sent)
+        """Charge a further attempt of a call that keeps its slot."""
+        admitted = queued.admitted
+        if admitted is not None and admitted.sent is not None:
+            admitted.sent = self.queue.charge_again(admitted.sent)
             self._use.requests += 1
-            self._use.tokens += turn.sent.tokens
+            self._use.tokens += admitted.sent.tokens
 
     def learn(self, queued: QueuedCall, head: Head, body: bytes) -> None:
         """Learn from an answer, of a refusal (429) only what its headers say; `body` is b"" if it isn't whole."""
         self._last_head, self._answered_at = head, time()
-        sent = queued.turn.sent if queued.turn is not None else None
+        sent = queued.admitted.sent if queued.admitted is not None else None
         if sent is None or head.status == 429:
             return
         limits: dict[str, RateLimit] = {}
@@ -183,7 +183,7 @@ class Admission:
 
     def learn_event(self, queued: QueuedCall, outcome: Outcome, text: bytes) -> None:
         """Learn from the first event of an answer over a WebSocket; one that is a refusal is its call's last."""
-        sent = queued.turn.sent if queued.turn is not None else None
+        sent = queued.admitted.sent if queued.admitted is not None else None
         if sent is None:
             return
         if may_readmit(outcome, is_learning=self._learns):
@@ -195,40 +195,45 @@ class Admission:
             self._follow(text, queued)
 
     def readmit(self, queued: QueuedCall, outcome: Outcome, body: bytes, deadline: float | None) -> bool:
-        """Give a call that got this 429 another turn; False if there is to be none, and the 429 goes out.
+        """Admit a call that got this 429 once more; False if it is not to be, and the 429 goes out.
 
         Raises what ends the wait: a client that left, above all.
         """
-        turn, rollout = queued.turn, queued.rollout
-        if turn is None or turn.sent is None or rollout is None or not may_readmit(outcome, is_learning=self._learns):
+        admitted, rollout = queued.admitted, queued.rollout
+        if (
+            admitted is None
+            or admitted.sent is None
+            or rollout is None
+            or not may_readmit(outcome, is_learning=self._learns)
+        ):
             return False
         now = monotonic()
-        wait_s = self._learn_refusal(turn.sent, queued, outcome, body)
+        wait_s = self._learn_refusal(admitted.sent, queued, outcome, body)
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False
         call = queued.call
-        place = queued.place or Place(rollout, turn.sent.tokens, True, call.client or "", call.share)
+        place = queued.place or Place(rollout, admitted.sent.tokens, True, call.client or "", call.share)
         queued.place = place
-        turn.release()
+        admitted.release()
         self.retrying["429"] += 1
         try:
             if wait_s > 0:
                 queued.queue_reason = "pause"
                 gevent.sleep(wait_s)
-            queued.turn = self.queue.take_again(place, deadline)
+            queued.admitted = self.queue.take_again(place, deadline)
         finally:
             self.retrying["429"] -= 1
             queued.queue_wait_s += monotonic() - now
-        if queued.turn is None:
+        if queued.admitted is None:
             return False
         queued.retries += ("429",)
-        queued.queue_reason = queued.turn.reason or queued.queue_reason
+        queued.queue_reason = queued.admitted.reason or queued.queue_reason
         self._use.requests += 1
         self._use.tokens += place.tokens
         return True
 
-    def _learn_refusal(self, sent: Sent, queued: QueuedCall, outcome: Outcome, body: bytes) -> float | None:
+    def _learn_refusal(self, sent: SentAttempt, queued: QueuedCall, outcome: Outcome, body: bytes) -> float | None:
         """Return how long the call must wait at least, None if it can't pass at all."""
         now = monotonic()
         self._use.refuse(sent.at, sent.tokens)

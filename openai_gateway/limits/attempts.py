@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Sent(msgspec.Struct):
+class SentAttempt(msgspec.Struct):
     """One attempt as it was sent: beside how many others, and the sums of all charges up to its own."""
 
     at: float
@@ -30,7 +30,7 @@ class Tries(msgspec.Struct):
     number: int = 0
 
 
-class Told(msgspec.Struct, frozen=True):
+class ConfiguredLimits(msgspec.Struct, frozen=True):
     """What the configuration tells: upper bounds, None being none, and whether limits are learned beside them."""
 
     requests_per_minute: float | None = None

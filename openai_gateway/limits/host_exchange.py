@@ -2,7 +2,7 @@
 
 The strategy. Between the workers and Redis stands the file that the workers share anyway: here it is read and written
 four times a second, and a call never waits for Redis. See also: sharing (the workers' side), host_ledger (charges and
-rates), permits (the cap), exchange (when, and what if Redis is away).
+rates), permits (the cap), redis_exchange (when, and what if Redis is away).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
 from openai_gateway.limits.leadership import Leadership
@@ -31,7 +31,7 @@ class UpstreamPart:
     Raises OSError, as do its methods, if the file can't be used.
     """
 
-    def __init__(self, path: Path, told: Told, cap: int | None, now: float) -> None:
+    def __init__(self, path: Path, told: ConfiguredLimits, cap: int | None, now: float) -> None:
         self.name = path.name
         self._file = LimitsFile(path)
         self._leadership = Leadership(path.with_suffix(".leader"))

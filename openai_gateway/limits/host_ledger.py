@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.limits.host_limiter import HostLimiter
-from openai_gateway.limits.news import HostNews, Sums
+from openai_gateway.limits.news import Amounts, HostNews
 
 # A host that says nothing for so long has ended, or can't reach Redis: its share is free.
 GONE_S: Final = 3.0
@@ -33,7 +33,7 @@ _FORGOTTEN_S: Final = 600.0
 # Rates are means over about so long.
 _RATE_S: Final = 3.0
 _LEAST_SHARE: Final = 0.01
-_NOTHING: Final = Sums()
+_NOTHING: Final = Amounts()
 
 
 class Heard(msgspec.Struct, array_like=True):
@@ -41,15 +41,15 @@ class Heard(msgspec.Struct, array_like=True):
 
     epoch: int
     at: float
-    charged: Sums
-    per_s: Sums = _NOTHING
+    charged: Amounts
+    per_s: Amounts = _NOTHING
     for_rate: int = 0
     is_apart: bool = False
 
 
 class _Notes(msgspec.Struct, array_like=True):
     epoch: int
-    counted: Sums
+    counted: Amounts
     heard: dict[str, Heard]
 
 
@@ -67,7 +67,7 @@ class HostLedger:
             with contextlib.suppress(msgspec.MsgspecError):
                 self._notes = _notes_decoder.decode(notes)
         self._own_per_s = _NOTHING
-        self._own_before: tuple[float, Sums] | None = None
+        self._own_before: tuple[float, Amounts] | None = None
 
     @property
     def others(self) -> int:
@@ -135,7 +135,7 @@ class HostLedger:
         heard = [self._notes.heard[name] for name in said]
         ages_s = [max(0.0, clock - each.at) for each in heard]
         expected = [
-            Sums(each.per_s.requests * age_s, each.per_s.tokens * age_s)
+            Amounts(each.per_s.requests * age_s, each.per_s.tokens * age_s)
             for each, age_s in zip(heard, ages_s, strict=True)
         ]
         limiter.hear(_add([self._notes.counted, *expected]), _add([each.per_s for each in heard]), now)
@@ -149,9 +149,9 @@ class HostLedger:
         passed_s = news.at - before.at
         if passed_s == 0:
             return
-        charged = Sums(news.charged.requests - before.charged.requests, news.charged.tokens - before.charged.tokens)
+        charged = Amounts(news.charged.requests - before.charged.requests, news.charged.tokens - before.charged.tokens)
         if passed_s > 0:
-            per_s = Sums(max(0.0, charged.requests / passed_s), max(0.0, charged.tokens / passed_s))
+            per_s = Amounts(max(0.0, charged.requests / passed_s), max(0.0, charged.tokens / passed_s))
         else:
             # Redis's clock was set back, or another Redis took over: the sums hold, of the rate nothing is known.
             per_s, passed_s = before.per_s, 0.0
@@ -170,7 +170,7 @@ class HostLedger:
         if self._own_before is not None and now > self._own_before[0]:
             at, before = self._own_before
             passed_s = now - at
-            per_s = Sums(
+            per_s = Amounts(
                 max(0.0, (own.requests - before.requests) / passed_s), max(0.0, (own.tokens - before.tokens) / passed_s)
             )
             self._own_per_s = _fade(self._own_per_s, per_s, passed_s)
@@ -180,7 +180,7 @@ class HostLedger:
         own = max(self._own_per_s.requests, 0.1)
         return max(_LEAST_SHARE, own / (own + others_per_s))
 
-    def _unheard_by(self, limiter: HostLimiter, news: HostNews, said: Mapping[str, HostNews]) -> Sums:
+    def _unheard_by(self, limiter: HostLimiter, news: HostNews, said: Mapping[str, HostNews]) -> Amounts:
         """Return what was charged that this host knows of and the one that says the news didn't."""
         own, told = limiter.own, news.counted.get(self._host, _NOTHING)
         requests, tokens = own.requests - told.requests, own.tokens - told.tokens
@@ -188,7 +188,7 @@ class HostLedger:
             if other is not news and name in news.counted:
                 requests += other.charged.requests - news.counted[name].requests
                 tokens += other.charged.tokens - news.counted[name].tokens
-        return Sums(max(0.0, requests), max(0.0, tokens))
+        return Amounts(max(0.0, requests), max(0.0, tokens))
 
     def _to_share(self, limiter: HostLimiter, said: Mapping[str, HostNews], for_rate: int, now: float) -> float:
         """Return this host's share: those with calls waiting divide what those without leave, by what waits."""
@@ -203,12 +203,12 @@ class HostLedger:
         return max(_LEAST_SHARE, left * own / (own + waiting))
 
 
-def _add(sums: Sequence[Sums]) -> Sums:
-    return Sums(sum(each.requests for each in sums), sum(each.tokens for each in sums))
+def _add(sums: Sequence[Amounts]) -> Amounts:
+    return Amounts(sum(each.requests for each in sums), sum(each.tokens for each in sums))
 
 
-def _fade(mean: Sums, latest: Sums, passed_s: float) -> Sums:
+def _fade(mean: Amounts, latest: Amounts, passed_s: float) -> Amounts:
     share = 1 - math.exp(-passed_s / _RATE_S)
-    return Sums(
+    return Amounts(
         mean.requests + share * (latest.requests - mean.requests), mean.tokens + share * (latest.tokens - mean.tokens)
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from openai_gateway.limits.ledger import Bucket
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.news import HostNews, Sums
+from openai_gateway.limits.news import Amounts, HostNews
 
 # Only what is so much newer than what is known is worth to be taken over.
 _NEWER_S: Final = 1.0
@@ -21,56 +21,56 @@ class HostLimiter(Limiter):
     """The limits of one upstream, key and model, among hosts."""
 
     @property
-    def own(self) -> Sums:
+    def own(self) -> Amounts:
         """What this host has charged."""
-        return Sums(self.requests.spent - self.requests.others, self.tokens.spent - self.tokens.others)
+        return Amounts(self.requests.spent - self.requests.others, self.tokens.spent - self.tokens.others)
 
     @property
-    def others(self) -> Sums:
+    def others(self) -> Amounts:
         """What other hosts are taken to have charged."""
-        return Sums(self.requests.others, self.tokens.others)
+        return Amounts(self.requests.others, self.tokens.others)
 
-    def hear(self, others: Sums, per_s: Sums, now: float) -> None:
+    def hear(self, others: Amounts, per_s: Amounts, now: float) -> None:
         """Charge what other hosts have charged by now, in all, and from now on what they add a second."""
         self.requests.hear(others.requests, per_s.requests, now)
         self.tokens.hear(others.tokens, per_s.tokens, now)
-        for bucket, kind in self._told:
+        for ledger, kind in self._told:
             if kind == "rate":
-                bucket.hear(others.requests, per_s.requests, now)
+                ledger.hear(others.requests, per_s.requests, now)
             else:
-                bucket.hear(others.tokens, per_s.tokens, now)
+                ledger.hear(others.tokens, per_s.tokens, now)
 
     def set_share(self, share: float, hosts: int) -> None:
         """Pace calls to a share of what all hosts may send."""
         self.held.share = share
-        for bucket in self._all_buckets():
-            bucket.share, bucket.hosts = share, hosts
+        for ledger in self._all_ledgers():
+            ledger.share, ledger.hosts = share, hosts
 
     def used_share(self, requests_s: float, tokens_s: float, now: float) -> float:
         """Return the share of the limits that so many requests and tokens a second are; 0 if there is no limit."""
         shares = [0.0]
         if self.held.since is not None:
             shares.append(requests_s / self.held.rate(now))
-        for bucket, _, kind in self._buckets(0.0):
-            shares.append((requests_s if kind == "rate" else tokens_s) / bucket.speed(now))
+        for ledger, _, kind in self._ledgers(0.0):
+            shares.append((requests_s if kind == "rate" else tokens_s) / ledger.speed(now))
         return max(shares)
 
-    def part(self, others: Sums, share: float, now: float) -> None:
+    def part(self, others: Amounts, share: float, now: float) -> None:
         """Take other hosts, who send so much a second, for other users of the key; `share` is this host's."""
         self.requests.add_drain(others.requests, now)
         self.tokens.add_drain(others.tokens, now)
-        for bucket, kind in self._told:
-            bucket.add_drain(others.requests if kind == "rate" else others.tokens, now)
+        for ledger, kind in self._told:
+            ledger.add_drain(others.requests if kind == "rate" else others.tokens, now)
         self.held.scale(share)
         self.set_share(1.0, self.requests.hosts)
 
-    def meet(self, others: Sums, share: float, now: float) -> None:
+    def meet(self, others: Amounts, share: float, now: float) -> None:
         """Hear again of other hosts, who sent so much a second meanwhile; `share` of all was this host's."""
         self.requests.add_drain(-others.requests, now)
         self.tokens.add_drain(-others.tokens, now)
-        for bucket, _ in self._told:
+        for ledger, _ in self._told:
             # Nobody tells what drain there is of these.
-            bucket.add_drain(-bucket.drain, now)
+            ledger.add_drain(-ledger.drain, now)
         self.held.scale(1 / share)
 
     def to_news(self, news: HostNews, now: float) -> HostNews:
@@ -87,7 +87,7 @@ class HostLimiter(Limiter):
             max(0.0, self.pause_until - now),
         )
 
-    def adopt(self, news: HostNews, age_s: float, unheard: Sums, now: float) -> bool:
+    def adopt(self, news: HostNews, age_s: float, unheard: Amounts, now: float) -> bool:
         """Learn from another host's news of `age_s` ago, `unheard` having been charged of which it didn't know.
 
         Tell whether there was anything new.
@@ -97,13 +97,13 @@ class HostLimiter(Limiter):
             (self.requests, news.requests, unheard.requests),
             (self.tokens, news.tokens, unheard.tokens),
         )
-        for bucket, told, charged in found:
+        for ledger, told, charged in found:
             if told is None:
                 continue
             referred_at = now - age_s - told.sent_ago_s
-            if not bucket.is_known or referred_at > bucket.referred_at + _NEWER_S:
+            if not ledger.is_known or referred_at > ledger.referred_at + _NEWER_S:
                 level = told.level + (told.rate - told.drain) * age_s - charged
-                bucket.adopt(told, min(level, told.most), referred_at, now)
+                ledger.adopt(told, min(level, told.most), referred_at, now)
                 is_new = True
         if is_new and news.tokens is not None:
             self.token_factor = news.token_factor
@@ -116,5 +116,5 @@ class HostLimiter(Limiter):
                 self.window.open()
         return is_new
 
-    def _all_buckets(self) -> list[Bucket]:
-        return [self.requests, self.tokens, *[bucket for bucket, _ in self._told]]
+    def _all_ledgers(self) -> list[Ledger]:
+        return [self.requests, self.tokens, *[ledger for ledger, _ in self._told]]

@@ -28,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.limits.news import BucketNews
+from openai_gateway.limits.news import LedgerNews
 from openai_gateway.wire.rate_limits import RateLimit
 
 _TAU_S: Final = 2.0
@@ -47,7 +47,7 @@ _LONG_PERIODS_S: Final = (3_600.0, 86_400.0)
 _WINDOW_LOOK_S: Final = 2.0
 
 
-class Bucket(msgspec.Struct, array_like=True, eq=False):
+class Ledger(msgspec.Struct, array_like=True, eq=False):
     """One limit as we know it. Unknown until the first reference."""
 
     # The smallest charge that calls have.
@@ -186,16 +186,16 @@ class Bucket(msgspec.Struct, array_like=True, eq=False):
         self._set_base(now, self.level(now), self.spent, is_reference=False)
         self.drain = min(self.drain + drain, (1 - _SLOWEST) * self.rate)
 
-    def to_news(self, now: float) -> BucketNews | None:
+    def to_news(self, now: float) -> LedgerNews | None:
         """Return what another host wants to know; None if nothing is known."""
         if not self.is_known or self.referred_at == -math.inf:
             return None
         level = self.level(now)
         ends_in_s = None if self.window_ends_at is None else self.window_ends_at - now
         told = (self.limit, self.rate, self.drain, self.most, self.period_s, ends_in_s)
-        return BucketNews(*told, level, now - self.referred_at)
+        return LedgerNews(*told, level, now - self.referred_at)
 
-    def adopt(self, news: BucketNews, level: float, referred_at: float, now: float) -> None:
+    def adopt(self, news: LedgerNews, level: float, referred_at: float, now: float) -> None:
         """Take what another host has heard of the upstream in place of what was known; `level` is what is left now."""
         self.limit, self.rate, self.drain, self.period_s = news.limit, news.rate, news.drain, news.period_s
         self.most, self.referred_at = max(self.most, news.most), referred_at

@@ -22,10 +22,10 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from openai_gateway.limits.attempts import Sent, Told, Tries
+from openai_gateway.limits.attempts import ConfiguredLimits, SentAttempt, Tries
 from openai_gateway.limits.blind import BlindRate
 from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH, HeldPace
-from openai_gateway.limits.ledger import Bucket
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.state import LEARNT, State
 from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -51,24 +51,24 @@ _MOST_TOLD: Final = 16
 class Limiter:
     """The limits of one upstream, key and model."""
 
-    def __init__(self, told: Told, now: float) -> None:
-        self.requests = Bucket(1.0)
-        self.tokens = Bucket(1.0)
+    def __init__(self, told: ConfiguredLimits, now: float) -> None:
+        self.requests = Ledger(1.0)
+        self.tokens = Ledger(1.0)
         self.blind = BlindRate()
         self.window = Window()
         self.held = HeldPace()
         self.pause_until = 0.0
         self.token_factor = 1.0
         self._learns = told.learns
-        self._told: list[tuple[Bucket, str]] = []
+        self._told: list[tuple[Ledger, str]] = []
         # Servers of one upstream may have bounds of their own, and after a reload others than before: a name for each.
         self._told_names: list[str] = []
-        self._told_elsewhere: dict[str, Bucket] = {}
+        self._told_elsewhere: dict[str, Ledger] = {}
         for per_minute, kind in ((told.requests_per_minute, "rate"), (told.tokens_per_minute, "tokens")):
             if per_minute is not None:
-                bucket = Bucket(1.0)
-                bucket.tell(per_minute, now)
-                self._told.append((bucket, kind))
+                ledger = Ledger(1.0)
+                ledger.tell(per_minute, now)
+                self._told.append((ledger, kind))
                 self._told_names.append(f"{kind} {per_minute:g}")
         if not told.learns:
             self.window.open()
@@ -99,8 +99,8 @@ class Limiter:
             return wait_s, reason
         if self.pause_until > now:
             wait_s, reason = self.pause_until - now, "pause"
-        for bucket, charge, name in self._buckets(tokens):
-            held_s = bucket.wait_s(charge, now)
+        for ledger, charge, name in self._ledgers(tokens):
+            held_s = ledger.wait_s(charge, now)
             if held_s > wait_s:
                 wait_s, reason = held_s, name
         held_s = max(self.blind.wait_s(now), self.held.free_at - now)
@@ -113,7 +113,7 @@ class Limiter:
             return self.window.wait_s(now), "window"
         return wait_s, reason
 
-    def start(self, tokens: float, running: int, now: float) -> Sent:
+    def start(self, tokens: float, running: int, now: float) -> SentAttempt:
         """Charge a call that is sent now, beside `running` others."""
         tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
         self._number = number = self._number + 1
@@ -127,11 +127,11 @@ class Limiter:
         else:
             self.requests.take(1.0, now)
             self.tokens.take(tokens, now)
-            for bucket, kind in self._told:
-                bucket.take(1.0 if kind == "rate" else tokens, now)
+            for ledger, kind in self._told:
+                ledger.take(1.0 if kind == "rate" else tokens, now)
             self.blind.take(number, now)
             self.held.take(now)
-        return Sent(now, number, tokens, running, self.requests.spent, self.tokens.spent)
+        return SentAttempt(now, number, tokens, running, self.requests.spent, self.tokens.spent)
 
     def join(self, running: int, rate: float, now: float) -> None:
         """Take in a worker that joins with `running` calls in flight and `rate` a second, unknown here until now."""
@@ -143,7 +143,7 @@ class Limiter:
         """Return all that was learnt; another process's `take_state` takes it."""
         told = self._told_elsewhere
         if self._told:
-            told = {**told, **{name: bucket for name, (bucket, _) in zip(self._told_names, self._told, strict=True)}}
+            told = {**told, **{name: ledger for name, (ledger, _) in zip(self._told_names, self._told, strict=True)}}
         others = [getattr(self, name) for name in LEARNT]
         return State(self.requests, self.tokens, self.blind, self.window, self.held, told, others)
 
@@ -154,8 +154,8 @@ class Limiter:
         if self._told or state.told:
             told = state.told
             self._told = [
-                (told.pop(name, bucket), kind)
-                for name, (bucket, kind) in zip(self._told_names, self._told, strict=True)
+                (told.pop(name, ledger), kind)
+                for name, (ledger, kind) in zip(self._told_names, self._told, strict=True)
             ]
             # Bounds of before a reload are nobody's any more: after some of these, all go, and the others come back.
             self._told_elsewhere = told if len(told) <= _MOST_TOLD else {}
@@ -171,12 +171,12 @@ class Limiter:
         """Return when the call was sent by whose answer most is known; what an earlier one says is of no use."""
         return max(self.requests.referred_at, self.tokens.referred_at)
 
-    def cancel(self, sent: Sent) -> None:
+    def cancel(self, sent: SentAttempt) -> None:
         """Take back a start after which nothing was sent."""
         self.requests.give_back(1)
         self.tokens.give_back(sent.tokens)
 
-    def answer(self, sent: Sent, limits: Mapping[str, RateLimit], running: int) -> None:
+    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], running: int) -> None:
         """Learn from an answer that is no refusal; `running` are in flight with it."""
         if sent.number > self._last_refused_number:
             self._passed_since += 1
@@ -187,7 +187,7 @@ class Limiter:
             self.window.answer(running)
 
     def refuse(
-        self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
+        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> float | None:
         """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
         tries.number = tries.number or sent.number
@@ -216,7 +216,9 @@ class Limiter:
         is_explained = self._explain(sent, refusal, tries, now)
         return 0.0 if is_explained and refusal.wait_s is None else own_s
 
-    def _explain_by_ledger(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> bool:
+    def _explain_by_ledger(
+        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
+    ) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)
         if empty is None:
             return False
@@ -226,7 +228,7 @@ class Limiter:
         self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         return True
 
-    def _explain(self, sent: Sent, refusal: Refusal, tries: Tries, now: float) -> bool:
+    def _explain(self, sent: SentAttempt, refusal: Refusal, tries: Tries, now: float) -> bool:
         """Put a refusal that no ledger explains down to a window or a rate; False if to neither as yet."""
         if refusal.kind == "in_flight":
             self.window.refuse(sent.at, sent.running, now)
@@ -253,7 +255,7 @@ class Limiter:
             self.window.refuse(sent.at, sent.running, now)
         return True
 
-    def _is_rate_after_all(self, sent: Sent, now: float) -> bool:
+    def _is_rate_after_all(self, sent: SentAttempt, now: float) -> bool:
         """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""
         if now - self._held_back[0] > _SOON_S:
             self._held_back = (now, sent.running, 0)
@@ -261,15 +263,17 @@ class Limiter:
             self._held_back = (now, sent.running, self._held_back[2] + 1)
         return self._held_back[2] >= _FEWER_TIMES
 
-    def _find_empty(self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, now: float) -> Bucket | None:
-        for name, bucket, charge in (("requests", self.requests, 1.0), ("tokens", self.tokens, sent.tokens)):
-            if bucket.is_known:
-                left = bucket.referred_level if name in limits else bucket.level(now)
-                if left < 1.5 * charge or (refusal.kind == name and left < charge + _ROOM * bucket.most):
-                    return bucket
+    def _find_empty(
+        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
+    ) -> Ledger | None:
+        for name, ledger, charge in (("requests", self.requests, 1.0), ("tokens", self.tokens, sent.tokens)):
+            if ledger.is_known:
+                left = ledger.referred_level if name in limits else ledger.level(now)
+                if left < 1.5 * charge or (refusal.kind == name and left < charge + _ROOM * ledger.most):
+                    return ledger
         return None
 
-    def _refer(self, sent: Sent, limits: Mapping[str, RateLimit], *, is_charged: bool) -> None:
+    def _refer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], *, is_charged: bool) -> None:
         told = limits.get("requests")
         if told is not None:
             self.requests.refer(told, 1.0 if is_charged else 0.0, sent.at, sent.spent_requests)
@@ -280,8 +284,8 @@ class Limiter:
         if not self.window.is_held:
             self.window.open()
 
-    def _buckets(self, tokens: float) -> list[tuple[Bucket, float, str]]:
-        found = [(bucket, 1.0 if kind == "rate" else tokens, kind) for bucket, kind in self._told]
+    def _ledgers(self, tokens: float) -> list[tuple[Ledger, float, str]]:
+        found = [(ledger, 1.0 if kind == "rate" else tokens, kind) for ledger, kind in self._told]
         if self.requests.is_known:
             found.append((self.requests, 1.0, "rate"))
         if self.tokens.is_known:

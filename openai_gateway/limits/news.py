@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class BucketNews(msgspec.Struct, array_like=True, frozen=True):
+class LedgerNews(msgspec.Struct, array_like=True, frozen=True):
     """One limit as a host knows it; `level` is what is left, `sent_ago_s` how old the call is that told it."""
 
     limit: float
@@ -22,7 +22,7 @@ class BucketNews(msgspec.Struct, array_like=True, frozen=True):
     sent_ago_s: float
 
 
-class Sums(msgspec.Struct, array_like=True, frozen=True):
+class Amounts(msgspec.Struct, array_like=True, frozen=True):
     """What was charged in all."""
 
     requests: float = 0.0
@@ -37,10 +37,10 @@ class HostNews(msgspec.Struct, array_like=True, frozen=True):
 
     at: float
     epoch: int
-    charged: Sums
+    charged: Amounts
     for_rate: int
-    counted: dict[str, Sums]
-    requests: BucketNews | None = None
-    tokens: BucketNews | None = None
+    counted: dict[str, Amounts]
+    requests: LedgerNews | None = None
+    tokens: LedgerNews | None = None
     token_factor: float = 1.0
     pause_s: float = 0.0

@@ -20,7 +20,7 @@ import msgspec
 from gevent.event import Event
 
 from openai_gateway.errors import Saturated, Unavailable
-from openai_gateway.limits.attempts import Bounds, Sent, Tries
+from openai_gateway.limits.attempts import Bounds, SentAttempt, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.sharing import SharedLimits
@@ -34,14 +34,14 @@ _LOOK_AGAIN_S: Final = 0.01
 _ELDERS_S: Final = 0.03
 
 
-class Turn(msgspec.Struct, eq=False):
+class Admitted(msgspec.Struct, eq=False):
     """What a call has while it is under way: a slot, and its charge if limits apply to it.
 
     `reason` is what it waited for last: slot, rate, tokens, window, pause; "" if for nothing.
     """
 
     slots: Slots | None
-    sent: Sent | None
+    sent: SentAttempt | None
     reason: str = ""
 
     def release(self) -> None:
@@ -53,7 +53,7 @@ class Turn(msgspec.Struct, eq=False):
 
 class _Waiting(msgspec.Struct, eq=False):
     event: Event = msgspec.field(default_factory=Event)
-    turn: Turn | None = None
+    admitted: Admitted | None = None
 
 
 class Queue:
@@ -85,43 +85,43 @@ class Queue:
         if self._most_of_host is not None:
             self._start_sharing()
 
-    def take_at_once(self, rollout: Rollout, tokens: float, *, is_limited: bool) -> Turn | None:
-        """Return the turn of a call that needn't wait, None if it must; as for `take`'s place."""
+    def take_at_once(self, rollout: Rollout, tokens: float, *, is_limited: bool) -> Admitted | None:
+        """Admit a call that need not wait; None if it must; as for `take`'s place."""
         if self.waiting:
             return None
         limiter, slots, running = self.limiter, self.slots, self.slots.in_flight
         is_alone = self._most_of_host is None and (self._shared is None or not self._shared.is_in_use)
         if is_limited and is_alone and not limiter.is_bound and running < limiter.window.most and slots.take():
             # What `_let_go` comes to for most calls, for no limit is known, in fewer steps.
-            return Turn(slots, limiter.start(tokens, running, monotonic()))
+            return Admitted(slots, limiter.start(tokens, running, monotonic()))
         now = monotonic()
         # Only other workers' calls come before it.
         rank = self._order.rank(rollout, now) if self.slots.on_host is not None else now
         return self._let_go(rank, tokens, is_limited, now)
 
-    def take(self, place: Place) -> Turn:
-        """Return a call's turn, waiting for it if need be. Raises Saturated."""
+    def take(self, place: Place) -> Admitted:
+        """Admit a call, which waits if need be. Raises Saturated."""
         if self._max_queue is not None and len(self.waiting) >= self._max_queue:
             raise Saturated(
                 f"The gateway's queue is full ({self._max_queue} calls are waiting).",
                 code="gateway_queue_full",
                 retry_after_s=1,
             )
-        turn = self._wait(place, self._timeout_s)
-        if turn is None:
+        admitted = self._wait(place, self._timeout_s)
+        if admitted is None:
             raise Saturated(
                 f"The call waited {self._timeout_s:g} s for a slot in vain.",
                 code="gateway_queue_timeout",
                 retry_after_s=1,
             )
-        return turn
+        return admitted
 
-    def take_again(self, place: Place, until: float | None) -> Turn | None:
-        """Return the turn of a call that was refused, before all others; None if there is none by `until`."""
+    def take_again(self, place: Place, until: float | None) -> Admitted | None:
+        """Admit a call that was refused, before all others; None if it could not be by `until`."""
         place.is_refused = True
         return self._wait(place, None if until is None else max(0.0, until - monotonic()))
 
-    def answer(self, sent: Sent, limits: Mapping[str, RateLimit]) -> None:
+    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit]) -> None:
         """Learn from an answer that is no refusal, and let calls go that may then."""
         if self._shared is None:
             self.limiter.answer(sent, limits, self.slots.in_flight)
@@ -136,7 +136,7 @@ class Queue:
             self._pump()
 
     def refuse(
-        self, sent: Sent, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
+        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> float | None:
         """Learn from a 429; return how long its call must wait at least, None if it can't pass at all."""
         self._begin()
@@ -155,8 +155,8 @@ class Queue:
         for waiting in self.waiting.values():
             waiting.event.set()
 
-    def charge_again(self, sent: Sent) -> Sent:
-        """Charge a further attempt of a call that keeps its turn."""
+    def charge_again(self, sent: SentAttempt) -> SentAttempt:
+        """Charge a further attempt of a call that keeps its slot."""
         running = self._begin()
         try:
             return self.limiter.start(sent.tokens, running - 1, monotonic())
@@ -168,49 +168,49 @@ class Queue:
         if self.waiting:
             self._pump()
 
-    def _wait(self, place: Place, timeout_s: float | None) -> Turn | None:
+    def _wait(self, place: Place, timeout_s: float | None) -> Admitted | None:
         waiting = self.waiting[place] = _Waiting()
         self._order.add(place, monotonic())
         try:
             self._pump()
-            if waiting.turn is None and not self._is_closed:
+            if waiting.admitted is None and not self._is_closed:
                 waiting.event.wait(timeout_s)
-            if waiting.turn is None and self._is_closed:
+            if waiting.admitted is None and self._is_closed:
                 raise Unavailable("The gateway lets no more calls wait.", retry_after_s=1)
-            return waiting.turn
+            return waiting.admitted
         except BaseException:
-            if waiting.turn is not None:
-                self._take_back(waiting.turn)
+            if waiting.admitted is not None:
+                self._take_back(waiting.admitted)
             raise
         finally:
             if self.waiting.pop(place, None) is not None:
                 self._order.remove(place)
                 self.learn()
 
-    def _take_back(self, turn: Turn) -> None:
-        if turn.sent is not None:
+    def _take_back(self, admitted: Admitted) -> None:
+        if admitted.sent is not None:
             self._begin()
             try:
-                self.limiter.cancel(turn.sent)
+                self.limiter.cancel(admitted.sent)
             finally:
                 self._end(has_learnt=True)
-        turn.release()
+        admitted.release()
 
     def _pump(self) -> None:
         now = monotonic()
         while not self._is_closed and (place := self._order.first(now)) is not None:
             reason = self.reason
-            turn = self._let_go(place.rank_of_host, place.tokens, place.is_limited, now)
-            if turn is None:
+            admitted = self._let_go(place.rank_of_host, place.tokens, place.is_limited, now)
+            if admitted is None:
                 return
-            turn.reason = reason
+            admitted.reason = reason
             self._order.admit(place, now)
             waiting = self.waiting.pop(place)
-            waiting.turn = turn
+            waiting.admitted = admitted
             waiting.event.set()
 
-    def _let_go(self, rank: float, tokens: float, is_limited: bool, now: float) -> Turn | None:
-        """Return a call's turn if it may go now; else the timer is set for when it may."""
+    def _let_go(self, rank: float, tokens: float, is_limited: bool, now: float) -> Admitted | None:
+        """Admit a call if it may go now; else the timer is set for when it may."""
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
         try:
@@ -222,7 +222,7 @@ class Queue:
             if wait_s > 0 or shared is None or not is_limited or not shared.has_elder(rank, now):
                 self._yields_since = math.inf
             elif now - (since := min(self._yields_since, now)) < _ELDERS_S:
-                # A moment only: whoever doesn't take its turn must not cost any of the limit.
+                # A moment only: a call that does not go after all must not cost any of the limit.
                 self._yields_since = since
                 wait_s, waits_for = _LOOK_AGAIN_S, "rate"
             if wait_s <= 0:
@@ -240,7 +240,7 @@ class Queue:
             # What another worker gives back, it tells nobody.
             self._set_timer(now, min(wait_s, _LOOK_AGAIN_S) if shared is not None else wait_s + _LATER_S)
             return None
-        return Turn(self.slots, sent)
+        return Admitted(self.slots, sent)
 
     def _to_most(self, now: float) -> int:
         most, shared = self._most_of_host or 0, self.slots.on_host

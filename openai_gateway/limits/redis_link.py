@@ -1,6 +1,6 @@
 """The one connection of this process to Redis (or Valkey): commands in one round trip, each bounded in time.
 
-Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). When to ask what is `exchange`'s.
+Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). When to ask what is `redis_exchange`'s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The slots that cap concurrent upstream calls of this process.
 
-See also: queue (waiting for one; a Turn gives each back once).
+See also: queue (waiting for one; an Admitted gives each back once).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import msgspec
 
 from openai_gateway.limits.blind import BlindRate
 from openai_gateway.limits.held import HeldPace
-from openai_gateway.limits.ledger import Bucket
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.window import Window
 
 # The limiter's own values, in the order of `State.others`.
@@ -36,10 +36,10 @@ LEARNT: Final = (
 class State(msgspec.Struct, array_like=True):
     """All that is learnt of one upstream; `told` are the configuration's bounds, by kind and amount."""
 
-    requests: Bucket
-    tokens: Bucket
+    requests: Ledger
+    tokens: Ledger
     blind: BlindRate
     window: Window
     held: HeldPace
-    told: dict[str, Bucket]
+    told: dict[str, Ledger]
     others: list[Any]

@@ -1,12 +1,12 @@
-"""The order of things for one call, written out once: its turn, pause, attempts, retries; the answer owns the rest.
+"""The order of things for one call, written out once: admission, pause, attempts, retries; the answer owns the rest.
 
 States of a call: refused (it was never sent) | (queued -> (paused -> sent)*)* -> answered -> over. Until it is
 answered, `send` holds what the call holds, and gives it back on any way out but success; from then on the Answer does.
 A failed attempt is tried again as the official SDKs would, within the bounds of `max_retries`, `retry_budget_s` and
-`retry_ratio`; a call keeps its turn meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
+`retry_ratio`; a call keeps its slot meanwhile, for it is one call to the upstream, whatever becomes of its attempts.
 One that met a limit goes back into the queue.
 
-What each step does is in its own module. See also: limits.admission (turns), limits.pacing (retries), attempt, answer,
+What each step does is in its own module. See also: limits.admission, limits.pacing (retries), attempt, answer,
 wire.retries (whether an outcome may be tried again).
 """
 
@@ -94,7 +94,7 @@ class Relay:
             return Answer(raw, progress, watch, on_over, added, capture)
         except BaseException as error:
             watch.stop()
-            if progress.turn is None and not progress.attempts:
+            if progress.admitted is None and not progress.attempts:
                 progress.queue_wait_s = monotonic() - progress.started
             reason = _to_reason(error)
             self._end_early(progress, reason, on_over)
@@ -188,8 +188,8 @@ class Relay:
 
     def end(self, progress: Progress) -> None:
         """Give back what a call holds, and have it recorded."""
-        if progress.turn is not None:
-            progress.turn.release()
+        if progress.admitted is not None:
+            progress.admitted.release()
         progress.ended = monotonic()
         self._recorder.add(progress)
 

@@ -37,7 +37,7 @@ class Keeper(Protocol):
     def begin_turn(self, call: Call) -> Progress:
         """Return the state of a call that may be sent now, having waited for its slot. Raises GatewayError."""
 
-    def join_turn(self, call: Call, kept: queue.Turn | None) -> Progress:
+    def join_turn(self, call: Call, kept: queue.Admitted | None) -> Progress:
         """Return the state of a call that the upstream has begun already, with the slot that was kept for it."""
 
     def drop_turn(self, call: Call, error: GatewayError | ClientGone) -> None:
@@ -101,7 +101,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.error: GatewayError | None = None
-        self.kept: queue.Turn | None = None
+        self.kept: queue.Admitted | None = None
         self.kept_until = 0.0
         self.steers: set[str] = set()
         self.waiting: deque[tuple[bytes | None, bytes]] = deque()
@@ -121,11 +121,11 @@ class Lane:
             # The next one's time begins now.
             self.running[0].moved_at = monotonic()
         elif self.steers and self.sender is None and self.error is None:
-            self.kept, progress.turn = progress.turn, None
+            self.kept, progress.admitted = progress.admitted, None
             self.kept_until = monotonic() + _FOLLOWS_WITHIN_S
         return progress
 
-    def take_kept(self) -> queue.Turn | None:
+    def take_kept(self) -> queue.Admitted | None:
         """Return the slot that was kept, if one was."""
         kept, self.kept = self.kept, None
         return kept

@@ -1,6 +1,6 @@
 """The calls of one server that go over WebSockets: a handshake, and then each response, as a POST's order of things.
 
-A response can't be tried again, and its answer's head is its first event; all else is as for a POST: breaker, turn,
+A response can't be tried again, and its answer's head is its first event; all else is as for a POST: breaker, slot,
 what is learnt of limits, record. See also: upstream.relay, turns (what comes over the connection).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from openai_gateway.errors import ClientGone, GatewayError
-from openai_gateway.limits.queue import Turn
+from openai_gateway.limits.queue import Admitted
 from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.session import PeerRequest
 from openai_gateway.transport.watch import CallWatch
@@ -51,7 +51,7 @@ class Socket:
         self._request = request
 
     def begin_turn(self, call: Call) -> Progress:
-        """Return the state of a call that may be sent now, having waited for its turn.
+        """Return the state of a call that may be sent now, having waited for its slot.
 
         It must end in `end_turn`. Raises GatewayError, ClientGone.
         """
@@ -67,7 +67,7 @@ class Socket:
             raise self._relay.fail(progress, error) from None
         return progress
 
-    def join_turn(self, call: Call, kept: Turn | None) -> Progress:
+    def join_turn(self, call: Call, kept: Admitted | None) -> Progress:
         """Return the state of a call that the upstream has begun by itself.
 
         `kept` is the slot that it has from the one before it, None: it has one only if one is free.

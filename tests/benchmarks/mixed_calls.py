@@ -22,10 +22,10 @@ import gevent
 import msgspec
 from gevent.pool import Pool
 
-from openai_gateway.limits.attempts import Bounds, Told, Tries
+from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
-from openai_gateway.limits.queue import Queue, Turn
+from openai_gateway.limits.queue import Admitted, Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -129,23 +129,23 @@ class Mixture:
 
     def call(self, queue: Queue) -> None:
         """Make one call as `relay` does, and count what becomes of it."""
-        turns: list[Turn] = []
+        all_admitted: list[Admitted] = []
         outcome = "left while waiting"
         try:
-            turn = queue.take_at_once(self.draw.choice(self._rollouts), TOKENS, is_limited=True)
+            admitted = queue.take_at_once(self.draw.choice(self._rollouts), TOKENS, is_limited=True)
             place = Place(self.draw.choice(self._rollouts), TOKENS)
-            turns.append(turn or queue.take(place))
+            all_admitted.append(admitted or queue.take(place))
             outcome = "left while running"
-            outcome = self._attempt(queue, turns, place)
+            outcome = self._attempt(queue, all_admitted, place)
         finally:
-            for each in turns:
+            for each in all_admitted:
                 each.release()
             self.outcomes[outcome] += 1
 
-    def _attempt(self, queue: Queue, turns: list[Turn], place: Place) -> str:
+    def _attempt(self, queue: Queue, all_admitted: list[Admitted], place: Place) -> str:
         tries = Tries()
         while True:
-            sent = turns[-1].sent
+            sent = all_admitted[-1].sent
             assert sent is not None
             limit = self.upstream.take()
             limits = self.upstream.headers()
@@ -160,8 +160,8 @@ class Mixture:
                     return "answered"
                 if kind < 0.9:
                     return "reset"
-                # It failed, and is tried again with its turn: that is charged, too.
-                turns[-1].sent = queue.charge_again(sent)
+                # It failed, and is tried again with its slot: that is charged, too.
+                all_admitted[-1].sent = queue.charge_again(sent)
                 continue
             # Those that tell nothing take the charge back, the others' word of what is left lacks it.
             self.refused += 1
@@ -169,20 +169,20 @@ class Mixture:
             if told:
                 self.unpaid += 1
             queue.refuse(sent, told, Refusal(limit, 0.001), tries, monotonic())
-            turns[-1].release()
+            all_admitted[-1].release()
             again = queue.take_again(place, monotonic() + 0.05)
             if again is None:
                 return "gave up after a 429"
-            turns.append(again)
+            all_admitted.append(again)
 
     def _call_once(self, queue: Queue) -> None:
-        turn = queue.take(Place(self._rollouts[0], TOKENS))
-        assert turn.sent is not None
+        admitted = queue.take(Place(self._rollouts[0], TOKENS))
+        assert admitted.sent is not None
         self.upstream.take()
-        turn.release()
+        admitted.release()
 
     def _to_queue(self, path: Path) -> Queue:
-        queue = Queue(Limiter(Told(), monotonic()), Order(), Bounds(None, CAP))
+        queue = Queue(Limiter(ConfiguredLimits(), monotonic()), Order(), Bounds(None, CAP))
         queue.share(SharedLimits(path))
         return queue
 

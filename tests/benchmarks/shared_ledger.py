@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from openai_gateway.limits.attempts import Bounds, Told, Tries
+from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Rollout
-from openai_gateway.limits.queue import Queue, Turn
+from openai_gateway.limits.queue import Admitted, Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.wire.rate_limits import Refusal
 
@@ -35,30 +35,32 @@ _fork = multiprocessing.get_context("fork")
 
 def share(path: Path, cap: int | None, per_minute: float) -> Queue:
     """Return a queue as a worker has it."""
-    queue = Queue(Limiter(Told(per_minute, None, learns=False), time.monotonic()), Order(), Bounds(None, cap))
+    queue = Queue(
+        Limiter(ConfiguredLimits(per_minute, None, learns=False), time.monotonic()), Order(), Bounds(None, cap)
+    )
     queue.share(SharedLimits(path))
     return queue
 
 
 def work(path: Path, counts: Any, row: int) -> None:
     """Do one operation after the other until killed; `counts` has a row of FIELDS for each worker."""
-    queue, draw, turns = share(path, CAP, PER_MINUTE), random.Random(), list[Turn]()
+    queue, draw, all_admitted = share(path, CAP, PER_MINUTE), random.Random(), list[Admitted]()
     at = row * len(FIELDS)
     while True:
-        turn = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
-        if turn is not None:
-            turns.append(turn)
+        admitted = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
+        if admitted is not None:
+            all_admitted.append(admitted)
             counts[at + 2] += 1
-            assert turn.sent is not None
+            assert admitted.sent is not None
             kind = draw.random()
             if kind < 0.2:
-                queue.answer(turn.sent, {})
+                queue.answer(admitted.sent, {})
             elif kind < 0.3:
-                queue.refuse(turn.sent, {}, REFUSED, Tries(), time.monotonic())
+                queue.refuse(admitted.sent, {}, REFUSED, Tries(), time.monotonic())
         assert queue.slots.on_host is not None
         counts[at + 1] = max(counts[at + 1], queue.slots.on_host.running(float("inf")))
-        if turns and (turn is None or draw.random() < 0.3):
-            turns.pop().release()
+        if all_admitted and (admitted is None or draw.random() < 0.3):
+            all_admitted.pop().release()
         counts[at] += 2
 
 
@@ -112,10 +114,10 @@ def cost_us(path: Path, calls: int) -> tuple[float, float]:
     took = []
     for queue in [one, other] * (calls // 2):
         began = time.perf_counter()
-        turn = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
+        admitted = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
         took.append(time.perf_counter() - began)
-        if turn is not None:
-            turn.release()
+        if admitted is not None:
+            admitted.release()
     took.sort()
     return took[len(took) // 2] * 1e6, took[int(len(took) * 0.99)] * 1e6
 

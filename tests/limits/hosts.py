@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
 from tests.limits.simulation import Gateway, Report, Simulation, Upstream, finish
@@ -18,7 +18,7 @@ AHEAD_S = 1e9
 class Host:
     """One gateway's part in the exchange."""
 
-    def __init__(self, name: str, gateway: Gateway, redis: Redis, told: Told) -> None:
+    def __init__(self, name: str, gateway: Gateway, redis: Redis, told: ConfiguredLimits) -> None:
         self.name, self.gateway, self.redis = name, gateway, redis
         self.limiter = gateway.limiter = HostLimiter(told, 0.0)
         self.ledger = HostLedger(name, b"")
@@ -65,12 +65,12 @@ class Redis:
 
 
 def simulate_hosts(
-    spec: Upstream, hosts: int, redis: Redis | None = None, told: Told | None = None, **given: Any
+    spec: Upstream, hosts: int, redis: Redis | None = None, told: ConfiguredLimits | None = None, **given: Any
 ) -> tuple[Report, list[Host]]:
     """Run a simulation of hosts in touch; return its report, and them."""
     simulation = Simulation(spec, gateways=hosts, told=told, **given)
     redis = redis or Redis()
-    found = [Host(f"h{n}", gateway, redis, told or Told()) for n, gateway in enumerate(simulation.gateways)]
+    found = [Host(f"h{n}", gateway, redis, told or ConfiguredLimits()) for n, gateway in enumerate(simulation.gateways)]
     for number, host in enumerate(found):
         simulation.later(PERIOD_S * (number + 0.5) / hosts, host.exchange)
     return finish(simulation), found

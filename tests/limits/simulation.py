@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai_gateway.limits.attempts import Told, Tries
+from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import read_dialect, read_refusal
 
@@ -102,7 +102,7 @@ class Simulation:
         callers: int = 200,
         seed: int = 1,
         gateways: int = 1,
-        told: Told | None = None,
+        told: ConfiguredLimits | None = None,
     ) -> None:
         self.spec, self.seconds, self.callers = spec, seconds, callers
         self.random = random.Random(seed)
@@ -118,7 +118,7 @@ class Simulation:
         self.busy_s = 0.0
         self.busy_at = WARM_UP_S
         self.hidden: tuple[int, int] = (0, 0)
-        self.gateways = [Gateway(self, told or Told()) for _ in range(gateways)]
+        self.gateways = [Gateway(self, told or ConfiguredLimits()) for _ in range(gateways)]
         self.report = Report(per_caller=dict.fromkeys(range(callers), 0))
         self.at_start: dict[str, float] = {}
 
@@ -249,7 +249,7 @@ class Call:
 class Gateway:
     """What `queue` does, without greenlets: the oldest rollout first (four calls each), refused calls before all."""
 
-    def __init__(self, simulation: Simulation, told: Told) -> None:
+    def __init__(self, simulation: Simulation, told: ConfiguredLimits) -> None:
         self.simulation = simulation
         self.limiter = Limiter(told, 0.0)
         self.waiting: list[tuple[float, int, Call]] = []

@@ -35,10 +35,10 @@ def test_nothing_is_told_before_a_limit_is_met() -> None:
 
 def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
     admission = _admission()
-    turn = admission.queue.take_at_once(Rollout(0.0), 10.0, is_limited=True)
-    assert turn is not None
-    assert turn.sent is not None
-    admission.queue.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, 10.0)})
+    admitted = admission.queue.take_at_once(Rollout(0.0), 10.0, is_limited=True)
+    assert admitted is not None
+    assert admitted.sent is not None
+    admission.queue.answer(admitted.sent, {"requests": RateLimit(600.0, 500.0, 10.0)})
     found = admission.under_way().learned_limits["requests"]
     assert found.per_minute == 600.0
     assert found.free == pytest.approx(501.0, abs=1.0)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from openai_gateway.config.secret import Secret
-from openai_gateway.limits.attempts import Told
-from openai_gateway.limits.exchange import Exchange
+from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.limits_file import WORKER
+from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
 from tests.support.redis_server import needs_redis, run_redis
@@ -67,7 +67,7 @@ class _Part:
 
 def test_each_part_gets_its_replies_and_says_more_the_next_time() -> None:
     link = _Link()
-    exchange, parts = Exchange(link), [_Part("one"), _Part("two")]
+    exchange, parts = RedisExchange(link), [_Part("one"), _Part("two")]
     for part in parts:
         exchange.add(part)
     exchange.once()
@@ -79,7 +79,7 @@ def test_each_part_gets_its_replies_and_says_more_the_next_time() -> None:
 
 def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCaptureFixture) -> None:
     link, part = _Link(), _Part("one")
-    exchange = Exchange(link)
+    exchange = RedisExchange(link)
     exchange.add(part)
     with caplog.at_level(logging.INFO):
         for why in ("", "refused", "refused", "no answer", "", ""):
@@ -105,7 +105,7 @@ class _CannotTake(_Part):
 def test_part_that_fails_goes_on_as_if_redis_were_away_and_holds_up_no_other(
     broken: type[_Part], caplog: pytest.LogCaptureFixture
 ) -> None:
-    exchange, parts = Exchange(_Link()), [broken("budgets"), _Part("limits")]
+    exchange, parts = RedisExchange(_Link()), [broken("budgets"), _Part("limits")]
     for part in parts:
         exchange.add(part)
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_part_that_fails_goes_on_as_if_redis_were_away_and_holds_up_no_other(
 def test_what_another_worker_speaks_for_is_not_asked() -> None:
     link, part = _Link(), _Part("one")
     part.leads = False
-    exchange = Exchange(link)
+    exchange = RedisExchange(link)
     exchange.add(part)
     exchange.once()
     assert not link.asked
@@ -186,7 +186,7 @@ def test_why_redis_is_away_is_told_without_url_or_password(tmp_path: Path, passw
 def _part(path: Path, cap: int | None) -> tuple[SharedLimits, UpstreamPart]:
     # Another boot would be another host; here the file alone tells hosts apart.
     shared = SharedLimits(path, is_leased=True)
-    return shared, UpstreamPart(path, Told(), cap, time.monotonic())
+    return shared, UpstreamPart(path, ConfiguredLimits(), cap, time.monotonic())
 
 
 @needs_redis
@@ -198,7 +198,7 @@ def test_host_that_stood_still_starts_nothing_before_it_has_asked_again(tmp_path
     part.miss(now)
     assert shared.most(5, now + 1000) == 5, "Redis is away: what it has, it keeps"
     with run_redis(tmp_path) as redis:
-        exchange = Exchange(RedisLink(Secret(redis.url)))
+        exchange = RedisExchange(RedisLink(Secret(redis.url)))
         exchange.add(part)
         shared.count(2)
         exchange.once()

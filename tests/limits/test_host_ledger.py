@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import GONE_S, HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
-from openai_gateway.limits.news import Sums
+from openai_gateway.limits.news import Amounts
 from openai_gateway.wire.rate_limits import RateLimit
 from tests.limits.hosts import AHEAD_S, Redis, simulate_hosts
 from tests.limits.simulation import Report, Upstream, simulate
@@ -88,7 +88,7 @@ def test_whoever_speaks_for_a_host_next_goes_on_where_the_one_before_was() -> No
 
 
 def test_requests_per_minute_bounds_all_hosts_together() -> None:
-    report, _ = simulate_hosts(Upstream(rpm=6000, headers=""), 2, told=Told(1200, None))
+    report, _ = simulate_hosts(Upstream(rpm=6000, headers=""), 2, told=ConfiguredLimits(1200, None))
     assert report.refused == 0
     assert 0.9 * 20 * 25 <= report.admitted <= 1.05 * 20 * 25 + 10
 
@@ -98,7 +98,7 @@ class _Side:
 
     def __init__(self, name: str, said: dict[str, bytes]) -> None:
         self.name, self.said = name, said
-        self.limiter = HostLimiter(Told(), 0.0)
+        self.limiter = HostLimiter(ConfiguredLimits(), 0.0)
         self.ledger = HostLedger(name, b"")
 
     def charge(self, calls: int, now: float) -> None:
@@ -143,7 +143,7 @@ def test_charge_is_counted_once_however_often_it_is_said_and_whatever_redis_forg
     one.exchange(now + 2.0)
     other.exchange(now + 2.0)
     assert other.limiter.others.requests == pytest.approx(200, abs=1)
-    assert other.limiter.own == Sums(1.0, 100.0)
+    assert other.limiter.own == Amounts(1.0, 100.0)
     assert one.limiter.own.requests == 201
     assert one.limiter.others.requests == pytest.approx(0, abs=1)
 

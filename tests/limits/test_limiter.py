@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from openai_gateway.limits.attempts import Sent, Told, Tries
+from openai_gateway.limits.attempts import ConfiguredLimits, SentAttempt, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -19,7 +19,7 @@ NO_ROOM = {"requests": RateLimit(60.0, 0.0, 60.0)}
 def test_refused_call_keeps_its_own_retry_after_each_time(
     kind: str | None, limits: dict[str, RateLimit], retry_after_s: float
 ) -> None:
-    limiter, now = Limiter(Told(), 0.0), 100.0
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     limiter.answer(limiter.start(1.0, 0, now), limits, 1)
     refusal = Refusal(kind, retry_after_s)
     for tries in (Tries(), Tries(), Tries()):
@@ -31,7 +31,7 @@ def test_refused_call_keeps_its_own_retry_after_each_time(
 
 
 def test_refused_call_goes_as_soon_as_an_empty_ledger_fills_whatever_its_retry_after() -> None:
-    limiter = Limiter(Told(), 0.0)
+    limiter = Limiter(ConfiguredLimits(), 0.0)
     limiter.answer(limiter.start(1.0, 0, 100.0), LAST_ONE, 1)
     sent = limiter.start(1.0, 0, 100.1)
     assert limiter.refuse(sent, NO_ROOM, Refusal("requests", 60.0), Tries(), 100.2) == 0.0
@@ -40,14 +40,14 @@ def test_refused_call_goes_as_soon_as_an_empty_ledger_fills_whatever_its_retry_a
 
 @pytest.mark.parametrize("retry_after_s", [1e5, 1e308])
 def test_no_upstream_can_have_all_calls_wait_for_ever(retry_after_s: float) -> None:
-    limiter = Limiter(Told(), 0.0)
+    limiter = Limiter(ConfiguredLimits(), 0.0)
     for now in (10.0, 10.5):
         sent = limiter.start(1.0, 0, now)
         limiter.refuse(sent, {}, Refusal(kind="requests", wait_s=retry_after_s), Tries(), now)
     assert limiter.wait_s(1.0, 0, 11.0)[0] <= 120
 
 
-def _send(limiter: Limiter, calls: int, calls_a_s: float, now: float) -> tuple[Sent, float]:
+def _send(limiter: Limiter, calls: int, calls_a_s: float, now: float) -> tuple[SentAttempt, float]:
     for _ in range(calls):
         now += 1 / calls_a_s
         sent = limiter.start(1.0, 0, now)
@@ -55,7 +55,7 @@ def _send(limiter: Limiter, calls: int, calls_a_s: float, now: float) -> tuple[S
 
 
 def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> None:
-    limiter = Limiter(Told(), 0.0)
+    limiter = Limiter(ConfiguredLimits(), 0.0)
     sent, now = _send(limiter, 500, 50.0, 100.0)
     assert limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now) == 0.5
     assert limiter.held.rate(now) == pytest.approx(50, rel=0.05)
@@ -68,14 +68,14 @@ def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> No
 
 @pytest.mark.parametrize("kind", ["requests", None])
 def test_retry_after_of_minutes_is_kept_by_its_call(kind: str | None) -> None:
-    limiter = Limiter(Told(), 0.0)
+    limiter = Limiter(ConfiguredLimits(), 0.0)
     sent, now = _send(limiter, 1, 1.0, 100.0)
     assert limiter.refuse(sent, {}, Refusal(kind, 300.0), Tries(), now) == 300.0
 
 
 def test_call_above_the_whole_limit_goes_at_once_and_holds_up_nobody() -> None:
     """The upstream refuses it, or we take it for larger than it is."""
-    limiter, now = Limiter(Told(), 0.0), 100.0
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     for left in (29_000.0, 2_000.0):
         limiter.answer(limiter.start(1000.0, 0, now), {"tokens": RateLimit(30_000.0, left, None)}, 1)
         now += 1.0
@@ -89,7 +89,7 @@ def test_call_above_the_whole_limit_goes_at_once_and_holds_up_nobody() -> None:
 
 def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:
     """Groq's: a few calls a minute, once two answers agree."""
-    limiter, now = Limiter(Told(), 0.0), 100.0
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     for used in (30, 31):
         told = RateLimit(14_400.0, 14_400.0 - used, used * 86_400 / 14_400)
         limiter.answer(limiter.start(1.0, 0, now), {"requests": told}, 1)
@@ -99,7 +99,7 @@ def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:
 
 def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_have_in_flight() -> None:
     """A worker that joins brings its own calls in flight; the first one's knew nothing of them."""
-    limiter, refused = Limiter(Told(), 0.0), Refusal("in_flight")
+    limiter, refused = Limiter(ConfiguredLimits(), 0.0), Refusal("in_flight")
     limiter.window.open()
     early = [limiter.start(1.0, running, 10.0 + running / 1000) for running in range(50)]
     limiter.refuse(early[-2], {}, refused, Tries(), 10.1)
@@ -110,7 +110,7 @@ def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_
 
 
 def test_upstream_that_refuses_all_without_a_word_is_asked_ever_more_rarely() -> None:
-    limiter, now = Limiter(Told(), 0.0), 100.0
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     callers = [Tries() for _ in range(30)]
     asked_at: list[float] = []
     while now < 160.0:

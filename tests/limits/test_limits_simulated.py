@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_gateway.limits.attempts import Told
+from openai_gateway.limits.attempts import ConfiguredLimits
 from tests.limits.simulation import Report, Simulation, Upstream, simulate
 
 RPM = Upstream(rpm=3000)
@@ -74,7 +74,7 @@ def test_token_limits_are_used_and_dear_calls_not_left_behind(spec: Upstream) ->
 
 
 def test_told_limits_are_kept_where_the_upstream_has_more() -> None:
-    report = simulate(Upstream(rpm=6000, headers=""), told=Told(1200, None))
+    report = simulate(Upstream(rpm=6000, headers=""), told=ConfiguredLimits(1200, None))
     assert report.refused == 0
     assert 0.95 * 20 * 25 <= report.admitted <= 1.01 * 20 * 25 + 5
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from openai_gateway.limits import sharing
-from openai_gateway.limits.attempts import Bounds, Told, Tries
+from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
@@ -27,24 +27,24 @@ CAP = 8
 _fork = multiprocessing.get_context("fork")
 
 
-def _share(path: Path, cap: int | None = None, told: Told | None = None) -> Queue:
-    queue = Queue(Limiter(told or Told(), time.monotonic()), Order(), Bounds(None, cap))
+def _share(path: Path, cap: int | None = None, told: ConfiguredLimits | None = None) -> Queue:
+    queue = Queue(Limiter(told or ConfiguredLimits(), time.monotonic()), Order(), Bounds(None, cap))
     queue.share(SharedLimits(path))
     return queue
 
 
 def _hammer(path: Path, counts: Any, number: int) -> None:
-    queue = _share(path, CAP, Told(1e9, None, learns=False))
-    turns = []
+    queue = _share(path, CAP, ConfiguredLimits(1e9, None, learns=False))
+    all_admitted = []
     while True:
-        turn = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
-        if turn is not None:
-            turns.append(turn)
+        admitted = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
+        if admitted is not None:
+            all_admitted.append(admitted)
         # The cap is one of this host: what the file says must never be above it.
         assert queue._shared is not None
         counts[2 * number + 1] = max(counts[2 * number + 1], queue._shared.running(float("inf")))
-        if turns and (turn is None or random.random() < 0.3):
-            turns.pop().release()
+        if all_admitted and (admitted is None or random.random() < 0.3):
+            all_admitted.pop().release()
         counts[2 * number] += 2
 
 
@@ -74,8 +74,8 @@ def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_pat
             worker.join()
     assert max(counts[1::2]) == CAP
     queue = _share(path, CAP)
-    turns = [queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) for _ in range(CAP + 1)]
-    assert [turn is not None for turn in turns] == [True] * CAP + [False]
+    all_admitted = [queue.take_at_once(Rollout(0.0), 1.0, is_limited=False) for _ in range(CAP + 1)]
+    assert [admitted is not None for admitted in all_admitted] == [True] * CAP + [False]
 
 
 def _hold(path: Path, count: int) -> None:
@@ -103,10 +103,10 @@ def test_permits_of_a_killed_worker_go_to_whoever_waits(tmp_path: Path) -> None:
 def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
     """And what one sends, the others take off what is left."""
     one, other = (_share(tmp_path / "limits") for _ in range(2))
-    turn = one.take_at_once(Rollout(0.0), 100.0, is_limited=True)
-    assert turn is not None
-    assert turn.sent is not None
-    one.answer(turn.sent, {"requests": RateLimit(600.0, 10.0, None)})
+    admitted = one.take_at_once(Rollout(0.0), 100.0, is_limited=True)
+    assert admitted is not None
+    assert admitted.sent is not None
+    one.answer(admitted.sent, {"requests": RateLimit(600.0, 10.0, None)})
     other.limiter._is_bound = True  # it has seen a limit itself
     left = []
     for queue in (one, other, one, other):
@@ -119,12 +119,12 @@ def test_what_one_worker_learns_all_know(tmp_path: Path) -> None:
 
 def test_refusal_from_before_the_workers_shared_anything_keeps_its_retry_after(tmp_path: Path) -> None:
     one, other = (_share(tmp_path / "limits") for _ in range(2))
-    early, turn = (queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) for queue in (other, one))
+    early, admitted = (queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) for queue in (other, one))
     assert early is not None
     assert early.sent is not None
-    assert turn is not None
-    assert turn.sent is not None
-    one.answer(turn.sent, {"requests": RateLimit(600.0, 500.0, None)})
+    assert admitted is not None
+    assert admitted.sent is not None
+    one.answer(admitted.sent, {"requests": RateLimit(600.0, 500.0, None)})
     one.take_at_once(Rollout(0.0), 1.0, is_limited=True)
     other.answer(early.sent, {"requests": RateLimit(600.0, 500.0, None)})
     other.take_at_once(Rollout(0.0), 1.0, is_limited=True)
@@ -146,7 +146,7 @@ def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Pa
 
 
 def _learn(path: Path) -> None:
-    queue = _share(path, None, Told(60.0, None))
+    queue = _share(path, None, ConfiguredLimits(60.0, None))
     assert queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) is not None
     assert _knows(SharedLimits(path))
 
@@ -197,13 +197,13 @@ def test_workers_keep_their_rows_while_nobody_has_a_descriptor_free(tmp_path: Pa
 
 def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
     """A bound that only a mistake breaks: some 25 us are measured, the rest is for a busy machine."""
-    one, other = (_share(tmp_path / "limits", None, Told(1e9, None)) for _ in range(2))
+    one, other = (_share(tmp_path / "limits", None, ConfiguredLimits(1e9, None)) for _ in range(2))
     began = time.process_time()
     for _ in range(500):
         for queue in (one, other):
-            turn = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
-            if turn is not None:
-                turn.release()
+            admitted = queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
+            if admitted is not None:
+                admitted.release()
     assert (time.process_time() - began) / 1000 < 500e-6
 
 
@@ -211,7 +211,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "limits"
     one, other = SharedLimits(path), SharedLimits(path)
     one.begin()
-    one.end(Limiter(Told(60.0), 0.0).to_state())
+    one.end(Limiter(ConfiguredLimits(60.0), 0.0).to_state())
     damaged = bytearray(path.read_bytes())
     # What was learnt stands last in the file.
     end = len(damaged.rstrip(b"\0"))
@@ -219,7 +219,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.write(damaged)
     assert other.begin() is None
-    learnt = Limiter(Told(), 0.0)
+    learnt = Limiter(ConfiguredLimits(), 0.0)
     learnt.pause_until = 4.5
     other.end(learnt.to_state())
     found = one.begin()
@@ -232,12 +232,14 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
 
 def test_bounds_that_differ_are_kept_apart_and_passed_on(tmp_path: Path) -> None:
     """Two servers of one upstream may have their own bounds; and after a reload, there are new ones."""
-    slow, fast, free = (_share(tmp_path / "limits", None, Told(bound, None, False)) for bound in (60.0, 600.0, None))
+    slow, fast, free = (
+        _share(tmp_path / "limits", None, ConfiguredLimits(bound, None, False)) for bound in (60.0, 600.0, None)
+    )
     assert [_may_go(queue) for queue in (slow, fast, free)] == [True] * 3
     assert _may_go(fast), "what is sent late is made up for"
     assert all(_may_go(free) for _ in range(20))
     assert not _may_go(slow)
-    assert not _may_go(_share(tmp_path / "limits", None, Told(60.0, None, False)))
+    assert not _may_go(_share(tmp_path / "limits", None, ConfiguredLimits(60.0, None, False)))
 
 
 def _may_go(queue: Queue) -> bool:

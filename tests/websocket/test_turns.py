@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from openai_gateway.errors import BudgetExceeded, CallTimeout, ClientGone, GatewayError, UpstreamTimeout
-from openai_gateway.limits.queue import Turn
+from openai_gateway.limits.queue import Admitted
 from openai_gateway.limits.slots import Slots
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
@@ -49,13 +49,13 @@ class Bench:
     def begin_turn(self, call: Call) -> Progress:
         progress = Progress(call)
         if self.slots.take():
-            progress.turn = Turn(self.slots, None)
+            progress.admitted = Admitted(self.slots, None)
         return progress
 
-    def join_turn(self, call: Call, kept: Turn | None) -> Progress:
+    def join_turn(self, call: Call, kept: Admitted | None) -> Progress:
         self.joined += 1
         progress = Progress(call)
-        progress.turn = kept
+        progress.admitted = kept
         return progress
 
     def drop_turn(self, call: Call, error: GatewayError | ClientGone) -> None:
@@ -65,8 +65,8 @@ class Bench:
         self.outcomes.append(outcome)
 
     def end_turn(self, progress: Progress) -> None:
-        if progress.turn is not None:
-            progress.turn.release()
+        if progress.admitted is not None:
+            progress.admitted.release()
         self.ended.append(progress)
 
     def create(self, lane: str = "") -> None:

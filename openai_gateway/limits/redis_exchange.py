@@ -40,7 +40,7 @@ class Part(Protocol):
         """Go on without, for Redis is away."""
 
 
-class Exchange:
+class RedisExchange:
     """The exchange of some parts over one link."""
 
     def __init__(self, link: Link) -> None:

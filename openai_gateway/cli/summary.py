@@ -232,6 +232,7 @@ def _to_cost_text(found: Mapping[str, Any]) -> str:
         parts.append(f"about {to_cost(found['estimated_usd'])} estimated, of answers of unknown cost")
     if found["perhaps_billed_usd"]:
         parts.append(
-            f"about {to_cost(found['perhaps_billed_usd'])} perhaps billed, of calls that timed out or broke off"
+            f"about {to_cost(found['perhaps_billed_usd'])} perhaps billed, of calls that timed out, broke off or were "
+            "cancelled"
         )
     return "; ".join(parts)

@@ -237,6 +237,11 @@ def _to_started(answer: GatewayAnswer) -> _Started | None:
     return started if answer.status == 200 and started.status in _UNDER_WAY else None
 
 
+def is_under_way(found: GatewayAnswer | Failure) -> bool:
+    """Tell whether an answer is a response that was started in the background."""
+    return isinstance(found, GatewayAnswer) and _to_started(found) is not None
+
+
 def _to_int(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 

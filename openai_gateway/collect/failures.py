@@ -42,6 +42,7 @@ _MEND: Final = "mend the row, then go on with --resume"
 
 _STATUS: Final = re.compile("[45][0-9][0-9]")
 _UNREACHABLE: Final = "gateway_unreachable"
+_CANCELLED: Final = "cancelled"
 # What every other call would meet, too.
 GENERAL: Final = frozenset(
     {
@@ -55,7 +56,7 @@ GENERAL: Final = frozenset(
     }
 )
 # No fault of the call's, whatever it asks.
-NOT_HELD_AGAINST: Final = GENERAL | {UPSTREAM_UNREACHABLE, UPSTREAM_UNAVAILABLE, RATE_LIMITED, GATEWAY_FULL}
+NOT_HELD_AGAINST: Final = GENERAL | {UPSTREAM_UNREACHABLE, UPSTREAM_UNAVAILABLE, RATE_LIMITED, GATEWAY_FULL, _CANCELLED}
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -103,6 +104,11 @@ def to_unreachable(message: str) -> Failure:
 def to_broken(status: int | None, message: str) -> Failure:
     """Return the failure of a call whose answer broke off or is no JSON object."""
     return Failure("broken_answer", status, None, message, _LATER)
+
+
+def to_cancelled() -> Failure:
+    """Return the failure of a call that ended with its run."""
+    return Failure(_CANCELLED, None, None, "the run was stopped while the upstream may have worked on it", _LATER)
 
 
 def to_failed_response(status: int, code: str | None, message: str) -> Failure:

@@ -15,12 +15,12 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Group
 
-from openai_gateway.collect.away import Away, is_away
+from openai_gateway.collect.away import Away, Trial, is_away
 from openai_gateway.collect.budget import Budget
-from openai_gateway.collect.client import Gateway, GatewayAnswer
+from openai_gateway.collect.client import Gateway, GatewayAnswer, is_under_way
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.estimate import Claim, Estimator
-from openai_gateway.collect.failures import Failure
+from openai_gateway.collect.failures import Failure, to_cancelled
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
 from openai_gateway.collect.results import AnswerTimes, to_answer_line, to_failure_line, to_result
@@ -35,6 +35,21 @@ _SYNC_EVERY_S: Final = 10.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The upstream worked on these and may charge for them.
 _WORKED_ON: Final = ("upstream_timeout", "504")
+
+
+class Tries:
+    """A call's tries: what those before the last may have cost, how long it was held between them.
+
+    `is_under_way` says that the upstream may be working on it, so that it may be billed whatever becomes of it here.
+    """
+
+    __slots__ = ("held_s", "is_under_way", "lost_usd", "started", "trial")
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.started = monotonic()
+        self.held_s = self.lost_usd = 0.0
+        self.is_under_way = False
 
 
 class Run:
@@ -117,22 +132,17 @@ class Run:
 
     def _make(self, gateway: Gateway, call: PlannedCall, claim: Claim, number: int, most_in_a_row: int) -> None:
         cost_usd = 0.0
-        started = monotonic()
-        row = call.row
+        tries = Tries(self._away.begin())
         try:
-            body = row.to_body(call.rollout_index)
-            found, lost_usd, held_s = self._ask(gateway, call, body)
-            if found is not None and row.is_background:
-                found = gateway.wait_for_response(found, call.rollout_id)
-            if found is not None:
-                took_s = monotonic() - started
-                cost_usd = self._take(call, found, AnswerTimes(took_s, took_s - held_s), lost_usd)
-            else:
-                cost_usd = self._lose(lost_usd)
+            found = self._ask(gateway, call, tries)
+            cost_usd = self._lose(call, tries) if found is None else self._take(call, found, tries)
             if self._journal.error is not None:
                 self._break(self._journal.error)
             if self._in_a_row >= max(_LEAST_IN_A_ROW, most_in_a_row):
                 self._stop(ALL_FAIL)
+        except gevent.GreenletExit:
+            cost_usd = self._lose(call, tries)
+            raise
         except Exception as error:
             self._break(error)
         finally:
@@ -140,57 +150,64 @@ class Run:
             self._budget.settle(claim, cost_usd)
             self._wake.set()
 
-    def _ask(
-        self, gateway: Gateway, call: PlannedCall, body: bytes
-    ) -> tuple[GatewayAnswer | Failure | None, float, float]:
-        """Return what came of a call, None if nothing is to; what its tries before may have cost, and took."""
-        trial, lost_usd, held_s, started = self._away.begin(), 0.0, 0.0, monotonic()
+    def _ask(self, gateway: Gateway, call: PlannedCall, tries: Tries) -> GatewayAnswer | Failure | None:
+        """Return what came of a call, None if nothing is to."""
+        body = call.row.to_body(call.rollout_index)
         while True:
+            tries.is_under_way = True
             found, unanswered = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
-            lost_usd += unanswered * (self._estimator.cost_usd(call.row) or 0.0)
+            tries.is_under_way = False
+            tries.lost_usd += unanswered * self._to_most_usd(call)
             self._away.learn(found)
             if not is_away(found):
-                return found, lost_usd, held_s
+                break
             assert isinstance(found, GatewayAnswer)
-            may_ask = self._away.wait(trial, self._stopped)
+            may_ask = self._away.wait(tries.trial, self._stopped)
             if not may_ask and not self._stopped.is_set():
-                return found, lost_usd, held_s
-            lost_usd += self._count_attempts(call, found)
+                return found
+            tries.lost_usd += self._count_attempts(call, found)
             if not may_ask:
                 # The next run does it.
-                return None, lost_usd, held_s
-            held_s = monotonic() - started
+                return None
+            tries.held_s = monotonic() - tries.started
+        if call.row.is_background and found is not None and is_under_way(found):
+            # Until it is seen to be over: what is lost sight of goes on, and is billed.
+            tries.is_under_way = True
+            found = gateway.wait_for_response(found, call.rollout_id)
+            tries.is_under_way = not isinstance(found, GatewayAnswer) or found.status != 200
+        return found
 
     def _count_attempts(self, call: PlannedCall, found: GatewayAnswer) -> float:
         """Count a call's attempts and return what those may have cost that the upstream worked on."""
         for sums in (self.progress.sums, self.progress.run_sums):
             sums.add_attempts(found.attempts or 1, found.retries)
-        worked_on = sum(reason in _WORKED_ON for reason in found.retries)
-        return worked_on * (self._estimator.cost_usd(call.row) or 0.0)
+        return sum(reason in _WORKED_ON for reason in found.retries) * self._to_most_usd(call)
 
-    def _lose(self, lost_usd: float) -> float:
-        """Count what may have been billed for nothing, and return it."""
-        for sums in (self.progress.sums, self.progress.run_sums):
-            sums.perhaps_billed_usd += lost_usd
+    def _to_most_usd(self, call: PlannedCall) -> float:
+        return self._estimator.cost_usd(call.row) or 0.0
+
+    def _lose(self, call: PlannedCall, tries: Tries) -> float:
+        """Write that a call ended with the run, if it may be billed all the same, and return what it may cost."""
+        lost_usd = tries.lost_usd + (self._to_most_usd(call) if tries.is_under_way else 0.0)
+        if lost_usd or tries.is_under_way:
+            self._write_failure(call, to_cancelled(), lost_usd)
         return lost_usd
 
-    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, times: AnswerTimes, lost_usd: float) -> float:
-        """Write what came of a call and return what it cost, or may have.
-
-        The latency is its last try's, with the wait at the gateway; `lost_usd` is what the tries before may have cost.
-        """
-        progress, row = self.progress, call.row
+    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, tries: Tries) -> float:
+        """Write what came of a call and return what it cost, or may have."""
+        progress, row, took_s = self.progress, call.row, monotonic() - tries.started
         response, failure = to_result(row.api, found)
+        lost_usd = tries.lost_usd
         lost_usd += self._count_attempts(call, found) if isinstance(found, GatewayAnswer) else 0.0
         if failure is not None:
-            lost_usd += self._to_lost_usd(call, found, failure)
+            lost_usd += self._to_lost_usd(call, found, failure, tries)
             self._write_failure(call, failure, lost_usd)
             return lost_usd
         assert isinstance(found, GatewayAnswer)
         report = read_answer(response)
         cost_usd = 0.0 if found.is_replayed else self._estimator.to_cost_usd(report)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
-        times = AnswerTimes(times.duration_s, max(times.latency_s - found.waited_s, 0.0))
+        times = AnswerTimes(took_s, max(took_s - tries.held_s - found.waited_s, 0.0))
         self._journal.answers.append(to_answer_line(call, found, response, times, lost_usd))
         self._in_a_row = 0
         progress.answered += 1
@@ -200,15 +217,14 @@ class Run:
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure) -> float:
+    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: Tries) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
         if isinstance(found, GatewayAnswer) and found.status < 300:
             cost_usd = self._estimator.to_cost_usd(read_answer(found.body))
             if cost_usd is not None:
                 return cost_usd
-        if failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout"):
-            return 0.0
-        return self._estimator.cost_usd(call.row) or 0.0
+        is_refused = failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout")
+        return 0.0 if is_refused and not tries.is_under_way else self._to_most_usd(call)
 
     def _write_failure(self, call: PlannedCall, failure: Failure, lost_usd: float) -> None:
         self._journal.failures.append(to_failure_line(call, failure, lost_usd))

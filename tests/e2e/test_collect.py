@@ -138,7 +138,7 @@ def test_first_signal_lets_calls_in_flight_finish(tmp_path: Path, upstream: Guni
 
 
 def test_second_ctrl_c_cancels_at_once(tmp_path: Path, upstream: Gunicorn) -> None:
-    config = write_config(tmp_path, upstream.url)
+    config = write_config(tmp_path, upstream.url, PRICED)
     _write_rows(tmp_path, 4, metadata={"sim_fault": "silence_before_headers"})
     run = _start(tmp_path, "--config", str(config))
     eventually(lambda: _stats(upstream)["in_flight"] == 4, timeout_s=30)
@@ -149,7 +149,11 @@ def test_second_ctrl_c_cancels_at_once(tmp_path: Path, upstream: Gunicorn) -> No
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=30)
     assert run.returncode == 130
-    assert (_lines(tmp_path / "o.jsonl"), _lines(tmp_path / "o_failures.jsonl")) == (0, 0)
+    # The upstream worked on them, so that they may be billed.
+    assert (_lines(tmp_path / "o.jsonl"), _lines(tmp_path / "o_failures.jsonl")) == (0, 4)
+    found = json.loads((tmp_path / "o_metrics.json").read_text())
+    assert found["perhaps_billed_usd"] > 0
+    assert found["this_run"]["failed"]["cancelled"]["calls"] == 4
     eventually(lambda: _stats(upstream)["in_flight"] == 0)
 
 

@@ -18,6 +18,7 @@ import requests
 
 from tests.e2e.test_collect import COLLECT, ENVIRON, PRICED, _lines, _read, _run, _start, _stats, _write_rows
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
+from tests.support.upstreams import Conversation, run_upstream, to_answer
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +123,10 @@ def test_background_responses_are_waited_for(tmp_path: Path, target: tuple[str, 
     assert [row["response"]["status"] for row in _read(tmp_path / "o.jsonl")] == ["completed"] * 3
 
 
-def test_background_responses_are_cancelled_when_the_run_is(
+def test_background_responses_are_cancelled_when_the_run_is_and_count_as_perhaps_billed(
     tmp_path: Path, upstream: Gunicorn, target: tuple[str, ...]
 ) -> None:
-    _write_rows(tmp_path, 2, background=True, metadata={"sim_latency_ms": "600000"})
+    _write_rows(tmp_path, 2, background=True, max_output_tokens=1000, metadata={"sim_latency_ms": "600000"})
     requests.post(f"{upstream.url}/sim/reset", timeout=10)
     run = _start(tmp_path, *target)
     eventually(lambda: _stats(upstream)["requests"] >= 4, timeout_s=30)
@@ -134,10 +135,36 @@ def test_background_responses_are_cancelled_when_the_run_is(
     while "Ctrl-C again cancels" not in run.stderr.readline():
         pass
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    said, _ = run.communicate(timeout=30)
     assert run.returncode == 130
     cancelled = [call for call in _stats(upstream)["by_path"].items() if call[0].endswith("/cancel")]
     assert sum(count for _, count in cancelled) == 2
+    # A bound of 1,000 tokens at $2 a million for each, and the inputs.
+    assert 0.004 < json.loads((tmp_path / "o_metrics.json").read_text())["perhaps_billed_usd"] < 0.0042
+    assert "or were cancelled" in said
+    assert [row["_ng_failure_class"] for row in _read(tmp_path / "o_failures.jsonl")] == ["cancelled"] * 2
+    # The allowed cost of later runs sees them, and the rows are not blamed.
+    again = _run(tmp_path, *target, "--resume", "--max-cost", "0.005")
+    assert (again.returncode, "Stopped by --max-cost" in again.stderr) == (1, True)
+    assert "2 to do, 0 done\n" in again.stderr
+
+
+def test_background_response_that_is_lost_sight_of_counts_as_perhaps_billed(tmp_path: Path) -> None:
+    started = {"id": "resp_1", "object": "response", "status": "in_progress", "background": True, "output": []}
+    models = b'{"data": [{"id": "gpt-5-mini"}]}'
+
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            if request.target.endswith("/resp_1"):
+                talk.send(to_answer(b'{"error": {"message": "unknown"}}', status="404 Not Found"))
+            else:
+                talk.send(to_answer(json.dumps(started).encode() if request.method == "POST" else models))
+
+    with run_upstream(script) as gateway:
+        _write_rows(tmp_path, 1, background=True, max_output_tokens=1000)
+        ended = _run(tmp_path, "--base-url", f"{gateway.url}/v1", "--price-file", PRICED["price_file"])
+    assert ended.returncode == 1
+    assert 0.002 < json.loads((tmp_path / "o_metrics.json").read_text())["perhaps_billed_usd"] < 0.0021
 
 
 def test_answers_that_were_cut_off_are_asked_for_again(tmp_path: Path, target: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from werkzeug.routing import BaseConverter
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.budgets import Budgets, to_budgets_path
 from openai_gateway.accounting.capture import Captures
-from openai_gateway.accounting.capturing import Capturer
+from openai_gateway.accounting.capturing import ServerCapturer
 from openai_gateway.accounting.log import CallLog, lost_lines
 from openai_gateway.accounting.shared_files import to_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
@@ -115,7 +115,7 @@ class GatewayApp(flask.Flask):
                 Relay(
                     server,
                     _to_observers(server, shared, usage_logs),
-                    Capturer(captures[server.model_call_capture_dir]) if server.model_call_capture_dir else None,
+                    ServerCapturer(captures[server.model_call_capture_dir]) if server.model_call_capture_dir else None,
                 ),
                 recordings.get(name),
                 clients.get(server.clients_file or ""),

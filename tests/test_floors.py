@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,10 @@ def test_module_is_short_and_opens_with_two_lines(module: Path) -> None:
     lines = (ast.get_docstring(ast.parse(text)) or "").splitlines()
     assert lines
     assert len(lines) >= 3 or module.name == "__init__.py", "its job, and what it leaves to whom"
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    """Whoever reads a name in a log, a docstring or a stack knows which class it is; a private one has its module."""
+    trees = [ast.parse(module.read_text()) for module in MODULES]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []

@@ -18,7 +18,7 @@ from openai_gateway import errors
 from openai_gateway.cli.main import main
 from openai_gateway.config import load_config
 from openai_gateway.config.reference import put_tables
-from openai_gateway.simulator.settings import Settings, load_settings
+from openai_gateway.simulator.settings import SimulatorSettings, load_settings
 from openai_gateway.wire.call import CallRecord
 from tests.test_floors import FLOORS
 
@@ -170,4 +170,4 @@ def test_shipped_configs_load_alone_and_together(folder: Path) -> None:
 
 
 def test_shipped_simulator_settings_are_the_defaults() -> None:
-    assert load_settings(ROOT / "conf" / "simulator.yaml", {}) == Settings()
+    assert load_settings(ROOT / "conf" / "simulator.yaml", {}) == SimulatorSettings()

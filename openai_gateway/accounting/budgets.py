@@ -44,7 +44,9 @@ class Budgets:
         self._pid = 0
         self._experiences: dict[tuple[str, str], Experience] = {}
 
-    def reserve(self, server: ServerConfig, client: Client | None, run: Limit | None, asked: Asked) -> Reservation:
+    def reserve(
+        self, server: ServerConfig, client: Client | None, run: Limit | None, asked: Asked
+    ) -> BudgetReservation:
         """Set aside what a call may cost. Raises BudgetExceeded, ClientBusy."""
         limits = [run] if run is not None else []
         if client is not None:
@@ -60,7 +62,7 @@ class Budgets:
             _log.error("budgets: %s can't be used: %s", self._path, error)
             raise Unavailable("The gateway can't look up budgets now.", code="gateway_budgets_unavailable") from None
         experience.begin(asked)
-        return Reservation(self, tuple(limits), nano_usd, now, (experience, asked, server))
+        return BudgetReservation(self, tuple(limits), nano_usd, now, (experience, asked, server))
 
     def find_experience(self, client: Client | None, server: ServerConfig) -> Experience:
         """Return what is known of a client's calls to a server."""
@@ -129,7 +131,7 @@ def to_budgets_path(usage_log: str) -> str:
     return os.path.join(folder, f".{name}.budgets")
 
 
-class Reservation:
+class BudgetReservation:
     """What is set aside for one call; settled exactly once, by whoever records the call."""
 
     __slots__ = ("_at", "_budgets", "_learn_from", "_limits", "_nano_usd")

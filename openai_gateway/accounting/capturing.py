@@ -29,7 +29,7 @@ _LOCK_TRIES: Final = 20
 _LOCK_WAIT_S: Final = 0.02
 
 
-class Capturer:
+class ServerCapturer:
     """Captures the calls of one server."""
 
     def __init__(self, captures: Captures) -> None:

@@ -25,7 +25,7 @@ class Limit(msgspec.Struct, frozen=True):
     is_run: bool = False
 
 
-class Sums(msgspec.Struct, frozen=True, array_like=True):
+class RowSums(msgspec.Struct, frozen=True, array_like=True):
     """What one host, or several together, have spent and reserved in a row; `day` and `month` are those counted in."""
 
     day: int = 0

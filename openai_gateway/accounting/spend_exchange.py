@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openai_gateway.accounting.spend import Sums
+from openai_gateway.accounting.spend import RowSums
 from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.redis_link import Command
@@ -31,12 +31,12 @@ _KEPT_S: Final = 400 * 86_400
 _RESERVED_S: Final = 10.0
 # Clients with nothing under way take turns if there are more.
 _MOST_IDLE: Final = 100
-_NOTHING: Final = Sums()
+_NOTHING: Final = RowSums()
 
 
 class _Said(msgspec.Struct, array_like=True, frozen=True):
     at: float
-    sums: Sums
+    sums: RowSums
 
 
 class _Row:
@@ -46,7 +46,7 @@ class _Row:
 
     def __init__(self) -> None:
         self.others: dict[str, _Said] = {}
-        self.said: Sums | None = None
+        self.said: RowSums | None = None
         # Hosts whose word Redis has lost.
         self.unsaid: list[str] = []
 
@@ -62,7 +62,7 @@ class SpendPart:
         self._names = tuple(names)
         self._leadership: Leadership | None = None
         self._rows: dict[bytes, _Row] = {}
-        self._own: dict[bytes, Sums] = {}
+        self._own: dict[bytes, RowSums] = {}
         self._asked: list[bytes] = []
         self._turn = 0
         self._is_away = False
@@ -95,8 +95,8 @@ class SpendPart:
     def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
         """Write down what Redis said; return what to tell it next time, besides: nothing."""
         file = self._open_file()
-        others: dict[bytes, Sums] = {}
-        own: dict[bytes, Sums] = {}
+        others: dict[bytes, RowSums] = {}
+        own: dict[bytes, RowSums] = {}
         found = [reply for reply in replies if isinstance(reply, dict)]
         for key, texts in zip(self._asked, found, strict=True):
             row, said = self._rows[key], _read(texts)
@@ -142,11 +142,11 @@ def _read(texts: Mapping[bytes, bytes]) -> dict[str, _Said]:
     return found
 
 
-def _add(said: Iterable[_Said], own: Sums, clock: float) -> Sums:
+def _add(said: Iterable[_Said], own: RowSums, clock: float) -> RowSums:
     """Return the sum of what hosts have spent in this host's day and month, and reserve now."""
     sums = [each.sums for each in said]
     alive = [each.sums for each in said if clock - each.at < _RESERVED_S]
-    return Sums(
+    return RowSums(
         own.day,
         own.month,
         sum(each.of_day for each in sums if each.day == own.day),

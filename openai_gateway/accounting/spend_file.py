@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.accounting.spend import Full, Limit, Spend, Sums, to_key, to_periods
+from openai_gateway.accounting.spend import Full, Limit, RowSums, Spend, to_key, to_periods
 
 _MAGIC: Final = b"OGSPEND2"
 _WORKERS: Final = 128
@@ -120,7 +120,7 @@ class SpendFile:
             row = self._find_row(name, is_run=False)
             more = self._to_own(row, now).total - spent["total"]
             day, month = to_periods(now)
-            self._raise(row, Sums(day, month, spent["day"], spent["month"], spent["total"]), now)
+            self._raise(row, RowSums(day, month, spent["day"], spent["month"], spent["total"]), now)
             return max(more, 0)
 
     def _begin_anew(self) -> None:
@@ -132,7 +132,7 @@ class SpendFile:
         """The name of this file's host among those that share budgets."""
         return self._map[_HOST_AT : _HOST_AT + _HOST_BYTES].hex()
 
-    def read_own(self, names: Iterable[str], now: float) -> dict[bytes, Sums]:
+    def read_own(self, names: Iterable[str], now: float) -> dict[bytes, RowSums]:
         """Return what this host has spent, by the row's key: clients (`names` among them), and runs under way."""
         with self._locked():
             self._clear_dead()
@@ -141,7 +141,7 @@ class SpendFile:
             rows = [row for row in self._all_rows() if self._is_under_way(row, now)]
             return {self._map[row : row + 16]: self._to_own(row, now) for row in rows}
 
-    def write_others(self, others: Mapping[bytes, Sums], own: Mapping[bytes, Sums], now: float) -> None:
+    def write_others(self, others: Mapping[bytes, RowSums], own: Mapping[bytes, RowSums], now: float) -> None:
         """Note what other hosts have spent, and at least which of it this one had; by rows' keys."""
         with self._locked():
             for row in self._all_rows():
@@ -155,17 +155,17 @@ class SpendFile:
         _, is_run, used, *_ = _HEAD.unpack_from(self._map, row)
         return not is_run or used > now - _RUN_IDLE_S or any(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
 
-    def _raise(self, row: int, least: Sums, now: float) -> None:
+    def _raise(self, row: int, least: RowSums, now: float) -> None:
         key, is_run, used, day, month, of_day, of_month, total = self._roll(row, now)
         of_day = max(of_day, least.of_day if least.day == day else 0)
         of_month = max(of_month, least.of_month if least.month == month else 0)
         _HEAD.pack_into(self._map, row, key, is_run, used, day, month, of_day, of_month, max(total, least.total))
 
-    def _to_own(self, row: int, now: float) -> Sums:
+    def _to_own(self, row: int, now: float) -> RowSums:
         _, _, _, day, month, of_day, of_month, total = self._roll(row, now)
         reserved = sum(_RESERVED.unpack_from(self._map, row + _RESERVED_AT))
         in_flight = sum(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
-        return Sums(day, month, of_day, of_month, total, reserved, in_flight)
+        return RowSums(day, month, of_day, of_month, total, reserved, in_flight)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -214,7 +214,7 @@ class SpendFile:
         return key, is_run, int(now), day, month, of_day, of_month, total
 
     def _to_spend(self, row: int, now: float) -> Spend:
-        own, others = self._to_own(row, now), Sums(*_OTHERS.unpack_from(self._map, row + _OTHERS_AT))
+        own, others = self._to_own(row, now), RowSums(*_OTHERS.unpack_from(self._map, row + _OTHERS_AT))
         spent = {
             "day": own.of_day + (others.of_day if others.day == own.day else 0),
             "month": own.of_month + (others.of_month if others.month == own.month else 0),

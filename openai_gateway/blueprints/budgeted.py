@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from gevent.event import Event
 
-from openai_gateway.accounting.budgets import Budgets, Reservation, read_run_limit
+from openai_gateway.accounting.budgets import BudgetReservation, Budgets, read_run_limit
 from openai_gateway.accounting.estimates import Experience, to_asked
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.client_faults import knows_costs
@@ -40,7 +40,7 @@ class BudgetDoor:
         values: Mapping[str, msgspec.Raw],
         defaults: Mapping[str, msgspec.Raw],
         environ: Mapping[str, Any],
-    ) -> Reservation:
+    ) -> BudgetReservation:
         """Return the money set aside for a call. Raises BudgetExceeded, ClientBusy, Saturated, InvalidRequest."""
         run = read_run_limit(environ, client)
         if run is not None and not self._knows_costs:

@@ -19,7 +19,7 @@ import flask
 from openai_gateway.errors import Cancelled, InvalidRequest, UpgradeRefused, UpstreamProtocolError
 from openai_gateway.server import draining
 from openai_gateway.server.writer import send_in_time
-from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.websocket.sockets import Socket, open_socket

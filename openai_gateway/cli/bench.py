@@ -1,6 +1,6 @@
 """`openai-gateway bench`: a small load test of a gateway, and of its upstream beside it.
 
-See also: probe.load (how calls are made). Here is what their times come to.
+See also: probe.bench_load (how calls are made). Here is what their times come to.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from openai_gateway.accounting.tally import find_percentile
 from openai_gateway.cli.exits import FAILED, OK, CalledWrongly, CommandFailed
 from openai_gateway.cli.screen import print_table, show_progress
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, explain_error
-from openai_gateway.probe.load import CallTimes, Load
+from openai_gateway.probe.bench_load import CallTimes, Load
+from openai_gateway.probe.probe_client import CALL_ERRORS, ProbeClient, explain_error
 from openai_gateway.wire.api import Api
 
 _TOKENS: Final = 64
@@ -71,7 +71,7 @@ def bench_command(url: str, direct: str | None, **given: Any) -> int:
     return measure(endpoints, load, given["concurrency"], is_json=given["is_json"])
 
 
-def measure(endpoints: Mapping[str, Endpoint], load: Load, concurrency: int, *, is_json: bool) -> int:
+def measure(endpoints: Mapping[str, ProbeClient], load: Load, concurrency: int, *, is_json: bool) -> int:
     """Make a load's calls to the endpoints, print what they took, and return the exit code."""
     for endpoint in endpoints.values():
         _await_answer(endpoint)
@@ -90,17 +90,17 @@ def measure(endpoints: Mapping[str, Endpoint], load: Load, concurrency: int, *, 
     return FAILED if any(times.errors for times in by_name.values()) else OK
 
 
-def _open_endpoint(given: str, key: str) -> Endpoint:
+def _open_endpoint(given: str, key: str) -> ProbeClient:
     try:
         url = parse_base_url(given)
     except BadBaseUrl as error:
         shown = repr(given[:60]) if error.may_be_shown else "what was given (not shown)"
         raise CalledWrongly(f"{shown} is no URL such as http://127.0.0.1:8000/v1") from None
     whole = url.geturl() if url.path else url._replace(path="/v1").geturl()
-    return Endpoint(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
+    return ProbeClient(whole, {"authorization": f"Bearer {key}"}, timeout_s=_TIMEOUT_S, ca_file=None)
 
 
-def _await_answer(endpoint: Endpoint) -> None:
+def _await_answer(endpoint: ProbeClient) -> None:
     """Make sure that somebody answers before calls are paid for or timed: any answer to a free request will do."""
     connection = endpoint.make_connection()
     connection.timeout = _READY_S

@@ -15,13 +15,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from openai_gateway.cli.collection import Order, collect, estimate
+from openai_gateway.cli.collection import CollectionOptions, collect, estimate
 from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options, to_param
 from openai_gateway.cli.target import Target, to_own_gateway, to_own_target, to_recorded_headers, to_running_target
-from openai_gateway.collect.files import check_files, to_shard_path
 from openai_gateway.collect.params import to_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
+from openai_gateway.collect.run_files import check_files, to_shard_path
 from openai_gateway.collect.shards import BadShard, Shard, to_shard
 
 _LARGE_BYTES: Final = 100 * 1024 * 1024
@@ -121,13 +121,13 @@ def collect_command(arguments: tuple[str, ...], **given: Any) -> int:
     if given["source"].is_file() and given["source"].stat().st_size > _LARGE_BYTES:
         click.echo(f"Checking {given['source']} ...", err=True)
     _raise_open_files()
-    order = _to_order(given)
-    check_files(order.source, order.output)
+    options = _to_options(given)
+    check_files(options.source, options.output)
     target = _to_target(given, overrides)
     try:
-        return estimate(order, target) if given["dry_run"] else collect(order, target)
+        return estimate(options, target) if given["dry_run"] else collect(options, target)
     except BadInput as error:
-        raise CalledWrongly(f"{order.source}: {error}") from None
+        raise CalledWrongly(f"{options.source}: {error}") from None
 
 
 def _take_arguments(arguments: tuple[str, ...], given: dict[str, Any]) -> list[str]:
@@ -148,7 +148,7 @@ def _take_arguments(arguments: tuple[str, ...], given: dict[str, Any]) -> list[s
     return overrides
 
 
-def _to_order(given: Mapping[str, Any]) -> Order:
+def _to_options(given: Mapping[str, Any]) -> CollectionOptions:
     refused = [name for name in given["params"] if name in _NO_PARAMS]
     if refused:
         raise click.UsageError(f"{refused[0]} is no parameter of rows: the gateway's model is asked, for whole answers")
@@ -157,7 +157,7 @@ def _to_order(given: Mapping[str, Any]) -> Order:
     if given["group_by"] is not None and given["report"] is None:
         raise click.UsageError("--group-by needs --report")
     shard = _to_shard(given["shard"])
-    return Order(
+    return CollectionOptions(
         source=given["source"],
         output=given["output"] if shard is None else to_shard_path(given["output"], shard),
         num_repeats=given["num_repeats"] or 1,

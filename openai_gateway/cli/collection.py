@@ -15,20 +15,20 @@ from typing import Any, Final
 import click
 
 from openai_gateway.cli import exits
+from openai_gateway.cli.collection_summary import to_estimate, to_metrics, to_plural, to_reason, to_summary, to_too_dear
 from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.progress_line import ProgressView
-from openai_gateway.cli.summary import to_estimate, to_metrics, to_plural, to_reason, to_summary, to_too_dear
 from openai_gateway.cli.target import Target
 from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway
-from openai_gateway.collect.entries import Entry, JournalError
-from openai_gateway.collect.files import (
-    to_failures_path,
-    to_inputs_path,
-    to_metrics_path,
-    to_replaced_path,
-    to_settings_path,
+from openai_gateway.collect.collection_settings import (
+    CollectionSettings,
+    add_run,
+    find_differences,
+    read_settings,
+    write_settings,
 )
+from openai_gateway.collect.entries import Entry, JournalError
 from openai_gateway.collect.gym_sums import write_gym_sums
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.marks import DONE, Marks
@@ -37,8 +37,14 @@ from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import Plan, Survey
 from openai_gateway.collect.report import write_report
 from openai_gateway.collect.run import Run
+from openai_gateway.collect.run_files import (
+    to_failures_path,
+    to_inputs_path,
+    to_metrics_path,
+    to_replaced_path,
+    to_settings_path,
+)
 from openai_gateway.collect.run_progress import COST, INTERRUPTED, RunProgress
-from openai_gateway.collect.settings import Settings, add_run, find_differences, read_settings, write_settings
 from openai_gateway.collect.shards import Shard
 from openai_gateway.collect.sums import CUT_OFF
 from openai_gateway.wire.usage import read_answer
@@ -47,7 +53,7 @@ _DEFAULT_CONCURRENCY: Final = 64
 
 
 @dataclass(frozen=True)
-class Order:
+class CollectionOptions:
     """What is to be collected, from which rows, and within which bounds."""
 
     source: Path
@@ -65,59 +71,59 @@ class Order:
     group_by: str | None = None
 
 
-def estimate(order: Order, target: Target) -> int:
+def estimate(options: CollectionOptions, target: Target) -> int:
     """Tell what a run would come to; return the exit code."""
-    past = _read_past(order, target, order.may_resume)
-    survey = _to_plan(order, past).survey(target.estimator)
-    click.echo(to_estimate(survey, target.estimator, order.max_cost, _to_concurrency(order, target)))
-    if not order.may_resume and order.output.is_file() and order.output.stat().st_size:
-        click.echo(f"note: {order.output} holds an earlier run; go on with it by --resume, or give another --output")
-    _may_begin(target, survey, Budget(order.max_cost, target.estimator, past.spent_usd), past)
+    past = _read_past(options, target, options.may_resume)
+    survey = _to_plan(options, past).survey(target.estimator)
+    click.echo(to_estimate(survey, target.estimator, options.max_cost, _to_concurrency(options, target)))
+    if not options.may_resume and options.output.is_file() and options.output.stat().st_size:
+        click.echo(f"note: {options.output} holds an earlier run; go on with it by --resume, or give another --output")
+    _may_begin(target, survey, Budget(options.max_cost, target.estimator, past.spent_usd), past)
     return exits.OK
 
 
-def collect(order: Order, target: Target) -> int:
+def collect(options: CollectionOptions, target: Target) -> int:
     """Make the calls that are to be made; return the exit code."""
-    if order.max_cost is not None and not target.estimator.has_price:
+    if options.max_cost is not None and not target.estimator.has_price:
         raise CalledWrongly(
             f"--max-cost needs a price, and there is none for {target.estimator.model or 'an unknown model'}; "
             f"name a table that has it with --price-file, in the form that `openai-gateway docs operations` shows"
         )
-    with Journal(order.output, may_resume=order.may_resume) as journal:
+    with Journal(options.output, may_resume=options.may_resume) as journal:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
-        past = _read_past(order, target, order.may_resume)
-        plan = _to_plan(order, past)
+        past = _read_past(options, target, options.may_resume)
+        plan = _to_plan(options, past)
         survey = plan.survey(target.estimator)
         # Only now, as what is wrong with the input or the settings has been told.
-        if order.is_redo and _take_out_cut_off(order, journal, plan):
-            past = _read_past(order, target, order.may_resume)
+        if options.is_redo and _take_out_cut_off(options, journal, plan):
+            past = _read_past(options, target, options.may_resume)
             plan = plan.renew(past)
             survey = plan.survey(target.estimator)
         click.echo(
-            to_estimate(survey, target.estimator, order.max_cost, _to_concurrency(order, target)),
+            to_estimate(survey, target.estimator, options.max_cost, _to_concurrency(options, target)),
             err=True,
         )
-        budget = Budget(order.max_cost, target.estimator, past.spent_usd)
+        budget = Budget(options.max_cost, target.estimator, past.spent_usd)
         run = Run(journal, target.estimator, budget, RunProgress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
-        settings = add_run(read_settings(order.output), _to_settings(order, target, survey))
+        settings = add_run(read_settings(options.output), _to_settings(options, target, survey))
 
         def write_what_was_asked() -> None:
-            write_settings(order.output, settings)
+            write_settings(options.output, settings)
             if survey.has_agents:
-                plan.write_inputs(to_inputs_path(order.output))
+                plan.write_inputs(to_inputs_path(options.output))
 
         write_what_was_asked()
         if not may_begin:
             run.progress.stopping = COST
         elif survey.to_do:
             with target.open() as gateway:
-                _run(order, target, gateway, survey, run, plan)
-        return _finish(order, target, survey, run, write_what_was_asked)
+                _run(options, target, gateway, survey, run, plan)
+        return _finish(options, target, survey, run, write_what_was_asked)
 
 
-def _take_out_cut_off(order: Order, journal: Journal, plan: Plan) -> int:
+def _take_out_cut_off(options: CollectionOptions, journal: Journal, plan: Plan) -> int:
     """Move the answers out that were cut off and that the plan asks for again; return how many."""
     wanted = Marks()
     for call in plan.all_calls():
@@ -127,7 +133,7 @@ def _take_out_cut_off(order: Order, journal: Journal, plan: Plan) -> int:
         is_cut_off = read_answer(bytes(entry.response)).finish_reason in CUT_OFF
         return is_cut_off and wanted.get(entry.task_index, entry.rollout_index) == DONE
 
-    replaced = to_replaced_path(order.output)
+    replaced = to_replaced_path(options.output)
     count = journal.answers.take_out(is_unwanted, replaced)
     if count:
         click.echo(f"{to_plural(count, 'answer')} cut off before: asked for again, and kept in {replaced}", err=True)
@@ -157,41 +163,41 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _read_past(order: Order, target: Target, may_resume: bool) -> Past:
+def _read_past(options: CollectionOptions, target: Target, may_resume: bool) -> Past:
     if not may_resume:
         return Past()
-    before = read_settings(order.output)
-    now = _to_settings(order, target, Survey())
+    before = read_settings(options.output)
+    now = _to_settings(options, target, Survey())
     differences = list(dict.fromkeys(found for each in before for found in find_differences(each, now)))
-    past = Past().read(order.output, target.estimator, now.unheeded.union(*(each.unheeded for each in before)))
+    past = Past().read(options.output, target.estimator, now.unheeded.union(*(each.unheeded for each in before)))
     if differences and past.answers:
         what = ", ".join(differences)
-        if not order.may_mix and not order.is_redo:
+        if not options.may_mix and not options.is_redo:
             raise CalledWrongly(
-                f"{order.output} was collected with other settings ({what}); set them as before, give another "
+                f"{options.output} was collected with other settings ({what}); set them as before, give another "
                 "--output, or take both into one with --mix"
             )
-        click.echo(f"note: {order.output} mixes answers of different settings: {what}", err=True)
-    if any(each.shard != (str(order.shard) if order.shard else None) for each in before):
-        raise CalledWrongly(f"{order.output} is of shard {before[-1].shard or 'none'}; give another --output")
+        click.echo(f"note: {options.output} mixes answers of different settings: {what}", err=True)
+    if any(each.shard != (str(options.shard) if options.shard else None) for each in before):
+        raise CalledWrongly(f"{options.output} is of shard {before[-1].shard or 'none'}; give another --output")
     return past
 
 
-def _to_settings(order: Order, target: Target, survey: Survey) -> Settings:
-    return Settings(
+def _to_settings(options: CollectionOptions, target: Target, survey: Survey) -> CollectionSettings:
+    return CollectionSettings(
         model=target.estimator.model,
-        params=order.additions.values,
-        has_seeds=order.additions.has_seeds,
+        params=options.additions.values,
+        has_seeds=options.additions.has_seeds,
         extra_body=None if target.extra_body is None else {api: dict(body) for api, body in target.extra_body.items()},
         rows=survey.all_rows,
-        repeats=order.num_repeats,
-        shard=None if order.shard is None else str(order.shard),
+        repeats=options.num_repeats,
+        shard=None if options.shard is None else str(options.shard),
         has_own_indices=survey.has_own_indices,
     )
 
 
-def _to_plan(order: Order, past: Past) -> Plan:
-    return Plan(order.source, order.num_repeats, order.limit, past, order.additions, order.shard)
+def _to_plan(options: CollectionOptions, past: Past) -> Plan:
+    return Plan(options.source, options.num_repeats, options.limit, past, options.additions, options.shard)
 
 
 def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bool:
@@ -211,33 +217,35 @@ def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bo
     return False
 
 
-def _to_concurrency(order: Order, target: Target) -> int:
-    return min(order.concurrency or target.cap or _DEFAULT_CONCURRENCY, target.cap or order.concurrency or 10**9)
+def _to_concurrency(options: CollectionOptions, target: Target) -> int:
+    return min(options.concurrency or target.cap or _DEFAULT_CONCURRENCY, target.cap or options.concurrency or 10**9)
 
 
-def _run(order: Order, target: Target, gateway: Gateway, survey: Survey, run: Run, plan: Plan) -> None:
-    concurrency = _to_concurrency(order, target)
-    if order.concurrency is not None and order.concurrency > concurrency:
+def _run(options: CollectionOptions, target: Target, gateway: Gateway, survey: Survey, run: Run, plan: Plan) -> None:
+    concurrency = _to_concurrency(options, target)
+    if options.concurrency is not None and options.concurrency > concurrency:
         click.echo(f"--concurrency lowered to the config's max_concurrent_requests, {concurrency}", err=True)
     view = ProgressView(run.progress, survey)
     run.go(gateway, plan, concurrency, view.show, view.tick_s)
     view.end()
 
 
-def _finish(order: Order, target: Target, survey: Survey, run: Run, write_what_was_asked: Callable[[], None]) -> int:
+def _finish(
+    options: CollectionOptions, target: Target, survey: Survey, run: Run, write_what_was_asked: Callable[[], None]
+) -> int:
     """Write and show the sums, say why not all is done, and return the exit code."""
     found = to_metrics(survey, run.progress)
-    files, error = [str(order.output)], None
+    files, error = [str(options.output)], None
     try:
-        if not to_settings_path(order.output).exists():
+        if not to_settings_path(options.output).exists():
             # Somebody removed it in the run, with the output.
             write_what_was_asked()
-        for path in _write_beside(order, target, survey, found):
+        for path in _write_beside(options, target, survey, found):
             files.append(path)
     except (OSError, JournalError) as failed:
         error = failed
-    say(f"{to_summary(found, to_failures_path(order.output))}\nfiles     {', '.join(files)}")
-    reason = to_reason(run, order.max_cost)
+    say(f"{to_summary(found, to_failures_path(options.output))}\nfiles     {', '.join(files)}")
+    reason = to_reason(run, options.max_cost)
     if reason:
         click.echo(reason, err=True)
     if error is not None:
@@ -248,12 +256,14 @@ def _finish(order: Order, target: Target, survey: Survey, run: Run, write_what_w
     return exits.OK if is_all_done and run.error is None and error is None else exits.FAILED
 
 
-def _write_beside(order: Order, target: Target, survey: Survey, found: Mapping[str, Any]) -> Iterator[str]:
+def _write_beside(
+    options: CollectionOptions, target: Target, survey: Survey, found: Mapping[str, Any]
+) -> Iterator[str]:
     """Write the files beside the output and yield the name of each. Raises OSError, JournalError."""
-    yield write_metrics(order.output, found).name
-    if survey.has_agents and (gym := write_gym_sums(order.output)) is not None:
-        yield to_inputs_path(order.output).name
+    yield write_metrics(options.output, found).name
+    if survey.has_agents and (gym := write_gym_sums(options.output)) is not None:
+        yield to_inputs_path(options.output).name
         yield gym.name
-    if order.report is not None:
-        write_report(order.report, order.output, target.estimator, order.group_by)
-        yield str(order.report)
+    if options.report is not None:
+        write_report(options.report, options.output, target.estimator, options.group_by)
+        yield str(options.report)

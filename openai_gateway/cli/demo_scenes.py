@@ -21,7 +21,7 @@ from typing import Any, Final
 import click
 import requests
 
-from openai_gateway.accounting.summary import Sum, sum_up
+from openai_gateway.accounting.usage_summary import Sum, sum_up
 from openai_gateway.wire.usage import read_answer, read_stream
 
 KEY: Final = "sk-demo-key-held-by-the-gateway"

@@ -31,7 +31,7 @@ CODES: Final = {
     "openai_gateway.config.price_files.BadPrices": WRONG,
     "openai_gateway.simulator.settings.SettingsError": WRONG,
     "openai_gateway.collect.entries.JournalError": WRONG,
-    "openai_gateway.collect.files.BadFiles": WRONG,
+    "openai_gateway.collect.run_files.BadFiles": WRONG,
     "builtins.OSError": FAILED,
     "builtins.KeyboardInterrupt": INTERRUPTED,
 }

@@ -21,7 +21,7 @@ from openai_gateway.cli.exits import OK, CalledWrongly
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.config.checks import find_doubt
 from openai_gateway.config.files import ENV_YAML_VARIABLE
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint
+from openai_gateway.probe.probe_client import CALL_ERRORS, ProbeClient
 from openai_gateway.probe.probes import Probe
 from openai_gateway.wire.api import Api
 
@@ -104,7 +104,7 @@ def _parse_key(given: str) -> str:
 
 def _list_models(base_url: str, key: str) -> list[str]:
     """Return the names of the endpoint's models, none if it doesn't tell: the check says why."""
-    endpoint = Endpoint(base_url, {"authorization": f"Bearer {key}"}, timeout_s=_MODELS_S, ca_file=None)
+    endpoint = ProbeClient(base_url, {"authorization": f"Bearer {key}"}, timeout_s=_MODELS_S, ca_file=None)
     try:
         return Probe(0.0, endpoint.call("/models")).model_names
     except CALL_ERRORS:

@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from openai_gateway.cli.collection import say, write_metrics
+from openai_gateway.cli.collection_summary import to_merged, to_plural
 from openai_gateway.cli.exits import FAILED, OK
-from openai_gateway.cli.summary import to_merged, to_plural
 from openai_gateway.cli.target import read_price_table
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.merging import merge

@@ -1,6 +1,6 @@
 """How a collection is shown while it runs: a status line, redrawn in a terminal and plain elsewhere.
 
-See also: collect.run_progress (what is shown), summary (what it all came to).
+See also: collect.run_progress (what is shown), collection_summary (what it all came to).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final
 
 import click
 
-from openai_gateway.cli.summary import to_cost, to_duration, to_short
+from openai_gateway.cli.collection_summary import to_cost, to_duration, to_short
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
-from openai_gateway.collect.waits import QUEUED, Waits
+from openai_gateway.collect.wait_reasons import QUEUED, WaitReasons
 from openai_gateway.remedies import RATE_LIMITED, UPSTREAM_UNAVAILABLE, UPSTREAM_UNREACHABLE
 
 TERMINAL_TICK_S: Final = 0.25
@@ -145,7 +145,7 @@ def to_wait(progress: RunProgress) -> str | None:
     return f"longest {to_duration(oldest_s)}" if oldest_s >= _LONG_S else None
 
 
-def _to_limit(waits: Waits) -> str | None:
+def _to_limit(waits: WaitReasons) -> str | None:
     """Return which limit of the upstream's the queue waits for, None if it waits for something else, or nothing."""
     if waits.reason == "window" and waits.most_in_flight is not None:
         return f"others to end (limit: {waits.most_in_flight:,.0f} at a time)"

@@ -1,6 +1,6 @@
 """`openai-gateway usage`: sums up usage logs, as a table, CSV or JSON.
 
-See also: accounting.summary (what is summed, and what counts as unknown).
+See also: accounting.usage_summary (what is summed, and what counts as unknown).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 import click
 
-from openai_gateway.accounting.summary import KEYS, UNKNOWN, Sum, Summary, sum_up
+from openai_gateway.accounting.usage_summary import KEYS, UNKNOWN, Sum, Summary, sum_up
 from openai_gateway.cli.exits import OK, CommandFailed
 from openai_gateway.cli.screen import print_table
 from openai_gateway.config.price_files import BadPrices, read_prices

@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
 from openai_gateway.collect.questions import PATHS, RESPONSES
-from openai_gateway.collect.waits import Waits, to_waits
+from openai_gateway.collect.wait_reasons import WaitReasons, to_wait_reasons
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.errors import PeerError, Unreachable
 from openai_gateway.transport.pool import ConnectionTerms
@@ -175,10 +175,10 @@ class Gateway:
     def _cancel(self, path: str, rollout_id: str) -> None:
         self._send("POST", self._to_call_url(path, rollout_id), b"{}")
 
-    def read_waits(self) -> Waits:
+    def read_waits(self) -> WaitReasons:
         """Return what calls wait for now; nothing if that is unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
-        return to_waits(found.body) if isinstance(found, GatewayAnswer) else Waits()
+        return to_wait_reasons(found.body) if isinstance(found, GatewayAnswer) else WaitReasons()
 
     def close_queue(self) -> None:
         """Have the gateway send nothing any more that waits there; one that serves others, too, is left alone."""

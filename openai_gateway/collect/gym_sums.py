@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from openai_gateway.collect.entries import read_entries_and_lines
-from openai_gateway.collect.files import to_gym_metrics_path
 from openai_gateway.collect.rows import AGENT_REF, RESPONSE, TASK_INDEX
+from openai_gateway.collect.run_files import to_gym_metrics_path
 
 # What tools put into a line for themselves.
 _OF_TOOLS: Final = "_"

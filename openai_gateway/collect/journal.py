@@ -12,7 +12,7 @@ from typing import Any
 
 from openai_gateway.collect.append_file import AppendFile
 from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.files import to_failures_path
+from openai_gateway.collect.run_files import to_failures_path
 
 
 class Journal:

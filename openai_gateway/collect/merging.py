@@ -12,23 +12,28 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.append_file import AppendFile
+from openai_gateway.collect.collection_settings import (
+    CollectionSettings,
+    find_differences,
+    read_settings,
+    write_settings,
+)
 from openai_gateway.collect.entries import JournalError, read_entries_and_lines
-from openai_gateway.collect.files import to_failures_path, to_inputs_path, to_replaced_path
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.marks import Marks
-from openai_gateway.collect.settings import Settings, find_differences, read_settings, write_settings
+from openai_gateway.collect.run_files import to_failures_path, to_inputs_path, to_replaced_path
 from openai_gateway.collect.shards import to_shard
 
 _MOST_SHOWN: Final = 5
 
 
-class Merged(msgspec.Struct):
+class MergeResult(msgspec.Struct):
     """What parts came to: `missing` calls have no answer in any part, `doubled` have one in two.
 
     `wanted` is None if the parts don't tell how many calls there should be.
     """
 
-    settings: Settings
+    settings: CollectionSettings
     parts: int = 0
     answers: int = 0
     missing: int = 0
@@ -38,7 +43,7 @@ class Merged(msgspec.Struct):
     notes: list[str] = []
 
 
-def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
+def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> MergeResult:
     """Make an output of parts. Raises JournalError, OSError."""
     parts = _leave_out_companions(parts)
     runs = [_read_last_settings(part) for part in parts]
@@ -47,7 +52,7 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> Merged:
         differences = find_differences(known[0], each)
         if differences and not may_mix:
             raise JournalError(f"the parts were collected with other settings ({', '.join(differences)}); see --mix")
-    merged = Merged(known[-1] if known else Settings(), len(parts))
+    merged = MergeResult(known[-1] if known else CollectionSettings(), len(parts))
     for path in (output, to_failures_path(output)):
         if path.exists() and path.stat().st_size:
             raise JournalError(f"{path} is there already; take it away, or give another --output")
@@ -76,14 +81,14 @@ def _leave_out_companions(parts: Sequence[Path]) -> list[Path]:
     return [part for part in parts if part not in beside]
 
 
-def _read_last_settings(part: Path) -> Settings | None:
+def _read_last_settings(part: Path) -> CollectionSettings | None:
     if not part.is_file():
         raise JournalError(f"there is no file {part}")
     runs = read_settings(part)
     return runs[-1] if runs else None
 
 
-def _find_missing(merged: Merged, runs: Sequence[Settings | None], marks: Marks) -> None:
+def _find_missing(merged: MergeResult, runs: Sequence[CollectionSettings | None], marks: Marks) -> None:
     if any(each is None or each.has_own_indices for each in runs):
         merged.notes.append("how many answers there should be is not known: rows bring their own indices, or a part "
                             "lacks its _settings.json")  # fmt: skip

@@ -13,9 +13,9 @@ from typing import Final
 from openai_gateway.collect.entries import Entry, read_entries
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.failures import NOT_HELD_AGAINST
-from openai_gateway.collect.files import to_failures_path, to_replaced_path
 from openai_gateway.collect.marks import DONE, Checksums, Marks
 from openai_gateway.collect.rows import Row
+from openai_gateway.collect.run_files import to_failures_path, to_replaced_path
 from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.input_tokens import count_input_tokens
 from openai_gateway.wire.usage import read_answer

@@ -18,8 +18,8 @@ import msgspec
 
 from openai_gateway.collect.entries import Entry, read_entries, read_entries_and_lines
 from openai_gateway.collect.estimate import Estimator
-from openai_gateway.collect.files import to_failures_path
 from openai_gateway.collect.plots import draw_counts, draw_spread
+from openai_gateway.collect.run_files import to_failures_path
 from openai_gateway.collect.spread import Spread
 from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.usage import read_answer

@@ -25,7 +25,7 @@ from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
 from openai_gateway.collect.results import AnswerTimes, to_answer_line, to_failure_line, to_result
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
-from openai_gateway.collect.waits import Waits
+from openai_gateway.collect.wait_reasons import WaitReasons
 from openai_gateway.wire.usage import read_answer
 
 _LEAST_IN_A_ROW: Final = 100
@@ -266,7 +266,7 @@ class Run:
             self._break(error)
 
     def _read_waits(self, gateway: Gateway) -> None:
-        self.progress.waits = gateway.read_waits() if self.progress.in_flight else Waits()
+        self.progress.waits = gateway.read_waits() if self.progress.in_flight else WaitReasons()
 
     def _sync(self) -> None:
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from openai_gateway.collect.failures import Failure
 from openai_gateway.collect.sums import Sums
-from openai_gateway.collect.waits import Waits
+from openai_gateway.collect.wait_reasons import WaitReasons
 
 COST: Final = "cost"
 INTERRUPTED: Final = "interrupted"
@@ -39,7 +39,7 @@ class RunProgress(msgspec.Struct):
     begun: dict[int, float] = {}
     errors: Counter[str] = msgspec.field(default_factory=Counter)
     examples: dict[str, Failure] = {}
-    waits: Waits = Waits()
+    waits: WaitReasons = WaitReasons()
     holds_back: bool = False
     away_s: float | None = None
     away_reason: str | None = None

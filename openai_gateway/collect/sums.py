@@ -1,6 +1,6 @@
 """What answers add up to: tokens, cost, latency, finish reasons. Plain sums, the same size for any number of answers.
 
-See also: cli.summary (how they are shown).
+See also: cli.collection_summary (how they are shown).
 """
 
 from __future__ import annotations

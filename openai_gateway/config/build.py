@@ -17,7 +17,7 @@ from openai_gateway.config.checks import INPUT
 from openai_gateway.config.complaints import Problem
 from openai_gateway.config.interpolate import UNRESOLVED
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, ServerConfig
-from openai_gateway.config.merged import UNSET, Merged
+from openai_gateway.config.merged_tree import UNSET, MergedTree
 from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.price_files import SHIPPED, BadPrices, read_prices, to_usual_file
 from openai_gateway.config.prices import PriceTable
@@ -33,7 +33,7 @@ class Context:
     """What the servers of one config are built with; complaints go to `problems`."""
 
     def __init__(
-        self, merged: Merged, origins: Origins, cwd: Path, problems: list[Problem], secrets: frozenset[str]
+        self, merged: MergedTree, origins: Origins, cwd: Path, problems: list[Problem], secrets: frozenset[str]
     ) -> None:
         self.merged = merged
         self.origins = origins

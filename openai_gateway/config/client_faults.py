@@ -12,12 +12,12 @@ from openai_gateway.config.build import PARENTS
 from openai_gateway.config.clients import Client, Clients, parse_clients
 from openai_gateway.config.complaints import Problem
 from openai_gateway.config.keys import ServerConfig
-from openai_gateway.config.merged import Merged
+from openai_gateway.config.merged_tree import MergedTree
 from openai_gateway.config.watched_file import BadContent
 
 
 def read_clients(
-    servers: Mapping[str, ServerConfig], known: Sequence[str], merged: Merged, problems: list[Problem]
+    servers: Mapping[str, ServerConfig], known: Sequence[str], merged: MergedTree, problems: list[Problem]
 ) -> dict[str, Clients]:
     """Return what the clients files hold, by path; complain of one that can't be used, or whose budgets can't hold."""
     files: dict[str, Clients] = {}

@@ -10,7 +10,7 @@ from typing import Final
 
 from openai_gateway.config.checks import Boolean, Seconds
 from openai_gateway.config.declaration import key
-from openai_gateway.config.paths import CertificateFile, TextFile
+from openai_gateway.config.path_checks import CertificateFile, TextFile
 from openai_gateway.config.proxy_url import ProxyUrl
 from openai_gateway.config.secret import Secret
 from openai_gateway.config.upstream_keys import UpstreamKeys

@@ -2,7 +2,7 @@
 
 Which file wins: one named later over one named earlier, a file over those that it names itself, env.yaml over files,
 overrides over all. Interpolations stay for `interpolate`. See also: keys (what the keys mean).
-See also: merged (the rules of merging), overrides, inherit (Gym's directives).
+See also: merged_tree (the rules of merging), overrides, inherit (Gym's directives).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openai_gateway.config.complaints import Problem
 from openai_gateway.config.inherit import carry_out_directives
-from openai_gateway.config.merged import UNSET, Merged
+from openai_gateway.config.merged_tree import UNSET, MergedTree
 from openai_gateway.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
 from openai_gateway.config.parse import NotYaml, parse
 
@@ -34,7 +34,7 @@ _NOTHING_YET: Final = (
 )
 
 
-def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]) -> Merged:
+def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]) -> MergedTree:
     """Return everything merged, Gym's directives carried out; what is wrong is appended to `problems`.
 
     Without any file named, and none at the usual place, the built-in one is read.
@@ -42,7 +42,7 @@ def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, proble
     overrides = list(parse_overrides(environ, arguments, problems))
     reader = _Reader(cwd, problems)
     env_place, env_tree = reader.read_env_yaml(environ.get(ENV_YAML_VARIABLE))
-    merged = Merged()
+    merged = MergedTree()
     for place, tree in reader.read_all(_find_paths(environ, overrides, env_tree, env_place, problems)):
         _keep_servers(merged, tree, place, problems)
         merged.merge(tree, place)
@@ -59,7 +59,7 @@ def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, proble
     return merged
 
 
-def _keep_servers(merged: Merged, tree: dict[str, Any], place: str, problems: list[Problem]) -> bool:
+def _keep_servers(merged: MergedTree, tree: dict[str, Any], place: str, problems: list[Problem]) -> bool:
     """Take out of a source's tree what would put a text in a server's place, complain, and tell whether there was none.
 
     As `policy_model: gpt-5-mini` would, meant for policy_model_name.

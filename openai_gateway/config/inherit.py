@@ -13,7 +13,7 @@ from copy import deepcopy
 from typing import Any, Final
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.merged import UNSET, Merged, merge_into
+from openai_gateway.config.merged_tree import UNSET, MergedTree, merge_into
 
 _DIRECTIVES: Final = {"_inherit_from": "inherit_from", "_copy": "copy"}
 _DELETE: Final = "_delete_key"
@@ -29,7 +29,7 @@ class _IsUnset(Exception):
     """A path that a directive names is `???`, or below it."""
 
 
-def carry_out_directives(merged: Merged, problems: list[Problem]) -> None:
+def carry_out_directives(merged: MergedTree, problems: list[Problem]) -> None:
     """Change the tree as its directives say; complain of those that can't be carried out, and take them out."""
     directives = _Directives(merged, problems)
     directives.carry_out(merged.tree, "")
@@ -38,7 +38,7 @@ def carry_out_directives(merged: Merged, problems: list[Problem]) -> None:
 
 
 class _Directives:
-    def __init__(self, merged: Merged, problems: list[Problem]) -> None:
+    def __init__(self, merged: MergedTree, problems: list[Problem]) -> None:
         self._merged = merged
         self._problems = problems
         self._before = deepcopy(merged.tree)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.merged import UNSET, Merged
+from openai_gateway.config.merged_tree import UNSET, MergedTree
 
 UNRESOLVED: Final = object()
 _MISSING_KEY: Final = re.compile(r"Interpolation key '([\w.-]+)' not found")
@@ -22,7 +22,7 @@ _MISSING_KEY: Final = re.compile(r"Interpolation key '([\w.-]+)' not found")
 class Interpolation:
     """A merged tree whose values can be asked for, resolved."""
 
-    def __init__(self, merged: Merged, environ: Mapping[str, str], problems: list[Problem]) -> None:
+    def __init__(self, merged: MergedTree, environ: Mapping[str, str], problems: list[Problem]) -> None:
         OmegaConf.register_resolver("oc.env", lambda *name: _from_environ(environ, *name), replace=True)
         self._merged = merged
         self._problems = problems

@@ -2,8 +2,8 @@
 
 To add a key, add a line to its group, here or in upstream_keys, call_keys or recording_keys. It is then read, checked
 and shown by `openai-gateway config`; `python -m openai_gateway.config.reference openai_gateway/docs/configuration.md`
-documents it. See also: declaration (what a line says), checks and paths (what a value may be), build (what must hold
-between keys).
+documents it. See also: declaration (what a line says), checks and path_checks (what a value may be), build (what must
+hold between keys).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from openai_gateway.config.checks import Boolean, CorsOrigins, Integer, Keys, OneOf, Seconds
 from openai_gateway.config.clients import Clients
 from openai_gateway.config.declaration import key, keys_of
-from openai_gateway.config.paths import CreatedFile, CreatedFolder, KeyFilePath, PathText, TextFile
+from openai_gateway.config.path_checks import CreatedFile, CreatedFolder, KeyFilePath, PathText, TextFile
 from openai_gateway.config.prices import PriceTable
 from openai_gateway.config.recording_keys import RecordingKeys
 from openai_gateway.config.secret import Secret

@@ -19,7 +19,7 @@ from openai_gateway.config.complaints import ConfigError, Problem
 from openai_gateway.config.files import read
 from openai_gateway.config.interpolate import Interpolation
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, GatewayConfig, ServerConfig
-from openai_gateway.config.merged import Merged
+from openai_gateway.config.merged_tree import MergedTree
 from openai_gateway.config.origins import Origins
 from openai_gateway.config.overrides import COMMAND_LINE
 from openai_gateway.config.redact import find_secrets, without_secrets
@@ -88,7 +88,7 @@ def _find_servers(tree: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return ours, [name for name in entries if name not in ours]
 
 
-def _find_misplaced(merged: Merged, servers: Sequence[str]) -> Iterator[Problem]:
+def _find_misplaced(merged: MergedTree, servers: Sequence[str]) -> Iterator[Problem]:
     """Complain of servers' keys at the top level or too high in an entry, where they do nothing unless referred to.
 
     So do misspelt ones of those that may stand there; anything else there may be somebody else's.
@@ -112,7 +112,7 @@ def _find_misplaced(merged: Merged, servers: Sequence[str]) -> Iterator[Problem]
                 yield Problem(merged.place_of(dotted), dotted, f"does nothing here; it belongs to a server: {meant}")
 
 
-def _find_unused(merged: Merged) -> Iterator[str]:
+def _find_unused(merged: MergedTree) -> Iterator[str]:
     """Yield the keys at the top level that the command line sets and nothing refers to."""
     text = str(merged.tree)
     for key, value in merged.tree.items():

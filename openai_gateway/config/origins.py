@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from openai_gateway.config.merged import Merged
+from openai_gateway.config.merged_tree import MergedTree
 from openai_gateway.config.overrides import COMMAND_LINE
 
 DEFAULT: Final = "default"
@@ -19,7 +19,7 @@ _REFERENCE = re.compile(r"\$\{\s*(?:oc\.env:\s*(?P<variable>\w+)|(?P<key>[A-Za-z
 class Origins:
     """Where the values of a merged tree came from."""
 
-    def __init__(self, merged: Merged, environ: Mapping[str, str]) -> None:
+    def __init__(self, merged: MergedTree, environ: Mapping[str, str]) -> None:
         self._merged = merged
         self._environ = environ
 

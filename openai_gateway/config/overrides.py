@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.merged import Merged, merge_into, to_leaves
+from openai_gateway.config.merged_tree import MergedTree, merge_into, to_leaves
 from openai_gateway.config.override_value import BadValue, parse_value
 
 OVERRIDES_VARIABLE: Final = "OPENAI_GATEWAY_OVERRIDES"
@@ -46,7 +46,7 @@ def parse_overrides(
         yield Override(key, value, name.startswith("+"))
 
 
-def apply_override(merged: Merged, override: Override, problems: list[Problem]) -> None:
+def apply_override(merged: MergedTree, override: Override, problems: list[Problem]) -> None:
     """Lay one override over the merged tree, or complain of it."""
     at: Any = merged.tree
     *parents, last = override.key.split(".")

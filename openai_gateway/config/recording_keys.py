@@ -11,7 +11,7 @@ from typing import Final
 from openai_gateway.config.call_keys import CallKeys
 from openai_gateway.config.checks import Boolean, Integer, OneOf, Seconds
 from openai_gateway.config.declaration import key
-from openai_gateway.config.paths import CreatedFolder
+from openai_gateway.config.path_checks import CreatedFolder
 
 RECORDINGS: Final = "Recordings"
 

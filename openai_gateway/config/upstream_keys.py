@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from openai_gateway.config.checks import BaseUrl, BodyDefaults, Boolean, Headers, Integer, SecretText, Text
 from openai_gateway.config.declaration import REQUIRED, key
-from openai_gateway.config.paths import KeyFilePath
+from openai_gateway.config.path_checks import KeyFilePath
 from openai_gateway.config.secret import Secret
 
 UPSTREAM: Final = "Upstream"

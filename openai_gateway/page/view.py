@@ -21,7 +21,7 @@ from openai_gateway.page.figures import (
     to_rate,
     to_usd,
 )
-from openai_gateway.page.limits import REASONS, to_limits
+from openai_gateway.page.limit_rows import REASONS, to_limits
 
 _BAD_SHARE: Final = 0.05
 _MOST_REASONS: Final = 3

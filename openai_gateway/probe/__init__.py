@@ -1,6 +1,6 @@
 """Calls to an endpoint from the command line, in full view: what `check` and `bench` are made of.
 
-`endpoint` makes one call and says what its failure means; `probes` are the small calls that `check` makes;
-`examination` draws conclusions from them; `load` is `bench`'s. Blocking sockets and http.client: what is learned here
-depends on nothing that the gateway's own relaying does.
+`probe_client` makes one call and says what its failure means; `probes` are the small calls that `check` makes;
+`examination` draws conclusions from them; `bench_load` is `bench`'s. Blocking sockets and http.client: what is learned
+here depends on nothing that the gateway's own relaying does.
 """

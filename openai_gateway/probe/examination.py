@@ -3,7 +3,7 @@
 The steps go from the outside in: name and connection, base URL, key, model, each API, streams, function calls, rate
 limits. A failure that every later step would meet (no connection, a refused key, an unknown model) is the last finding.
 
-See also: probes (the calls), endpoint and remedies (what failures mean), cli.check (how all is shown).
+See also: probes (the calls), probe_client and remedies (what failures mean), cli.check (how all is shown).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.redact import mask_url
-from openai_gateway.probe.endpoint import CALL_ERRORS, ErrorReply, explain_error, find_endpoint_path, to_line
+from openai_gateway.probe.probe_client import CALL_ERRORS, ErrorReply, explain_error, find_endpoint_path, to_line
 from openai_gateway.probe.probes import (
     TOOL_NAME,
     Probe,

@@ -17,7 +17,7 @@ from typing import Any, Final
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.key_file import UpstreamKey
 from openai_gateway.config.redact import mask, reveal_all
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, to_line
+from openai_gateway.probe.probe_client import CALL_ERRORS, ErrorReply, ProbeClient, Reply, to_line
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.frames import HAVE_NO_WEBSOCKETS
 from openai_gateway.wire.rate_limits import RateLimit
@@ -77,7 +77,7 @@ class Prober:
         configured = {name.lower(): value.reveal() for name, value in server.openai_default_headers.items()}
         headers = {"authorization": f"Bearer {key.reveal()}", **configured}
         bounds = (timeout_s, server.first_byte_timeout_s or timeout_s)
-        self.endpoint = Endpoint(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
+        self.endpoint = ProbeClient(server.openai_base_url, headers, timeout_s=min(bounds), ca_file=server.ssl_ca_file)
         self._server = server
         self._secrets = {key.reveal(), *reveal_all(server.openai_default_headers)} - {""}
         self._done: dict[tuple[str, str], Probe] = {}

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from openai_gateway.recordings.segments import Entry, find_segments, read_entry, read_payload, scan
+from openai_gateway.recordings.segments import RecordHeader, find_segments, read_header, read_payload, scan
 
 _OFFSET_BITS: Final = 40
 _MOST_OPEN: Final = 64
@@ -68,9 +68,9 @@ class Index:
         segment = self._segments[number]
         if segment.path.stat().st_size <= segment.read_to:
             return
-        for at, entry in scan(segment.path, segment.read_to):
-            self._add(entry.key, number << _OFFSET_BITS | at)
-            segment.read_to = entry.payload_at + entry.payload_bytes
+        for at, header in scan(segment.path, segment.read_to):
+            self._add(header.key, number << _OFFSET_BITS | at)
+            segment.read_to = header.payload_at + header.payload_bytes
 
     def _add(self, key: bytes, place: int) -> None:
         places = self._places.get(key)
@@ -88,21 +88,21 @@ class Index:
         self._segments.clear()
         self._numbers.clear()
 
-    def find(self, key: bytes) -> list[tuple[int, Entry]]:
+    def find(self, key: bytes) -> list[tuple[int, RecordHeader]]:
         """Return places and headers of the answers under a key, the first recorded first."""
         places = self._places.get(key, [])
         found = []
         for place in [places] if isinstance(places, int) else places:
             with contextlib.suppress(OSError):
-                entry = read_entry(self._fd(place), place & ((1 << _OFFSET_BITS) - 1))
-                if entry is not None and entry.key == key:
-                    found.append((place, entry))
+                header = read_header(self._fd(place), place & ((1 << _OFFSET_BITS) - 1))
+                if header is not None and header.key == key:
+                    found.append((place, header))
         return sorted(found, key=lambda item: (item[1].time, item[1].id))
 
-    def read(self, place: int, entry: Entry) -> bytes | None:
+    def read(self, place: int, header: RecordHeader) -> bytes | None:
         """Return the payload at a place; None if it is damaged or gone."""
         try:
-            return read_payload(self._fd(place), entry)
+            return read_payload(self._fd(place), header)
         except OSError:
             return None
 

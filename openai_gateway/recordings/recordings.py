@@ -21,7 +21,7 @@ from gevent.event import Event
 from openai_gateway.errors import NoRecording
 from openai_gateway.recordings.kept import KeptAnswer
 from openai_gateway.recordings.key import NOBODY, is_named, to_asker, to_key
-from openai_gateway.recordings.runs import Candidate, Fly, Join, Run, Serve
+from openai_gateway.recordings.runs import Candidate, Fly, Join, RunNotes, Serve
 from openai_gateway.recordings.segments import to_answer_id
 from openai_gateway.recordings.store import Store
 from openai_gateway.wire.cache_control import Directives, parse_directives
@@ -61,7 +61,7 @@ class Bypass:
 class Flight:
     """A call that is made for all who wait for it. Must end in `land` or `fail`; more than once does nothing."""
 
-    def __init__(self, recordings: Recordings, run: Run, key: bytes, asker: bytes, why: str) -> None:
+    def __init__(self, recordings: Recordings, run: RunNotes, key: bytes, asker: bytes, why: str) -> None:
         self._recordings = recordings
         self._run = run
         self.key = key
@@ -126,7 +126,7 @@ class Recordings:
     ) -> None:
         self.store = store
         self.mode = mode
-        self.flights: dict[tuple[Run, bytes, bytes], Flight] = {}
+        self.flights: dict[tuple[RunNotes, bytes, bytes], Flight] = {}
         self.may_call = mode != REPLAY
         self._base_url = base_url
         self._run_name = run_name
@@ -175,7 +175,7 @@ class Recordings:
             return []
         return self.store.find(key, directives.max_age_s, refresh=True)
 
-    def _wait(self, run: Run, key: bytes, join: Join) -> Hit | Shared | None:
+    def _wait(self, run: RunNotes, key: bytes, join: Join) -> Hit | Shared | None:
         """Wait for a call under way and return what came of it; None if the call has to be made anew."""
         flight = self.flights.get((run, key, join.asker))
         if flight is not None:

@@ -54,12 +54,12 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Fly:
-    """The asker makes the call itself, as `asker`; it must end in `Run.land` or `Run.fail`."""
+    """The asker makes the call itself, as `asker`; it must end in `RunNotes.land` or `RunNotes.fail`."""
 
     asker: bytes
 
 
-class Run:
+class RunNotes:
     """The notes of one run, shared through a file, which is open as long as anybody has this: a flight may outlast its
     place among the runs that are kept open, and a closed file's number soon is another file's.
     """

@@ -33,7 +33,7 @@ _MAGIC: Final = b"GWR1"
 _ROLL_BYTES: Final = 64 * 1024 * 1024
 
 
-class Entry(msgspec.Struct, frozen=True):
+class RecordHeader(msgspec.Struct, frozen=True):
     """A record's header: whose answer it is (`asker` all zeros: nobody in particular), and where its payload lies."""
 
     key: bytes
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True):
     crc: int
 
 
-def scan(path: Path, start: int) -> Iterator[tuple[int, Entry]]:
+def scan(path: Path, start: int) -> Iterator[tuple[int, RecordHeader]]:
     """Give offset and header of each whole record from `start` on; ends at the first that isn't. Raises OSError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -53,12 +53,12 @@ def scan(path: Path, start: int) -> Iterator[tuple[int, Entry]]:
             return
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
             at = start
-            while (entry := _read_entry(data, at, size)) is not None:
-                yield at, entry
-                at = entry.payload_at + entry.payload_bytes
+            while (header := _read_header(data, at, size)) is not None:
+                yield at, header
+                at = header.payload_at + header.payload_bytes
 
 
-def _read_entry(data: mmap.mmap | bytes, at: int, size: int | None) -> Entry | None:
+def _read_header(data: mmap.mmap | bytes, at: int, size: int | None) -> RecordHeader | None:
     """Return the header at an offset, None if it isn't whole, or its payload goes beyond `size` (None: not asked)."""
     if len(data) - at < HEADER_BYTES:
         return None
@@ -67,22 +67,22 @@ def _read_entry(data: mmap.mmap | bytes, at: int, size: int | None) -> Entry | N
         return None
     payload_at = at + HEADER_BYTES
     return (
-        Entry(key, asker, answer_id, when, payload_at, length, crc)
+        RecordHeader(key, asker, answer_id, when, payload_at, length, crc)
         if size is None or payload_at + length <= size
         else None
     )
 
 
-def read_entry(fd: int, at: int) -> Entry | None:
+def read_header(fd: int, at: int) -> RecordHeader | None:
     """Return the header at an offset of an open segment; None if there is none. Raises OSError."""
-    found = _read_entry(os.pread(fd, HEADER_BYTES, at), 0, None)
+    found = _read_header(os.pread(fd, HEADER_BYTES, at), 0, None)
     return None if found is None else msgspec.structs.replace(found, payload_at=at + HEADER_BYTES)
 
 
-def read_payload(fd: int, entry: Entry) -> bytes | None:
+def read_payload(fd: int, header: RecordHeader) -> bytes | None:
     """Return a record's payload; None if it isn't what was written. Raises OSError."""
-    payload = os.pread(fd, entry.payload_bytes, entry.payload_at)
-    return payload if len(payload) == entry.payload_bytes and zlib.crc32(payload) == entry.crc else None
+    payload = os.pread(fd, header.payload_bytes, header.payload_at)
+    return payload if len(payload) == header.payload_bytes and zlib.crc32(payload) == header.crc else None
 
 
 def to_answer_id() -> bytes:

@@ -15,7 +15,7 @@ from typing import Final
 
 from openai_gateway.recordings.index import Index
 from openai_gateway.recordings.kept import KeptAnswer, from_payload, to_payload
-from openai_gateway.recordings.runs import Candidate, Run
+from openai_gateway.recordings.runs import Candidate, RunNotes
 from openai_gateway.recordings.segments import SegmentWriter, prune
 
 _log = logging.getLogger("openai_gateway")
@@ -36,7 +36,7 @@ class Store:
         roll_bytes = _ROLL_BYTES if most_bytes is None else min(_ROLL_BYTES, most_bytes // 8)
         self._writer = SegmentWriter(folder, roll_bytes)
         self.index = Index(folder)
-        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._runs: OrderedDict[str, RunNotes] = OrderedDict()
         self._prune_at = 0.0
         self.lost = 0
 
@@ -45,14 +45,14 @@ class Store:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.index.refresh()
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str) -> RunNotes:
         """Return a run by name. Raises OSError."""
         run = self._runs.get(name)
         if run is None:
             if len(self._runs) >= _MOST_RUNS:
                 # Its file stays open for its flights, if it has any.
                 self._runs.popitem(last=False)
-            run = self._runs[name] = Run(self._to_runs_folder(), name)
+            run = self._runs[name] = RunNotes(self._to_runs_folder(), name)
         self._runs.move_to_end(name)
         return run
 
@@ -72,15 +72,15 @@ class Store:
             self.index.refresh()
         ages = [age for age in (most_age_s, self.most_age_s) if age is not None]
         oldest = time() - min(ages) if ages else 0.0
-        return [Candidate(entry.id, entry.asker) for _, entry in self.index.find(key) if entry.time >= oldest]
+        return [Candidate(header.id, header.asker) for _, header in self.index.find(key) if header.time >= oldest]
 
     def read(self, key: bytes, answer_id: bytes) -> tuple[KeptAnswer, float] | None:
         """Return a kept answer and its Unix time; None if it is gone, damaged, or of another version."""
-        for place, entry in self.index.find(key):
-            if entry.id == answer_id:
-                payload = self.index.read(place, entry)
+        for place, header in self.index.find(key):
+            if header.id == answer_id:
+                payload = self.index.read(place, header)
                 answer = from_payload(payload) if payload is not None else None
-                return None if answer is None else (answer, entry.time)
+                return None if answer is None else (answer, header.time)
         return None
 
     def keep(self, key: bytes, asker: bytes, answer: KeptAnswer, answer_id: bytes) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 
 from openai_gateway.recordings.index import Index
 from openai_gateway.recordings.kept import KeptAnswer, from_payload, to_payload
-from openai_gateway.recordings.segments import Entry, SegmentWriter
+from openai_gateway.recordings.segments import RecordHeader, SegmentWriter
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.usage import Usage
 
@@ -46,21 +46,21 @@ class BadLine(Exception):
     """A line that isn't one of ours; the message says why."""
 
 
-def read_all(index: Index, start: str = "") -> Iterator[tuple[Entry, KeptAnswer]]:
+def read_all(index: Index, start: str = "") -> Iterator[tuple[RecordHeader, KeptAnswer]]:
     """Give every answer whose key starts with some hex digits, those of a key in their order; none that is damaged."""
     for key in index.to_keys():
         if key.hex().startswith(start):
-            for place, entry in index.find(key):
-                payload = index.read(place, entry)
+            for place, header in index.find(key):
+                payload = index.read(place, header)
                 answer = from_payload(payload) if payload is not None else None
                 if answer is not None:
-                    yield entry, answer
+                    yield header, answer
 
 
-def to_line(entry: Entry, answer: KeptAnswer) -> bytes:
+def to_line(header: RecordHeader, answer: KeptAnswer) -> bytes:
     """Return a line of JSON, without its end."""
     same = {name: getattr(answer, name) for name in _SAME}
-    line = Line(key=entry.key.hex(), asker=entry.asker.hex(), time=entry.time, **same)
+    line = Line(key=header.key.hex(), asker=header.asker.hex(), time=header.time, **same)
     try:
         line.body = answer.body.decode()
     except UnicodeDecodeError:
@@ -80,7 +80,7 @@ def take_in(text: bytes, writer: SegmentWriter, index: Index) -> bool:
     if len(key) != 32 or len(asker) != 16:
         raise BadLine("key or asker has a wrong length")
     answer = KeptAnswer(body=body, **{name: getattr(line, name) for name in _SAME})
-    if any(entry.time == line.time and entry.asker == asker for _, entry in index.find(key)):
+    if any(header.time == line.time and header.asker == asker for _, header in index.find(key)):
         return False
     writer.append(key, asker, to_payload(answer), line.time)
     return True

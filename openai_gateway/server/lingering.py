@@ -16,7 +16,7 @@ from typing import Any, Final
 import gevent
 
 from openai_gateway.server import draining
-from openai_gateway.server.heads import MAX_LEFT_BYTES
+from openai_gateway.server.request_heads import MAX_LEFT_BYTES
 from openai_gateway.server.waits import Wait, Waits
 
 SILENCE_S: Final = 1.0

@@ -2,7 +2,7 @@
 
 Strategy: a head in which every parser reads the same is taken apart with a few calls of C, and remembered, for a
 client's heads differ in nothing but the length of their bodies. Whatever isn't plain is gunicorn's own parser's, byte
-for byte as if this weren't here; nothing is judged here. See also: heads.
+for byte as if this weren't here; nothing is judged here. See also: request_heads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gunicorn.http.message import TOKEN_RE
 
-from openai_gateway.server.heads import may_be_drained
+from openai_gateway.server.request_heads import may_be_drained
 from openai_gateway.wire.headers import CLIENT_HEAD
 
 # Within gunicorn's own default limits.

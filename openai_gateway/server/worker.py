@@ -1,6 +1,6 @@
 """gunicorn's gevent worker with a connection's loop of its own, in which every request goes the same way.
 
-See also: connection (what one connection goes through), settings. gunicorn imports this module
+See also: client_connection (what one connection goes through), settings. gunicorn imports this module
 in its master, before anything is patched, and not anew at SIGHUP: nothing is opened here.
 """
 
@@ -25,7 +25,7 @@ from gunicorn.util import close
 from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.server import connection, draining, master
+from openai_gateway.server import client_connection, draining, master
 from openai_gateway.server.balance import Balance
 from openai_gateway.server.lingering import silences
 from openai_gateway.server.listener import Listener, handshakes
@@ -64,8 +64,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Serve until told to stop and every call is over."""
         cfg = self.cfg
         master.raise_file_limit()
-        connection.idle.seconds = float(_unless_default(cfg, "keepalive", KEEPALIVE_S))
-        self.keeps_alive = connection.idle.seconds > 0
+        client_connection.idle.seconds = float(_unless_default(cfg, "keepalive", KEEPALIVE_S))
+        self.keeps_alive = client_connection.idle.seconds > 0
         self._base_environ = {**base_environ(cfg), "wsgi.errors": sys.stderr, "wsgi.multithread": True}
         self._environs: dict[Any, Mapping[str, Any]] = {}
         # Who spawned each greenlet: a look at ten frames and 700 bytes a connection, which nobody asks for.
@@ -75,7 +75,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.reads_plain = _may_read_plain(self)
         limit = cfg.limit_request_line
         self.limit_request_line = limit if 0 <= limit < MAX_REQUEST_LINE else MAX_REQUEST_LINE
-        tick_forever(connection.idle, connection.heads, handshakes, silences, sends, self)
+        tick_forever(client_connection.idle, client_connection.heads, handshakes, silences, sends, self)
         super().run()
         if self._has_asked_for_another:
             os.kill(self.ppid, signal.SIGTTOU)
@@ -116,7 +116,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         was only just opened, or used, may have its request on its way.
         """
         if self._connections >= self.worker_connections:
-            kinds = (connection.idle, connection.heads, handshakes, sends)
+            kinds = (client_connection.idle, client_connection.heads, handshakes, sends)
             _ = any(kind.end_oldest(now, _ON_ITS_WAY_S) for kind in kinds) or silences.end_oldest(now, 0.0)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -134,7 +134,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if is_http2_negotiated(client):
                     self.handle_http2(listener, client, addr)
                     return
-            connection.Connection(self, client, addr, self._to_environ(listener)).serve()
+            client_connection.ClientConnection(self, client, addr, self._to_environ(listener)).serve()
         except OSError as error:
             # The handshake, or a client that was gone before it began.
             self.log.debug("A connection did not come about: %s", error)
@@ -184,9 +184,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._balance is not None:
             self._balance.leave()
         draining.start()
-        call_in_hub(_IDLE_S, connection.idle.end_all)
+        call_in_hub(_IDLE_S, client_connection.idle.end_all)
         # A connection may still be accepted within that second.
-        connection.idle.seconds = min(connection.idle.seconds, _IDLE_S)
+        client_connection.idle.seconds = min(client_connection.idle.seconds, _IDLE_S)
         if self.on_stop is not None:
             self.on_stop()
 

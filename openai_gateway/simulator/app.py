@@ -20,13 +20,13 @@ from openai_gateway.simulator.counters import Counters, Received
 from openai_gateway.simulator.dialects import to_headers
 from openai_gateway.simulator.errors import ApiError, unknown_url
 from openai_gateway.simulator.observer import Observer
-from openai_gateway.simulator.settings import Settings
+from openai_gateway.simulator.settings import SimulatorSettings
 from openai_gateway.simulator.simulation import Simulation
 from openai_gateway.simulator.stored import make_chat_blueprint, make_models_blueprint, make_responses_blueprint
 from openai_gateway.simulator.websocket import WebSocket, is_handshake
 
 
-def create_app(settings: Settings, clock: Callable[[], float] = time.monotonic) -> flask.Flask:
+def create_app(settings: SimulatorSettings, clock: Callable[[], float] = time.monotonic) -> flask.Flask:
     """Return the app of a simulator with its own state."""
     app = flask.Flask("openai_gateway.simulator", static_folder=None)
     simulation = Simulation(settings, clock)

@@ -1,7 +1,7 @@
 """One limit of a simulated account: so many in a period, refilled steadily or all at once.
 
 Times are seconds since the account's first call, given by whoever asks; they never go back. Several limits together
-are `limits`'.
+are `account_limits`'.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How upstreams tell of their limits: a dialect each, for the headers of an answer and for a 429 with its words.
 
-`openai`, and those below, which differ from it as the real ones do. What the limits are is `limits`'.
+`openai`, and those below, which differ from it as the real ones do. What the limits are is `account_limits`'.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
 
+from openai_gateway.simulator.account_limits import LimitExceeded, LimitStatus
 from openai_gateway.simulator.errors import ApiError
-from openai_gateway.simulator.limits import Refusal, Told
 
 Header = tuple[str, str]
 
 # What Azure says of its Responses API.
 _UNTOLD: Final = (("limit", "-1"), ("remaining", "-1"), ("reset", "0"))
-_UNLIMITED: Final = Told(1_000_000, 1_000_000, 0.0)
+_UNLIMITED: Final = LimitStatus(1_000_000, 1_000_000, 0.0)
 _NAMES: Final = {
     "requests": ("requests", "requests per min (RPM)"),
     "requests_per_day": ("requests", "requests per day (RPD)"),
@@ -27,7 +27,7 @@ _NAMES: Final = {
 _SILENT: Final = ("gemini", "none")
 
 
-def to_headers(dialect: str, api: str, told: Mapping[str, Told], now: float) -> list[Header]:
+def to_headers(dialect: str, api: str, told: Mapping[str, LimitStatus], now: float) -> list[Header]:
     """Return the headers that tell of the limits; `now` is the Unix time, `api` responses or chat."""
     if dialect in _SILENT:
         return []
@@ -51,7 +51,7 @@ def to_headers(dialect: str, api: str, told: Mapping[str, Told], now: float) -> 
     return headers
 
 
-def to_error(dialect: str, refusal: Refusal, model: Any) -> ApiError:
+def to_error(dialect: str, refusal: LimitExceeded, model: Any) -> ApiError:
     """Return the 429 that refuses a call."""
     wait_s = None if math.isinf(refusal.wait_s) else refusal.wait_s
     headers: list[Header] = []
@@ -74,7 +74,7 @@ def to_duration(seconds: float) -> str:
     return (f"{hours}h" if hours else "") + (f"{minutes_left}m" if minutes else "") + f"{rest / 1000:g}s"
 
 
-def _to_form(dialect: str, refusal: Refusal, model: Any, wait_s: float | None) -> dict[str, Any]:
+def _to_form(dialect: str, refusal: LimitExceeded, model: Any, wait_s: float | None) -> dict[str, Any]:
     seconds = f"{math.ceil((wait_s or 0.0) * 1000) / 1000:g}"
     if dialect == "none":
         return {"status": 429, "title": "Too Many Requests"}
@@ -96,7 +96,7 @@ def _to_form(dialect: str, refusal: Refusal, model: Any, wait_s: float | None) -
     return {"error": {"message": message, "type": kind, "param": None, "code": "rate_limit_exceeded"}}
 
 
-def _to_message(refusal: Refusal, model: Any, unit: str, seconds: str) -> str:
+def _to_message(refusal: LimitExceeded, model: Any, unit: str, seconds: str) -> str:
     if not unit:
         return f"Too many concurrent requests for {model}: Limit {refusal.limit}, Used {refusal.used}."
     where = f"for {model} in organization simulator on {unit}: Limit {refusal.limit}"

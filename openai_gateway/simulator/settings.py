@@ -1,7 +1,7 @@
 """How the simulator behaves: settings for all calls, and the `metadata` of one call, which wins.
 
 Metadata keys are the fields of Script with `sim_` in front, such as `{"metadata": {"sim_status": "429"}}`; the faults
-that `sim_fault` names are described in `body`. What a call then meets is `simulation`'s.
+that `sim_fault` names are described in `simulated_body`. What a call then meets is `simulation`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from openai_gateway.simulator.checks import (
+from openai_gateway.simulator.setting_checks import (
     API_KEY,
     APIS_SERVED,
     BOOLEAN,
@@ -24,7 +24,7 @@ from openai_gateway.simulator.checks import (
     NAMES,
     STATUS,
     TEXT,
-    Check,
+    SettingCheck,
     changes,
     checks_of,
     fraction,
@@ -76,7 +76,7 @@ DIALECTS: Final = ("openai", "azure", "groq", "anthropic", "gemini", "none")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SimulatorSettings:
     """Settings of one simulator.
 
     `api_key` None takes any key, `models` None any model. Of limits, None is none.
@@ -117,15 +117,15 @@ class Settings:
 
 def list_limits() -> list[tuple[str, Any, str]]:
     """Return the settings of limits: names, defaults, and what they mean."""
-    fields = (found for found in dataclasses.fields(Settings) if found.metadata.get("meaning"))
+    fields = (found for found in dataclasses.fields(SimulatorSettings) if found.metadata.get("meaning"))
     return [(found.name, found.default, found.metadata["meaning"]) for found in fields]
 
 
 _SCRIPT_CHECKS: Final = checks_of(Script)
-_CHECKS: Final = {**checks_of(Settings), **_SCRIPT_CHECKS}
+_CHECKS: Final = {**checks_of(SimulatorSettings), **_SCRIPT_CHECKS}
 
 
-def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
+def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> SimulatorSettings:
     """Return the settings of a YAML file with `overrides` on top. Raises SettingsError, OSError."""
     given: Any = {}
     if path is not None:
@@ -137,10 +137,12 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> Settings:
             raise SettingsError(f"{path} holds no mapping of settings")
     values = _to_values({**given, **overrides}, _CHECKS)
     script = Script(**{name: value for name, value in values.items() if name in _SCRIPT_CHECKS})
-    return Settings(script=script, **{name: value for name, value in values.items() if name not in _SCRIPT_CHECKS})
+    return SimulatorSettings(
+        script=script, **{name: value for name, value in values.items() if name not in _SCRIPT_CHECKS}
+    )
 
 
-def script_of(settings: Settings, body: Mapping[str, Any]) -> Script:
+def script_of(settings: SimulatorSettings, body: Mapping[str, Any]) -> Script:
     """Return what happens to a call with this body. Raises SettingsError."""
     metadata = body.get("metadata")
     if not isinstance(metadata, dict):
@@ -149,7 +151,7 @@ def script_of(settings: Settings, body: Mapping[str, Any]) -> Script:
     return dataclasses.replace(settings.script, **_to_values(own, _SCRIPT_CHECKS, "sim_")) if own else settings.script
 
 
-def _to_values(given: Mapping[str, Any], checks: Mapping[str, Check], prefix: str = "") -> dict[str, Any]:
+def _to_values(given: Mapping[str, Any], checks: Mapping[str, SettingCheck], prefix: str = "") -> dict[str, Any]:
     values, complaints = {}, []
     for name, value in given.items():
         if name not in checks:

@@ -16,8 +16,9 @@ from typing import Any, Final
 import flask
 
 from openai_gateway.simulator import chat, responses
+from openai_gateway.simulator.account_limits import LimitExceeded, Limits
+from openai_gateway.simulator.answer_store import AnswerStore, Stored
 from openai_gateway.simulator.answers import Said, read_token_limit, say
-from openai_gateway.simulator.body import fail, in_halves, in_stream
 from openai_gateway.simulator.counters import Counters
 from openai_gateway.simulator.dialects import to_error
 from openai_gateway.simulator.errors import (
@@ -29,10 +30,9 @@ from openai_gateway.simulator.errors import (
     unknown_url,
     wrong_key,
 )
-from openai_gateway.simulator.limits import Limits, Refusal
 from openai_gateway.simulator.reading import read_json, read_key
-from openai_gateway.simulator.settings import Script, Settings, SettingsError, script_of
-from openai_gateway.simulator.store import Store, Stored
+from openai_gateway.simulator.settings import Script, SettingsError, SimulatorSettings, script_of
+from openai_gateway.simulator.simulated_body import fail, in_halves, in_stream
 
 # Where in a request's environment stands what is to be called when its answer is over.
 ON_OVER: Final = "openai_gateway.simulator.on_over"
@@ -48,11 +48,11 @@ _INSTEAD_OF_ANSWERS: Final = ("drop_before_headers", "silence_before_headers", "
 class Simulation:
     """State and behaviour of one simulated account."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: SimulatorSettings, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.counters = Counters()
         self.limits = Limits(settings, clock)
-        self.store = Store(settings.max_stored, clock)
+        self.store = AnswerStore(settings.max_stored, clock)
         self._clock = clock
         self._numbers = count(1)
 
@@ -133,7 +133,7 @@ class Simulation:
         unused = 0 if charged is None else max(0, charged - said.output_tokens)
         found = self.limits.admit(said.input_tokens + said.output_tokens + unused, unused)
         flask.g.told = self.limits.tell()
-        if isinstance(found, Refusal):
+        if isinstance(found, LimitExceeded):
             raise to_error(self.settings.dialect, found, body.get("model"))
         flask.request.environ[ON_OVER] = found.end
         self.counters.input_tokens += said.input_tokens

@@ -1,6 +1,6 @@
 """The URLs of what is stored, of counting and compacting tokens, and of the models.
 
-Remembering is `store`'s, the form of answers `responses`' and `chat`'s.
+Remembering is `answer_store`'s, the form of answers `responses`' and `chat`'s.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 import flask
 
+from openai_gateway.simulator.answer_store import AnswerStore, Stored
 from openai_gateway.simulator.answers import count_input_tokens
 from openai_gateway.simulator.errors import ApiError, missing_parameter, unknown_model
 from openai_gateway.simulator.listing import to_items, to_list, to_messages, to_page
 from openai_gateway.simulator.reading import read_json
 from openai_gateway.simulator.responses import CREATED_AT, to_events, to_usage
-from openai_gateway.simulator.settings import Settings
-from openai_gateway.simulator.store import Store, Stored
+from openai_gateway.simulator.settings import SimulatorSettings
 
 
-def make_responses_blueprint(store: Store, settings: Settings) -> flask.Blueprint:
+def make_responses_blueprint(store: AnswerStore, settings: SimulatorSettings) -> flask.Blueprint:
     """Return the URLs of stored responses, and those of counting and compacting."""
     urls = flask.Blueprint("stored_responses", __name__, url_prefix="/v1/responses")
 
@@ -71,7 +71,7 @@ def make_responses_blueprint(store: Store, settings: Settings) -> flask.Blueprin
     return urls
 
 
-def make_chat_blueprint(store: Store) -> flask.Blueprint:
+def make_chat_blueprint(store: AnswerStore) -> flask.Blueprint:
     """Return the URLs of stored chat completions."""
     urls = flask.Blueprint("stored_completions", __name__, url_prefix="/v1/chat/completions")
 
@@ -133,21 +133,21 @@ def make_models_blueprint(names: tuple[str, ...] | None) -> flask.Blueprint:
     return urls
 
 
-def _get_response(store: Store, answer_id: str) -> Stored:
+def _get_response(store: AnswerStore, answer_id: str) -> Stored:
     found = store.get(answer_id) if answer_id.startswith("resp_") else None
     if found is None:
         raise ApiError(404, f"Response with id '{answer_id}' not found.")
     return found
 
 
-def _get_completion(store: Store, answer_id: str) -> Stored:
+def _get_completion(store: AnswerStore, answer_id: str) -> Stored:
     found = store.get(answer_id) if answer_id.startswith("chatcmpl-") else None
     if found is None:
         raise ApiError(404, f"No chat completion found for id: {answer_id}.")
     return found
 
 
-def _read_for(settings: Settings) -> dict[str, Any]:
+def _read_for(settings: SimulatorSettings) -> dict[str, Any]:
     body = read_json()
     model = body.get("model")
     if isinstance(model, str) and settings.models is not None and model not in settings.models:
@@ -155,7 +155,7 @@ def _read_for(settings: Settings) -> dict[str, Any]:
     return body
 
 
-def _to_replay(stored: Stored, store: Store, start: int) -> Iterator[bytes]:
+def _to_replay(stored: Stored, store: AnswerStore, start: int) -> Iterator[bytes]:
     """Yield the events from number `start` on, as they were when the answer was made, once it is ready."""
     time.sleep(store.wait_s(stored))
     for event, _ in islice(to_events(stored.body(), stored.said, stored.number), start, None):

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Any, Final, Protocol
 
 from openai_gateway.errors import InvalidRequest
-from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.answer_heads import ConnectionBroke, await_head
 from openai_gateway.transport.connection import Connection
 from openai_gateway.transport.errors import Unreachable
-from openai_gateway.transport.heads import ConnectionBroke, await_head
 from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CONNECT, FIRST_BYTE, CallWatch
 from openai_gateway.wire.body import to_decoder
 from openai_gateway.wire.headers import RequestHeaders

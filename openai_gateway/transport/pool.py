@@ -19,10 +19,10 @@ from time import monotonic
 from typing import Any, Final
 
 from openai_gateway.transport.addresses import LOOK_EVERY_S, Addresses
+from openai_gateway.transport.answer_heads import ConnectionBroke
 from openai_gateway.transport.connection import Connection
 from openai_gateway.transport.dial import dial
 from openai_gateway.transport.errors import BadAnswer, Unreachable
-from openai_gateway.transport.heads import ConnectionBroke
 from openai_gateway.transport.proxy import Proxy, open_tunnel
 from openai_gateway.transport.tls import TlsConnection
 

@@ -12,9 +12,9 @@ from http.client import responses as REASONS
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from openai_gateway.transport.answer_heads import await_head
 from openai_gateway.transport.connection import Connection
 from openai_gateway.transport.errors import Unreachable
-from openai_gateway.transport.heads import await_head
 
 _DEFAULT_PORT: Final = 80
 

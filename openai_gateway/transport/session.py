@@ -17,10 +17,10 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from openai_gateway.transport.answer import RawAnswer, to_mocked_answer
 from openai_gateway.transport.errors import BadAnswer, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.exchange import Exchange
 from openai_gateway.transport.pool import ConnectionPool, ConnectionTerms
+from openai_gateway.transport.raw_answer import RawAnswer, to_mocked_answer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders

@@ -23,8 +23,8 @@ from typing import Final
 import gevent
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailable
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import PeerError
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress

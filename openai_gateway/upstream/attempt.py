@@ -23,10 +23,10 @@ from openai_gateway.errors import (
     UpstreamUnreachable,
 )
 from openai_gateway.limits.breaker import Breaker
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import NoDescriptor, NotHttp, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.pool import ConnectionTerms
 from openai_gateway.transport.proxy import parse_proxy
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch

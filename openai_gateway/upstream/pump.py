@@ -24,7 +24,7 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled
-from openai_gateway.transport.answer import RawAnswer, to_broken_off
+from openai_gateway.transport.raw_answer import RawAnswer, to_broken_off
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.heartbeat import Heartbeat
 from openai_gateway.wire.body import ChunkedDecoder

@@ -23,7 +23,7 @@ from openai_gateway.errors import Cancelled, ClientGone, GatewayError, Unavailab
 from openai_gateway.limits.admission import Admission
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.pacing import Retries
-from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer, to_own_headers
 from openai_gateway.upstream.attempt import Sender

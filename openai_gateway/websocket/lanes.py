@@ -31,7 +31,7 @@ _ERROR: Final = Head(200, "OK", [("content-type", "application/json")])
 _ANSWERED: Final = Outcome(200, {})
 
 
-class Keeper(Protocol):
+class TurnRelay(Protocol):
     """What a turn needs of the upstream: see sockets."""
 
     def begin_turn(self, call: Call) -> Progress:

@@ -10,7 +10,7 @@ from time import monotonic
 
 from openai_gateway.errors import ClientGone, GatewayError
 from openai_gateway.limits.queue import Admitted
-from openai_gateway.transport.answer import RawAnswer
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.session import PeerRequest
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.attempt import to_outcome

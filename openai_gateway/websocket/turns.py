@@ -20,7 +20,7 @@ from openai_gateway.errors import Cancelled, ClientGone, GatewayError, InvalidRe
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.websocket import events
 from openai_gateway.websocket.events import ServerEvent, read_client_event, read_server_event
-from openai_gateway.websocket.lanes import Keeper, Lane, Turn
+from openai_gateway.websocket.lanes import Lane, Turn, TurnRelay
 from openai_gateway.wire.call import Call
 
 _log = logging.getLogger("openai_gateway")
@@ -40,13 +40,13 @@ class Turns:
 
     def __init__(
         self,
-        keeper: Keeper,
+        relay: TurnRelay,
         timeouts: Timeouts,
         to_call: Callable[[bytes | None], Call],
         send: Callable[[bytes | None, bytes], None],
         tell: Callable[[bytes], None],
     ) -> None:
-        self._keeper = keeper
+        self._relay = relay
         self._timeouts = timeouts
         self._to_call = to_call
         self._send = send
@@ -127,7 +127,7 @@ class Turns:
     def _begin(self, text: bytes, name: str, lane: Lane) -> None:
         try:
             call = self._to_call(text)
-            progress = self._keeper.begin_turn(call)
+            progress = self._relay.begin_turn(call)
         except GatewayError as error:
             self._tell_error(error, name)
             return
@@ -141,7 +141,7 @@ class Turns:
             # Its slot came free by the end of the others, at the same moment, or too late.
             progress.attempts, progress.error = 0, lane.error
             progress.outcome = "client_gone" if lane.error is None else "failed"
-            self._keeper.end_turn(progress)
+            self._relay.end_turn(progress)
             if lane.error is None:
                 raise ClientGone
             self._tell_error(lane.error, name)
@@ -152,7 +152,7 @@ class Turns:
     def _drop(self, text: bytes, error: GatewayError | ClientGone) -> None:
         """Have a create recorded that is never sent."""
         try:
-            self._keeper.drop_turn(self._to_call(text), error)
+            self._relay.drop_turn(self._to_call(text), error)
         except (GatewayError, ClientGone):
             # It was wrong as well, and is recorded.
             pass
@@ -204,7 +204,7 @@ class Turns:
         if not turn.has_begun:
             # All that was accepted until now is in it.
             lane.steers.clear()
-            self._keeper.answer_turn(progress, turn.begin(event, text), text)
+            self._relay.answer_turn(progress, turn.begin(event, text), text)
         elif progress.tail is not None:
             if turn.tail is None or event.type in events.LAST:
                 progress.tail.add(events.to_stream_event(text))
@@ -213,7 +213,7 @@ class Turns:
         if event.type in events.LAST:
             lane.end_first()
             self._forget(name, lane)
-            self._keeper.end_turn(progress)
+            self._relay.end_turn(progress)
 
     def _steer(self, event: ServerEvent, text: bytes) -> None:
         name = event.stream_id or ""
@@ -238,7 +238,7 @@ class Turns:
         # Nobody asked for it here: what was steered goes on in a response that the upstream begins.
         call = self._to_call(None)
         lane = self._lanes.setdefault(name, lane or Lane())
-        lane.running.append(Turn(self._keeper.join_turn(call, lane.take_kept())))
+        lane.running.append(Turn(self._relay.join_turn(call, lane.take_kept())))
         return name, lane
 
     def find_overdue(self, now: float) -> GatewayError | None:
@@ -281,7 +281,7 @@ class Turns:
             while lane.running:
                 progress = lane.running.popleft().progress
                 progress.outcome, progress.error = ("failed", reason) if reason is not None else ("client_gone", None)
-                self._keeper.end_turn(progress)
+                self._relay.end_turn(progress)
         self._lanes.clear()
         for text, reason in unsent:
             self._drop(text, reason or ClientGone())

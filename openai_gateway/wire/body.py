@@ -1,6 +1,6 @@
 """The bodies of HTTP/1.1 answers as bytes: what is in them without their framing (RFC 9112).
 
-Strict on purpose: what is not certainly well-formed raises MalformedAnswer. See also: transport.answer (sockets).
+Strict on purpose: what is not certainly well-formed raises MalformedAnswer. See also: transport.raw_answer (sockets).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from openai_gateway.accounting import spend_file
-from openai_gateway.accounting.budgets import Budgets, Reservation, read_run_limit
+from openai_gateway.accounting.budgets import BudgetReservation, Budgets, read_run_limit
 from openai_gateway.accounting.estimates import ASSUMED_OUTPUT_TOKENS, Asked, to_asked
 from openai_gateway.accounting.spend import NANO, Limit
 from openai_gateway.accounting.spend_file import SpendFile
@@ -209,7 +209,7 @@ def test_what_a_killed_worker_had_reserved_is_free_again(path: str) -> None:
 
 def test_mixed_calls_of_two_workers_end_with_nothing_reserved_and_the_sum_settled(path: str) -> None:
     chance, workers, settled, refused = random.Random(4), (Budgets(path), Budgets(path)), 0.0, 0
-    held: list[tuple[Reservation, int]] = []
+    held: list[tuple[BudgetReservation, int]] = []
     for _ in range(3000):
         while len(held) > chance.randrange(40):
             call, tokens = held.pop(chance.randrange(len(held)))

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from openai_gateway.accounting import capturing
-from openai_gateway.accounting.capturing import Capturer
+from openai_gateway.accounting.capturing import ServerCapturer
 from openai_gateway.wire.call import CallRecord
 from tests.support.records import to_record
 
@@ -39,13 +39,13 @@ class _Captures:
         self.lost.append(why)
 
 
-def _capture(capturer: Capturer, request: bytes = b"{}") -> None:
+def _capture(capturer: ServerCapturer, request: bytes = b"{}") -> None:
     capturer.capture(to_record(rollout_id="r"), request, b"{}", is_stream=False)
 
 
 def test_line_is_there_on_return_and_was_made_elsewhere() -> None:
     captures = _Captures()
-    _capture(Capturer(captures))
+    _capture(ServerCapturer(captures))
     assert (captures.lines, captures.lost, captures.incomplete) == ([b"{}"], [], [])
     assert threading.get_ident() not in captures.threads
 
@@ -59,7 +59,7 @@ def test_held_lock_is_tried_again() -> None:
             raise error
 
     captures = _Captures(fail)
-    _capture(Capturer(captures))
+    _capture(ServerCapturer(captures))
     assert (captures.lines, captures.lost) == ([b"{}"], [])
 
 
@@ -80,7 +80,7 @@ def test_call_that_cant_be_captured_is_told(
         raise error
 
     captures = _Captures(fail)
-    _capture(Capturer(captures))
+    _capture(ServerCapturer(captures))
     assert (captures.lines, captures.lost, captures.incomplete) == ([], [why], ["r"])
     assert capfd.readouterr().err == "", "gevent has printed no traceback"
 
@@ -89,7 +89,7 @@ def test_disk_that_does_not_answer_holds_up_nobody_and_each_call_but_once(monkey
     monkeypatch.setattr(capturing, "_WAIT_S", 0.5)
     answered = threading.Event()
     captures = _Captures(lambda: answered.wait(30) and None)
-    capturer = Capturer(captures)
+    capturer = ServerCapturer(captures)
     turns = 0
 
     def count_turns() -> None:

@@ -21,9 +21,9 @@ from openai_gateway.config import ServerConfig
 from openai_gateway.config.secret import Secret
 from openai_gateway.server.plain import read_plain
 from openai_gateway.server.writer import RelayWriter
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.exchange import _to_head
 from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Pump

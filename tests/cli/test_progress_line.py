@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.cli.collection_summary import to_metrics, to_reason, to_summary
 from openai_gateway.cli.progress_line import to_line, to_status, to_wait
-from openai_gateway.cli.summary import to_metrics, to_reason, to_summary
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import ALL_FAIL, RunProgress
 from openai_gateway.collect.sums import Sums
-from openai_gateway.collect.waits import FoundLimit, Waits
+from openai_gateway.collect.wait_reasons import FoundLimit, WaitReasons
 from openai_gateway.wire.usage import Report, Usage
 
 
@@ -39,7 +39,7 @@ def _survey(progress: RunProgress) -> Survey:
 
 @pytest.mark.parametrize("width", [20, 39, 60, 79, 100, 119, 200])
 def test_line_is_no_wider_than_the_terminal_and_keeps_what_matters_most(width: int) -> None:
-    progress = _progress(waits=Waits({"429": 60}), errors=Counter({"invalid_request": 3, "timeout": 12}))
+    progress = _progress(waits=WaitReasons({"429": 60}), errors=Counter({"invalid_request": 3, "timeout": 12}))
     progress.failed = 15
     line = to_line(progress, _survey(progress), width)
     assert len(line) <= width
@@ -91,7 +91,7 @@ def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun()
     ids=["80 columns", "120 columns"],
 )
 def test_rate_limit_is_told_at_usual_widths(width: int, expected: str) -> None:
-    progress = _progress(waits=Waits({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)}))
+    progress = _progress(waits=WaitReasons({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)}))
     assert re.fullmatch(expected, to_line(progress, _survey(progress), width))
 
 
@@ -104,27 +104,27 @@ def test_slow_rates_are_told_a_minute() -> None:
     ("more", "expected"),
     [
         ({}, None),
-        ({"waits": Waits({"429": 3})}, "3 waiting: rate limit"),
-        ({"waits": Waits({"paused": 2, "429": 1, "queued": 3})}, "6 waiting: queue, rate limit"),
-        ({"waits": Waits({"429": 1})}, "1 waiting: rate limit"),
-        ({"waits": Waits({"500": 1, "upstream_timeout": 2, "504": 1})}, "4 waiting: status 500, time-outs"),
-        ({"waits": Waits({"429": 60, "queued": 60})}, "64 waiting: queue, rate limit"),
-        ({"waits": Waits({"429": 3}), "in_flight": 0}, None),
+        ({"waits": WaitReasons({"429": 3})}, "3 waiting: rate limit"),
+        ({"waits": WaitReasons({"paused": 2, "429": 1, "queued": 3})}, "6 waiting: queue, rate limit"),
+        ({"waits": WaitReasons({"429": 1})}, "1 waiting: rate limit"),
+        ({"waits": WaitReasons({"500": 1, "upstream_timeout": 2, "504": 1})}, "4 waiting: status 500, time-outs"),
+        ({"waits": WaitReasons({"429": 60, "queued": 60})}, "64 waiting: queue, rate limit"),
+        ({"waits": WaitReasons({"429": 3}), "in_flight": 0}, None),
         (
-            {"waits": Waits({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)})},
+            {"waits": WaitReasons({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)})},
             "waiting for the rate limit (3,000 requests a minute, 99 % used)",
         ),
         (
-            {"waits": Waits({"queued": 60}, "tokens", {"tokens": FoundLimit(400_000.0)})},
+            {"waits": WaitReasons({"queued": 60}, "tokens", {"tokens": FoundLimit(400_000.0)})},
             "waiting for the rate limit (400,000 tokens a minute)",
         ),
-        ({"waits": Waits({"queued": 6}, "rate")}, "waiting for the rate limit"),
+        ({"waits": WaitReasons({"queued": 6}, "rate")}, "waiting for the rate limit"),
         (
-            {"waits": Waits({"queued": 6}, "window", most_in_flight=40.0)},
+            {"waits": WaitReasons({"queued": 6}, "window", most_in_flight=40.0)},
             "waiting for others to end (limit: 40 at a time)",
         ),
-        ({"waits": Waits({"queued": 6}, "slot", {"requests": FoundLimit(3000.0)})}, "6 waiting: queue"),
-        ({"waits": Waits({"queued": 6}, "rate"), "away_s": 185.0}, "upstream away for 3:05"),
+        ({"waits": WaitReasons({"queued": 6}, "slot", {"requests": FoundLimit(3000.0)})}, "6 waiting: queue"),
+        ({"waits": WaitReasons({"queued": 6}, "rate"), "away_s": 185.0}, "upstream away for 3:05"),
         ({"away_s": 5.0, "in_flight": 0}, None),
         ({"away_s": 5.0, "away_reason": "upstream_unreachable"}, "upstream away for 5 s: no connection"),
         ({"away_s": 5.0, "away_reason": "upstream_unavailable"}, "upstream away for 5 s: overloaded or down"),

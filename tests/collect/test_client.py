@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from openai_gateway.collect.client import Gateway, GatewayAnswer
 from openai_gateway.collect.failures import Failure
-from openai_gateway.collect.waits import FoundLimit, Waits
+from openai_gateway.collect.wait_reasons import FoundLimit, WaitReasons
 from tests.support.upstreams import Conversation, Script, run_upstream, to_answer
 
 MODELS = b'{"object": "list", "data": [{"id": "the-model", "object": "model"}]}'
@@ -167,6 +167,6 @@ def test_why_calls_wait_is_read_from_the_gateway() -> None:
     with run_upstream(script) as upstream:
         gateway = Gateway(f"{upstream.url}/v1")
         limits = {"requests": FoundLimit(3000.0, 0.99)}
-        assert gateway.read_waits() == Waits({"429": 4, "queued": 2}, "rate", limits)
+        assert gateway.read_waits() == WaitReasons({"429": 4, "queued": 2}, "rate", limits)
         assert upstream.requests[0].target == "/readyz"
         gateway.close()

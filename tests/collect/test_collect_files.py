@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.collect.files import BadFiles, check_files
+from openai_gateway.collect.run_files import BadFiles, check_files
 
 
 @pytest.fixture

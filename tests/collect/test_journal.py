@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from openai_gateway.collect.entries import JournalError, read_entries
-from openai_gateway.collect.files import to_failures_path
 from openai_gateway.collect.journal import Journal
+from openai_gateway.collect.run_files import to_failures_path
 
 
 def _line(task: int, rollout: int = 0) -> bytes:

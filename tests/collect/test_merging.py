@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from openai_gateway.collect.collection_settings import CollectionSettings, write_settings
 from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.files import to_failures_path, to_replaced_path
 from openai_gateway.collect.merging import merge
-from openai_gateway.collect.settings import Settings, write_settings
+from openai_gateway.collect.run_files import to_failures_path, to_replaced_path
 
 
 def _write(path: Path, *tasks: int) -> None:
@@ -25,7 +25,7 @@ def test_files_beside_the_parts_are_no_parts(tmp_path: Path) -> None:
         _write(part, answered)
         _write(to_failures_path(part), failed)
         _write(to_replaced_path(part), answered)
-        write_settings(part, [Settings(rows=6, shard=f"{number}/3")])
+        write_settings(part, [CollectionSettings(rows=6, shard=f"{number}/3")])
     output = tmp_path / "o.jsonl"
     merged = merge(sorted(tmp_path.glob("o_shard-*.jsonl")), output, may_mix=False)
     assert (merged.parts, merged.answers, merged.missing, merged.doubled) == (2, 2, 4, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.collect.files import to_shard_path
+from openai_gateway.collect.run_files import to_shard_path
 from openai_gateway.collect.shards import BadShard, Shard, to_shard
 
 

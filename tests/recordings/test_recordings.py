@@ -13,7 +13,7 @@ import pytest
 from openai_gateway.errors import NoRecording
 from openai_gateway.recordings.kept import KeptAnswer
 from openai_gateway.recordings.recordings import JOIN, RECORD, REPLAY, REUSE, Bypass, Flight, Hit, Recordings, Shared
-from openai_gateway.recordings.runs import Run
+from openai_gateway.recordings.runs import RunNotes
 from openai_gateway.recordings.segments import find_segments
 from openai_gateway.recordings.store import Store
 
@@ -245,13 +245,13 @@ def test_answer_is_its_askers_before_another_can_see_it(tmp_path: Path, monkeypa
     there.open()
     other = Recordings(there, REUSE, "http://u/v1", "boot")
     flight = begin(Recordings(here, REUSE, "http://u/v1", "boot"), "r1")
-    land, seen = Run.land, []
+    land, seen = RunNotes.land, []
 
-    def look_first(run: Run, *arguments: Any) -> None:
+    def look_first(run: RunNotes, *arguments: Any) -> None:
         # The answer lies on the disk by now.
         seen.append(begin(other, "r2"))
         land(run, *arguments)
 
-    monkeypatch.setattr(Run, "land", look_first)
+    monkeypatch.setattr(RunNotes, "land", look_first)
     flight.land(to_answer(b"1"), is_had=True)
     assert [type(found) for found in seen] == [Flight]

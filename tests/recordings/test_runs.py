@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openai_gateway.recordings.key import NOBODY, is_named, to_asker, to_key, to_unnamed_asker
-from openai_gateway.recordings.runs import Candidate, Fly, Join, Run, Serve
+from openai_gateway.recordings.runs import Candidate, Fly, Join, RunNotes, Serve
 
 KEY = b"k" * 32
 A, B = to_asker(None, "a"), to_asker(None, "b")
@@ -25,13 +25,13 @@ def _answer(number: int, asker: bytes = NOBODY) -> Candidate:
 def test_equal_calls_of_one_run_get_different_answers_and_a_second_run_the_same(tmp_path: Path) -> None:
     there = [_answer(n) for n in range(3)]
     for name in ("first", "second"):
-        run = Run(tmp_path, name)
+        run = RunNotes(tmp_path, name)
         assert [run.decide(KEY, None, there) for _ in there] == [Serve(each.id) for each in there]
         assert isinstance(run.decide(KEY, None, there), Fly)
 
 
 def test_asker_that_asks_again_gets_its_own_answer_again(tmp_path: Path) -> None:
-    run, there = Run(tmp_path, "r"), [_answer(1), _answer(2)]
+    run, there = RunNotes(tmp_path, "r"), [_answer(1), _answer(2)]
     first = run.decide(KEY, A, there)
     assert run.decide(KEY, B, there) == Serve(there[1].id)
     assert run.decide(KEY, A, there) == first == Serve(there[0].id)
@@ -39,21 +39,21 @@ def test_asker_that_asks_again_gets_its_own_answer_again(tmp_path: Path) -> None
 
 def test_new_asker_gets_what_was_recorded_for_it(tmp_path: Path) -> None:
     there = [_answer(1), _answer(2, A), _answer(3, B)]
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     assert run.decide(KEY, B, there) == Serve(there[2].id)
     assert run.decide(KEY, A, there) == Serve(there[1].id)
     assert run.decide(KEY, None, there) == Serve(there[0].id)
 
 
 def test_same_asker_joins_the_call_under_way_and_another_makes_its_own(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     assert run.decide(KEY, A, []) == Fly(A)
     assert run.decide(KEY, A, []) == Join(A)
     assert run.decide(KEY, B, []) == Fly(B)
 
 
 def test_resent_call_joins_one_that_cant_be_told_from_it(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     flight = run.decide(KEY, None, [])
     assert isinstance(flight, Fly)
     assert isinstance(run.decide(KEY, None, []), Fly)
@@ -65,7 +65,7 @@ def test_resent_call_joins_one_that_cant_be_told_from_it(tmp_path: Path) -> None
 
 
 def test_answer_that_its_client_did_not_get_is_there_for_the_next(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     for is_had, second in ((False, Serve), (True, Fly)):
         key = bytes([is_had]) * 32
         flight = run.decide(key, None, [])
@@ -77,13 +77,13 @@ def test_answer_that_its_client_did_not_get_is_there_for_the_next(tmp_path: Path
 
 
 def test_call_that_may_not_be_made_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     assert run.decide(KEY, A, [], may_call=False) is None
     assert run.decide(KEY, A, []) == Fly(A)
 
 
 def test_failed_flight_is_made_anew(tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     run.decide(KEY, A, [])
     assert run.look(KEY, A) is True
     run.fail(KEY, A)
@@ -92,7 +92,7 @@ def test_failed_flight_is_made_anew(tmp_path: Path) -> None:
 
 
 def _fly_and_wait(folder: Path, ready: multiprocessing.synchronize.Event) -> None:
-    Run(folder, "r").decide(KEY, A, [])
+    RunNotes(folder, "r").decide(KEY, A, [])
     ready.set()
     signal.pause()
 
@@ -103,7 +103,7 @@ def test_flight_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     other = context.Process(target=_fly_and_wait, args=(tmp_path, ready))
     other.start()
     assert ready.wait(30)
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     assert run.decide(KEY, A, []) == Join(A)
     assert other.pid is not None
     os.kill(other.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_flight_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_processes_agree_on_who_has_had_what(tmp_path: Path) -> None:
-    here, there = Run(tmp_path, "r"), Run(tmp_path, "r")
+    here, there = RunNotes(tmp_path, "r"), RunNotes(tmp_path, "r")
     answers = [_answer(1), _answer(2)]
     assert here.decide(KEY, A, answers) == Serve(answers[0].id)
     assert there.decide(KEY, B, answers) == Serve(answers[1].id)
@@ -125,12 +125,12 @@ def test_processes_agree_on_who_has_had_what(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece", range(1, 56, 9))
 def test_torn_note_is_passed_over(piece: int, tmp_path: Path) -> None:
-    run = Run(tmp_path, "r")
+    run = RunNotes(tmp_path, "r")
     run.decide(KEY, A, [_answer(1)])
     (path,) = tmp_path.iterdir()
     with path.open("ab") as file:
         file.write(bytes(piece))
-    assert Run(tmp_path, "r").decide(KEY, A, [_answer(1)]) == Serve(_answer(1).id)
+    assert RunNotes(tmp_path, "r").decide(KEY, A, [_answer(1)]) == Serve(_answer(1).id)
     assert run.decide(KEY, B, [_answer(1), _answer(2)]) == Serve(_answer(2).id)
 
 

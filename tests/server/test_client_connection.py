@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from openai_gateway.server.connection import Connection
+from openai_gateway.server.client_connection import ClientConnection
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -56,6 +56,6 @@ def test_request_that_came_while_its_worker_was_held_up_is_answered_though_the_w
     worker: Any = SimpleNamespace(
         cfg=Config(), alive=False, reads_plain=True, keeps_alive=True, nr=0, max_requests=9, wsgi=app
     )
-    client.connection = Connection(worker, client, ("127.0.0.1", 1), {})
+    client.connection = ClientConnection(worker, client, ("127.0.0.1", 1), {})
     client.connection.serve()
     assert client.sent[-len(answer) :] == answer if answer else client.sent == b""

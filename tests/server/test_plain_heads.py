@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_gateway.server.bodies import Unreader
-from openai_gateway.server.heads import CheckedRequest
 from openai_gateway.server.plain import read_plain
+from openai_gateway.server.request_heads import CheckedRequest
 from openai_gateway.wire.headers import CLIENT_HEAD
 
 START = b"POST /v1/responses HTTP/1.1\r\n"

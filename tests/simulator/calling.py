@@ -7,7 +7,7 @@ from typing import Any
 from flask.testing import FlaskClient
 
 from openai_gateway.simulator.app import create_app
-from openai_gateway.simulator.settings import Settings
+from openai_gateway.simulator.settings import SimulatorSettings
 
 AUTHORIZED = {"authorization": "Bearer k"}
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 def make_client(clock: Clock | None = None, **settings: Any) -> FlaskClient:
-    client = create_app(Settings(**settings), clock or Clock()).test_client()
+    client = create_app(SimulatorSettings(**settings), clock or Clock()).test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = AUTHORIZED["authorization"]
     return client
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from openai_gateway.simulator.limits import Charge, Limits, Refusal
-from openai_gateway.simulator.settings import Settings, load_settings
+from openai_gateway.simulator.account_limits import Charge, LimitExceeded, Limits
+from openai_gateway.simulator.settings import SimulatorSettings, load_settings
 from tests.simulator.calling import Clock
 
 
@@ -18,7 +18,7 @@ def make(**settings: Any) -> tuple[Limits, Clock]:
 def count(limits: Limits, most: int = 1000, tokens: int = 0) -> int:
     """Count the calls that are admitted now."""
     for number in range(most):
-        if isinstance(limits.admit(tokens, 0), Refusal):
+        if isinstance(limits.admit(tokens, 0), LimitExceeded):
             return number
     return most
 
@@ -42,7 +42,7 @@ def test_hidden_window_refuses_though_the_told_limit_has_room() -> None:
     limits, clock = make(rpm=60, window_s=2)
     assert count(limits) == 2
     refused = limits.admit(0, 0)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert (refused.kind, refused.wait_s, refused.used) == ("requests", 2, 2)
     assert limits.tell()["requests"].remaining == 58
     clock.now_s += 2
@@ -60,7 +60,7 @@ def test_calls_in_flight_are_bounded_until_they_end() -> None:
     limits, _ = make(in_flight=2)
     first, _ = admit(limits), admit(limits)
     refused = limits.admit(0, 0)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert (refused.kind, refused.limit, refused.used) == ("in_flight", 2, 2)
     first.end()
     first.end()
@@ -72,7 +72,7 @@ def test_refusals_use_the_request_limit_up_only_where_they_are_charged() -> None
         limits, clock = make(rpm=60, burst_s=1, refusals_charged=is_charged)
         admit(limits)
         clock.now_s += 0.5
-        assert isinstance(limits.admit(0, 0), Refusal)
+        assert isinstance(limits.admit(0, 0), LimitExceeded)
         clock.now_s += 0.5
         assert count(limits) == allowed
 
@@ -108,7 +108,7 @@ def test_day_has_a_limit_of_its_own() -> None:
     limits, clock = make(rpd=100, rpm=600)
     assert count(limits) == 100
     refused = limits.admit(0, 0)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert (refused.kind, refused.limit, refused.wait_s) == ("requests_per_day", 100, 864)
     clock.now_s += 864
     assert count(limits) == 1
@@ -118,11 +118,11 @@ def test_refused_call_says_what_was_used_and_asked_for() -> None:
     limits, _ = make(tpm=1000)
     admit(limits, 900)
     refused = limits.admit(200, 0)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert (refused.kind, refused.limit, refused.used, refused.requested) == ("tokens", 1000, 900, 200)
     assert refused.wait_s == 6
 
 
 def test_no_limits_are_the_default() -> None:
-    limits = Limits(Settings(), Clock())
+    limits = Limits(SimulatorSettings(), Clock())
     assert count(limits, tokens=10**9) == 1000

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from openai_gateway.simulator.settings import Script, Settings, SettingsError, load_settings, script_of
+from openai_gateway.simulator.settings import Script, SettingsError, SimulatorSettings, load_settings, script_of
 from tests.simulator.calling import make_client, respond
 from tests.support.processes import ROOT
 
@@ -21,7 +21,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "simulator.yaml"
     path.write_text("latency_ms: 5\nevent_gap_ms: 6\nmodels: [a]\n")
     settings = load_settings(path, {"latency_ms": 7})
-    assert settings == Settings(models=("a",), script=Script(latency_ms=7, event_gap_ms=6))
+    assert settings == SimulatorSettings(models=("a",), script=Script(latency_ms=7, event_gap_ms=6))
 
 
 def test_all_wrong_settings_are_told_at_once() -> None:
@@ -70,10 +70,10 @@ def test_every_setting_of_a_script_is_a_metadata_key_and_is_shipped() -> None:
     values = {"fault": "html_502", "status": "429", "should_retry": "true"}
     names = {field.name for field in dataclasses.fields(Script)}
     metadata = {f"sim_{name}": values.get(name, "3") for name in names}
-    script = script_of(Settings(), {"metadata": {**metadata, "other": "x"}})
+    script = script_of(SimulatorSettings(), {"metadata": {**metadata, "other": "x"}})
     assert (script.status, script.after, script.key, script.fault) == (429, 3, "3", "html_502")
     shipped = yaml.safe_load((ROOT / "conf" / "simulator.yaml").read_text())
-    general = {field.name for field in dataclasses.fields(Settings)} - {"script"}
+    general = {field.name for field in dataclasses.fields(SimulatorSettings)} - {"script"}
     assert set(shipped) == names | general
 
 

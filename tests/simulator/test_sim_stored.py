@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.simulator.answer_store import AnswerStore, Stored
 from openai_gateway.simulator.settings import Script
-from openai_gateway.simulator.store import Store, Stored
 from tests.simulator.calling import Clock, chat, make_client, respond
 
 
@@ -148,8 +148,8 @@ def test_models_are_those_of_the_settings() -> None:
 
 
 def test_store_is_bounded_by_the_bytes_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai_gateway.simulator.store._MOST_REQUEST_BYTES", 100)
-    store = Store(10, Clock())
+    monkeypatch.setattr("openai_gateway.simulator.answer_store._MOST_REQUEST_BYTES", 100)
+    store = AnswerStore(10, Clock())
     said: Any = None
     for number in range(4):
         answer = {"id": f"resp_{number}"}

@@ -9,13 +9,13 @@ import pytest
 from flask.testing import FlaskClient
 
 from openai_gateway.simulator.app import create_app
-from openai_gateway.simulator.settings import Script, Settings
+from openai_gateway.simulator.settings import Script, SimulatorSettings
 
 AUTHORIZED = {"authorization": "Bearer k"}
 
 
 def _client(**settings: Any) -> FlaskClient:
-    return create_app(Settings(**settings), clock=lambda: 0.0).test_client()
+    return create_app(SimulatorSettings(**settings), clock=lambda: 0.0).test_client()
 
 
 def _post(client: FlaskClient, body: dict[str, Any], path: str = "/v1/responses", **kwargs: Any) -> Any:

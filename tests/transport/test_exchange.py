@@ -13,10 +13,10 @@ import pytest
 
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.transport import pool as pool_module
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import BadAnswer, NotHttp, Unreachable
 from openai_gateway.transport.exchange import Exchange
 from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.wire.headers import RequestHeaders
 from tests.support.upstreams import Conversation, ScriptedUpstream, to_answer, to_chunk

@@ -13,10 +13,10 @@ import gevent
 import pytest
 
 from openai_gateway.errors import Cancelled, ClientGone
-from openai_gateway.transport.answer import RawAnswer, to_mocked_answer
 from openai_gateway.transport.errors import BadAnswer
 from openai_gateway.transport.exchange import Exchange
 from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.raw_answer import RawAnswer, to_mocked_answer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress

@@ -11,9 +11,9 @@ import gevent
 import pytest
 
 from openai_gateway.errors import CallTimeout
-from openai_gateway.transport.answer import RawAnswer
 from openai_gateway.transport.errors import BadAnswer
 from openai_gateway.transport.pool import ConnectionPool
+from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress

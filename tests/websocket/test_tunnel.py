@@ -37,7 +37,7 @@ KINDS = [
 ]
 
 
-class Keeper:
+class TurnRelay:
     """Counts what begins and ends."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class Peers:
         theirs, self.client = gevent.socket.socketpair()
         raw = _socket.socket(fileno=ours.detach())
         raw.setblocking(False)
-        self.keeper = Keeper()
+        self.relay = TurnRelay()
         self.tunnel = Tunnel(
             Connection(raw),
             b"",
             theirs,
             Timeouts(),
-            lambda tunnel: Turns(self.keeper, Timeouts(), _to_call, tunnel.send, tunnel.tell),
+            lambda tunnel: Turns(self.relay, Timeouts(), _to_call, tunnel.send, tunnel.tell),
         )
         self.running = gevent.spawn(self.tunnel.run, lambda: False)
 
@@ -230,7 +230,7 @@ def test_nothing_is_changed_but_creates_however_it_is_cut(
     peers.end()
     assert got_client == from_upstream + to_frame(frames.CLOSE, to_close(1000), is_masked=False)
     assert _split(got_upstream, is_masked=True) == _to_expected(from_client + close)
-    assert peers.keeper.begun == peers.keeper.ended
+    assert peers.relay.begun == peers.relay.ended
     del peers, readers, senders
     assert _count_held() <= before
 
@@ -288,7 +288,7 @@ def test_junk_and_leaving_at_any_moment_hold_nothing(
     peers.end()
     gevent.killall(readers + senders)
     assert peers.running.successful()
-    assert peers.keeper.begun == peers.keeper.ended
+    assert peers.relay.begun == peers.relay.ended
     if is_clients and who_leaves == "client":
         # What has arrived is a part of what was said: whole frames of it, and nothing in between.
         assert from_upstream.startswith(_without_close(got_client, from_client))

@@ -23,7 +23,7 @@ from openai_gateway.wire.usage import read_stream
 
 
 class Bench:
-    """Turns with a keeper and a tunnel that only note what they are asked."""
+    """Turns with a relay and a tunnel that only note what they are asked."""
 
     def __init__(self, timeouts: Timeouts | None = None) -> None:
         self.sent: list[bytes] = []

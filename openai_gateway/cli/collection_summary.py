@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from openai_gateway.collect.estimate import ASSUMED_OUTPUT_TOKENS, Estimator
-from openai_gateway.collect.merging import Merged
+from openai_gateway.collect.merging import MergeResult
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.plan import MOST_RETRIES, Survey
 from openai_gateway.collect.rows import Row
@@ -96,7 +96,7 @@ def to_metrics(survey: Survey, progress: RunProgress) -> dict[str, Any]:
     }
 
 
-def to_merged(merged: Merged, past: Past) -> dict[str, Any]:
+def to_merged(merged: MergeResult, past: Past) -> dict[str, Any]:
     """Return the sums over an output that was put together, as they go into its metrics file."""
     calls = {"wanted": merged.wanted, "done": merged.answers, "missing": merged.missing, "doubled": merged.doubled}
     return {"calls": calls, **past.sums.to_json(), "failures": dict(past.failures)}

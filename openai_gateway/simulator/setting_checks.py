@@ -1,6 +1,6 @@
 """What each of the simulator's settings may be, and its value from YAML, JSON, or a metadata string.
 
-Which setting is checked by which, is said where it is declared. See also: settings.
+Which setting is checked by which, is said where it is declared. See also: simulator.settings.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ APIS: Final = ("responses", "chat")
 
 
 @dataclass(frozen=True)
-class Check:
+class SettingCheck:
     """What a setting must be, in words; `convert` returns its value and raises ValueError for any other."""
 
     wanted: str
     convert: Callable[[Any], Any]
 
 
-def setting(check: Check, default: Any, meaning: str = "") -> Any:
+def setting(check: SettingCheck, default: Any, meaning: str = "") -> Any:
     """Return the dataclass field of a setting, whose check `checks_of` finds; `meaning` is for `--help` and pages."""
     return dataclasses.field(default=default, metadata={"check": check, "meaning": meaning})
 
 
-def checks_of(declaring: type) -> dict[str, Check]:
+def checks_of(declaring: type) -> dict[str, SettingCheck]:
     """Return the checks of the settings that a dataclass declares, by name."""
     fields = dataclasses.fields(declaring)
     return {field.name: field.metadata["check"] for field in fields if "check" in field.metadata}
 
 
-def or_null(check: Check) -> Check:
+def or_null(check: SettingCheck) -> SettingCheck:
     """Return the check that takes null, too."""
-    return Check(f"{check.wanted}, or null", lambda given: None if given is None else check.convert(given))
+    return SettingCheck(f"{check.wanted}, or null", lambda given: None if given is None else check.convert(given))
 
 
-def number(least: int, most: int | None = None) -> Check:
+def number(least: int, most: int | None = None) -> SettingCheck:
     """Return the check of a whole number; a string of digits is one, as metadata has it."""
 
     def convert(given: Any) -> int:
@@ -59,10 +59,10 @@ def number(least: int, most: int | None = None) -> Check:
             raise ValueError
         return found
 
-    return Check(f"a whole number from {least}" + (f" to {most}" if most is not None else ""), convert)
+    return SettingCheck(f"a whole number from {least}" + (f" to {most}" if most is not None else ""), convert)
 
 
-def fraction(below: float) -> Check:
+def fraction(below: float) -> SettingCheck:
     """Return the check of a number from 0 up to, not including, `below`."""
 
     def convert(given: Any) -> float:
@@ -71,10 +71,10 @@ def fraction(below: float) -> Check:
             raise ValueError
         return share
 
-    return Check(f"a number from 0 to below {below:g}", convert)
+    return SettingCheck(f"a number from 0 to below {below:g}", convert)
 
 
-def seconds(most: float) -> Check:
+def seconds(most: float) -> SettingCheck:
     """Return the check of a number of seconds from 0."""
 
     def convert(given: Any) -> float:
@@ -85,10 +85,10 @@ def seconds(most: float) -> Check:
             raise ValueError
         return found
 
-    return Check(f"a number from 0 to {most:g}", convert)
+    return SettingCheck(f"a number from 0 to {most:g}", convert)
 
 
-def one_of(names: tuple[str, ...]) -> Check:
+def one_of(names: tuple[str, ...]) -> SettingCheck:
     """Return the check of one of some names."""
 
     def convert(given: Any) -> str:
@@ -96,10 +96,10 @@ def one_of(names: tuple[str, ...]) -> Check:
             raise ValueError
         return str(given)
 
-    return Check(f"one of {', '.join(names)}", convert)
+    return SettingCheck(f"one of {', '.join(names)}", convert)
 
 
-def changes(checks: dict[str, Check]) -> Check:
+def changes(checks: dict[str, SettingCheck]) -> SettingCheck:
     """Return the check of a list of changes: mappings with `at_s`, and some of the settings in `checks`."""
 
     def convert(given: Any) -> tuple[dict[str, Any], ...]:
@@ -113,7 +113,7 @@ def changes(checks: dict[str, Check]) -> Check:
             raise ValueError
         return {name: known[name].convert(value) for name, value in given.items()}
 
-    return Check(f"a list of mappings such as {{at_s: 60, rpm: 300}}, of {', '.join(checks)}", convert)
+    return SettingCheck(f"a list of mappings such as {{at_s: 60, rpm: 300}}, of {', '.join(checks)}", convert)
 
 
 def _to_status(given: Any) -> int:
@@ -171,11 +171,11 @@ def _to_boolean(given: Any) -> bool:
     return given
 
 
-BOOLEAN: Final = Check("true or false", _to_boolean)
-STATUS: Final = Check("0 or a status from 300 to 599", _to_status)
-TEXT: Final = Check("a string", _to_text)
-HEADER_VALUE: Final = Check("one line of printable ASCII", _to_header_value)
-FAULT: Final = Check(f"one of {', '.join(FAULTS)}, or ''", _to_fault)
-API_KEY: Final = Check("a string that isn't empty", _to_key)
-NAMES: Final = Check("a list of names", _to_names)
-APIS_SERVED: Final = Check("a list of 'responses' and 'chat'", _to_apis)
+BOOLEAN: Final = SettingCheck("true or false", _to_boolean)
+STATUS: Final = SettingCheck("0 or a status from 300 to 599", _to_status)
+TEXT: Final = SettingCheck("a string", _to_text)
+HEADER_VALUE: Final = SettingCheck("one line of printable ASCII", _to_header_value)
+FAULT: Final = SettingCheck(f"one of {', '.join(FAULTS)}, or ''", _to_fault)
+API_KEY: Final = SettingCheck("a string that isn't empty", _to_key)
+NAMES: Final = SettingCheck("a list of names", _to_names)
+APIS_SERVED: Final = SettingCheck("a list of 'responses' and 'chat'", _to_apis)

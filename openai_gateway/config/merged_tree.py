@@ -16,7 +16,7 @@ _REFERENCE: Final = re.compile(r"\$\{\s*([A-Za-z_][\w.-]*)\s*\}")
 
 
 @dataclass
-class Merged:
+class MergedTree:
     """The merged tree, interpolations still in it, and where each dotted key came from.
 
     `is_partial` if something couldn't be read, so that what refers to it is not to blame.

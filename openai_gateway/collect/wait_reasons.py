@@ -19,7 +19,7 @@ class FoundLimit(msgspec.Struct, frozen=True):
     used_share: float | None = None
 
 
-class Waits(msgspec.Struct, frozen=True):
+class WaitReasons(msgspec.Struct, frozen=True):
     """What calls wait for at the gateway: how many, by why their last attempt failed, or QUEUED.
 
     `reason` is what the queue waits for: slot, rate, tokens, window, pause; "" if nobody queues. `limits` are what was
@@ -44,16 +44,16 @@ class _Readiness(msgspec.Struct):
     servers: dict[str, _ServerState] = {}
 
 
-def to_waits(body: bytes) -> Waits:
+def to_wait_reasons(body: bytes) -> WaitReasons:
     """Return what a `/readyz` says; nothing if it can't be read."""
     try:
         servers = msgspec.json.decode(body, type=_Readiness).servers
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return Waits()
+        return WaitReasons()
     counts: dict[str, int] = {}
     for server in servers.values():
         for reason, count in {**server.retrying, QUEUED: server.queued}.items():
             if count:
                 counts[reason] = counts.get(reason, 0) + count
     busiest = max(servers.values(), key=lambda server: server.queued, default=_ServerState())
-    return Waits(counts, busiest.queue_reason, busiest.limits, busiest.most_in_flight)
+    return WaitReasons(counts, busiest.queue_reason, busiest.limits, busiest.most_in_flight)

@@ -33,7 +33,7 @@ class Stored:
         return body
 
 
-class Store:
+class AnswerStore:
     """Answers by id, oldest first."""
 
     def __init__(self, most: int, clock: Callable[[], float]) -> None:

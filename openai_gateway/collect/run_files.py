@@ -1,6 +1,6 @@
 """The names of a run's files, all beside the output, and whether they can be read and written at all.
 
-See also: rows, journal and settings (what is in them).
+See also: rows, journal and collection_settings (what is in them).
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Reply:
         return value if isinstance(value, dict) else {}
 
 
-class Endpoint:
+class ProbeClient:
     """What serves an API below a base URL, which may have a query of its own."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], *, timeout_s: float, ca_file: str | None) -> None:

@@ -5,7 +5,7 @@ answer), draining (what nobody read of a body), closing (see lingering). All but
 is the app's, which watches client and clock itself. A stop ends idle connections; all others end with their answer.
 
 Made after gunicorn's AsyncWorker.handle and handle_request: `tests/server/test_gunicorn_source.py` tells when those
-change. See also: plain, heads (what a head says), bodies, writer.
+change. See also: plain, request_heads (what a head says), bodies, writer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import create
 
 from openai_gateway.server.bodies import LengthBody, Unreader
-from openai_gateway.server.heads import CheckedRequest, gather_head, may_be_drained
 from openai_gateway.server.lingering import linger, silences
 from openai_gateway.server.plain import PlainRequest, read_plain
 from openai_gateway.server.refusals import describe, to_refusal
+from openai_gateway.server.request_heads import CheckedRequest, gather_head, may_be_drained
 from openai_gateway.server.waits import Wait, Waits
 from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
 from openai_gateway.wire.headers import UNDERSCORED
@@ -64,7 +64,7 @@ class Owner(Protocol):
         """Make room for a new worker."""
 
 
-class Connection:
+class ClientConnection:
     """A client's connection from its first request to its end."""
 
     __slots__ = (

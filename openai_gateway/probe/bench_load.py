@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from openai_gateway.probe.endpoint import CALL_ERRORS, Endpoint, ErrorReply, Reply, explain_error
+from openai_gateway.probe.probe_client import CALL_ERRORS, ErrorReply, ProbeClient, Reply, explain_error
 from openai_gateway.wire.api import Api
 
 _POLL_S: Final = 0.1
@@ -38,7 +38,7 @@ class CallTimes:
 class Load:
     """Calls of one kind, the same number to each endpoint; `times` are theirs, in the same order."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], api: Api, body: Mapping[str, Any], calls: int) -> None:
+    def __init__(self, endpoints: Sequence[ProbeClient], api: Api, body: Mapping[str, Any], calls: int) -> None:
         self.times = [CallTimes() for _ in endpoints]
         self.total = calls * len(endpoints)
         self.took_s = 0.0
@@ -81,7 +81,9 @@ class Load:
         for connection in connections:
             connection.close()
 
-    def _call(self, number: int, endpoint: Endpoint, connection: http.client.HTTPConnection, times: CallTimes) -> None:
+    def _call(
+        self, number: int, endpoint: ProbeClient, connection: http.client.HTTPConnection, times: CallTimes
+    ) -> None:
         prompt = f"Say hi to number {number}."
         given: Any = prompt if self._api is Api.RESPONSES else [{"role": "user", "content": prompt}]
         try:

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.files import to_settings_path
+from openai_gateway.collect.run_files import to_settings_path
 
 
-class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
+class CollectionSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a run asks with; `extra_body` is the config's by API, None if that is a running gateway's secret.
 
     `rows` counts the whole input's as far as they are taken, `shard` is the part of them that the output is of.
@@ -37,10 +37,10 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _File(msgspec.Struct):
-    runs: list[Settings] = []
+    runs: list[CollectionSettings] = []
 
 
-def read_settings(output: Path) -> list[Settings]:
+def read_settings(output: Path) -> list[CollectionSettings]:
     """Return the settings of the runs that an output is of, none if they weren't kept. Raises JournalError."""
     path = to_settings_path(output)
     try:
@@ -51,7 +51,7 @@ def read_settings(output: Path) -> list[Settings]:
         raise JournalError(f"{path} was not written by collect ({error}); take it away") from None
 
 
-def write_settings(output: Path, runs: list[Settings]) -> None:
+def write_settings(output: Path, runs: list[CollectionSettings]) -> None:
     """Keep the settings of an output's runs. Raises OSError."""
     path = to_settings_path(output)
     part = path.with_name(f"{path.name}.part")
@@ -59,12 +59,12 @@ def write_settings(output: Path, runs: list[Settings]) -> None:
     part.replace(path)
 
 
-def add_run(runs: list[Settings], now: Settings) -> list[Settings]:
+def add_run(runs: list[CollectionSettings], now: CollectionSettings) -> list[CollectionSettings]:
     """Return the settings with those of one more run; of runs that ask with the same, the last is kept."""
     return [*(each for each in runs if find_differences(each, now) or each.shard != now.shard), now]
 
 
-def find_differences(before: Settings, now: Settings) -> list[str]:
+def find_differences(before: CollectionSettings, now: CollectionSettings) -> list[str]:
     """Return what two runs ask with differently."""
     found = []
     if before.model != now.model:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.simulator.buckets import Bucket
-from openai_gateway.simulator.settings import Settings
+from openai_gateway.simulator.settings import SimulatorSettings
 
 _MINUTE_S: Final = 60.0
 _DAY_S: Final = 86_400.0
@@ -24,7 +24,7 @@ _IN_FLIGHT_WAIT_S: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Told:
+class LimitStatus:
     """What is told of a limit as a call was admitted or refused; `limit` None is none."""
 
     limit: int | None
@@ -33,7 +33,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class LimitExceeded:
     """A call that is not admitted, and for which limit: `requests`, `requests_per_day`, `tokens` or `in_flight`.
 
     `wait_s` is infinite if it never can be: it needs more than the whole limit.
@@ -62,7 +62,7 @@ class Charge:
 class Limits:
     """The limits of one account; time counts from its first call."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: SimulatorSettings, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began: float | None = None
         self._changes = list(settings.limit_changes)
@@ -85,7 +85,7 @@ class Limits:
         }
         self._apply({"others_share": settings.others_share})
 
-    def admit(self, tokens: int, unused_tokens: int) -> Charge | Refusal:
+    def admit(self, tokens: int, unused_tokens: int) -> Charge | LimitExceeded:
         """Charge one request of so many tokens, of which `unused_tokens` will not be used; or refuse it."""
         if self._began is None:
             self._began = self._clock()
@@ -102,13 +102,13 @@ class Limits:
             bucket.take(tokens if kind == "tokens" else 1)
         return Charge(lambda: self._end(unused_tokens if self._is_unused_given_back else 0))
 
-    def tell(self) -> dict[str, Told]:
+    def tell(self) -> dict[str, LimitStatus]:
         """Return what is told now of `requests`, `tokens` and `requests_per_day`."""
         self._advance()
         return {
-            kind: Told(None, 0, 0.0)
+            kind: LimitStatus(None, 0, 0.0)
             if bucket.amount is None
-            else Told(int(bucket.amount), bucket.left(), bucket.reset_s())
+            else LimitStatus(int(bucket.amount), bucket.left(), bucket.reset_s())
             for kind, bucket in self._told.items()
         }
 
@@ -119,10 +119,10 @@ class Limits:
             if kind == "tokens":
                 bucket.give_back(unused_tokens)
 
-    def _find_refusal(self, tokens: int) -> Refusal | None:
+    def _find_refusal(self, tokens: int) -> LimitExceeded | None:
         slots = math.inf if self._most_in_flight is None else int(self._most_in_flight * (1 - self._others_share))
         if self._in_flight >= slots:
-            return Refusal("in_flight", int(slots), self._in_flight, 1, _IN_FLIGHT_WAIT_S)
+            return LimitExceeded("in_flight", int(slots), self._in_flight, 1, _IN_FLIGHT_WAIT_S)
         waits_s: dict[str, float] = {}
         for kind, bucket in self._buckets():
             charge = float(tokens if kind == "tokens" else 1)
@@ -134,7 +134,7 @@ class Limits:
             return None
         limit = int(self._told[kind].amount or 0)
         used = max(0, limit - self._told[kind].left())
-        return Refusal(kind, limit, used, tokens if kind == "tokens" else 1, waits_s[kind])
+        return LimitExceeded(kind, limit, used, tokens if kind == "tokens" else 1, waits_s[kind])
 
     def _buckets(self) -> list[tuple[str, Bucket]]:
         return [*self._told.items(), *self._hidden.items()]

@@ -37,7 +37,7 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORKED_ON: Final = ("upstream_timeout", "504")
 
 
-class Tries:
+class CallTries:
     """A call's tries: what those before the last may have cost, how long it was held between them.
 
     `is_under_way` says that the upstream may be working on it, so that it may be billed whatever becomes of it here.
@@ -132,7 +132,7 @@ class Run:
 
     def _make(self, gateway: Gateway, call: PlannedCall, claim: Claim, number: int, most_in_a_row: int) -> None:
         cost_usd = 0.0
-        tries = Tries(self._away.begin())
+        tries = CallTries(self._away.begin())
         try:
             found = self._ask(gateway, call, tries)
             cost_usd = self._lose(call, tries) if found is None else self._take(call, found, tries)
@@ -150,7 +150,7 @@ class Run:
             self._budget.settle(claim, cost_usd)
             self._wake.set()
 
-    def _ask(self, gateway: Gateway, call: PlannedCall, tries: Tries) -> GatewayAnswer | Failure | None:
+    def _ask(self, gateway: Gateway, call: PlannedCall, tries: CallTries) -> GatewayAnswer | Failure | None:
         """Return what came of a call, None if nothing is to."""
         body = call.row.to_body(call.rollout_index)
         while True:
@@ -186,14 +186,14 @@ class Run:
     def _to_most_usd(self, call: PlannedCall) -> float:
         return self._estimator.cost_usd(call.row) or 0.0
 
-    def _lose(self, call: PlannedCall, tries: Tries) -> float:
+    def _lose(self, call: PlannedCall, tries: CallTries) -> float:
         """Write that a call ended with the run, if it may be billed all the same, and return what it may cost."""
         lost_usd = tries.lost_usd + (self._to_most_usd(call) if tries.is_under_way else 0.0)
         if lost_usd or tries.is_under_way:
             self._write_failure(call, to_cancelled(), lost_usd)
         return lost_usd
 
-    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, tries: Tries) -> float:
+    def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, tries: CallTries) -> float:
         """Write what came of a call and return what it cost, or may have."""
         progress, row, took_s = self.progress, call.row, monotonic() - tries.started
         response, failure = to_result(row.api, found)
@@ -217,7 +217,7 @@ class Run:
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: Tries) -> float:
+    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: CallTries) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
         if isinstance(found, GatewayAnswer) and found.status < 300:
             cost_usd = self._estimator.to_cost_usd(read_answer(found.body))

@@ -217,7 +217,9 @@ class Run:
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: CallTries) -> float:
+    def _to_lost_usd(
+        self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: CallTries
+    ) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
         if isinstance(found, GatewayAnswer) and found.status < 300:
             cost_usd = self._estimator.to_cost_usd(read_answer(found.body))

@@ -18,11 +18,11 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.routing import BaseConverter
 
 from openai_gateway.accounting.aggregate import Aggregate
-from openai_gateway.accounting.budgets import Budgets, to_budgets_path
+from openai_gateway.accounting.budgets import Budgets, derive_budgets_path
 from openai_gateway.accounting.capture import Captures
 from openai_gateway.accounting.capturing import ServerCapturer
 from openai_gateway.accounting.log import CallLog, lost_lines
-from openai_gateway.accounting.shared_files import to_folder_name
+from openai_gateway.accounting.shared_files import make_folder_name
 from openai_gateway.accounting.snapshot import Snapshots
 from openai_gateway.accounting.standings import Standings
 from openai_gateway.accounting.totals import ServerState
@@ -103,7 +103,7 @@ class GatewayApp(flask.Flask):
         self.extensions[FEED] = Feed(self.snapshots.snapshot)
         trace = open_tracing(models)
         shared = [aggregate.observe] if trace is None else [aggregate.observe, trace]
-        recordings = open_recordings(config, Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "joined"))
+        recordings = open_recordings(config, Path(tempfile.gettempdir(), make_folder_name(os.getppid()), "joined"))
         clients = _open_clients(config)
         self.budgets = _open_budgets(config)
         self.standings = Standings(
@@ -114,7 +114,7 @@ class GatewayApp(flask.Flask):
                 server,
                 Relay(
                     server,
-                    _to_observers(server, shared, usage_logs),
+                    _make_observers(server, shared, usage_logs),
                     ServerCapturer(captures[server.model_call_capture_dir]) if server.model_call_capture_dir else None,
                 ),
                 recordings.get(name),
@@ -141,7 +141,7 @@ class GatewayApp(flask.Flask):
                 exchanges[url] = RedisExchange(RedisLink(url))
             if url is not None and part is not None:
                 exchanges[url].add(part)
-        budgets = self.budgets.to_part()
+        budgets = self.budgets.make_part()
         for exchange in exchanges.values():
             # Budgets are those of all servers: they have one place.
             if budgets is not None:
@@ -162,8 +162,8 @@ class GatewayApp(flask.Flask):
         if "HTTP_ORIGIN" in environ and path.startswith("/v1/"):
             cross_origin = self._servers[name].cross_origin
             if is_preflight(environ):
-                return _answer_preflight(cross_origin.to_preflight(environ))(environ, start_response)
-            start_response = with_headers(start_response, environ, cross_origin.to_headers(environ))
+                return _answer_preflight(cross_origin.make_preflight_headers(environ))(environ, start_response)
+            start_response = with_headers(start_response, environ, cross_origin.make_headers(environ))
         if endpoint is None or environ["REQUEST_METHOD"] != "POST" or not self.has_shortcut:
             if is_handshake(environ) and path.startswith("/v1/"):
                 # werkzeug never matches a plain rule on one.
@@ -174,7 +174,7 @@ class GatewayApp(flask.Flask):
         except GatewayError as error:
             response = to_error_response(error)
         except Exception:
-            response = _to_internal_error()
+            response = _answer_internal_error()
         return response(environ, start_response)
 
     def _serve_websocket(self, environ: dict[str, Any], name: str) -> flask.Response:
@@ -227,11 +227,11 @@ def _open_budgets(config: GatewayConfig) -> Budgets:
         name for clients in config.clients.values() for name, client in clients.by_name.items() if client.budget_usd
     ]
     if logs:
-        budgets = Budgets(to_budgets_path(logs[0]), logs, names)
+        budgets = Budgets(derive_budgets_path(logs[0]), logs, names)
         if names:
             budgets.open()
         return budgets
-    return Budgets(str(Path(tempfile.gettempdir(), to_folder_name(os.getppid()), "budgets")))
+    return Budgets(str(Path(tempfile.gettempdir(), make_folder_name(os.getppid()), "budgets")))
 
 
 def _open_captures(config: GatewayConfig) -> dict[str, Captures]:
@@ -240,7 +240,7 @@ def _open_captures(config: GatewayConfig) -> dict[str, Captures]:
     return {folder: Captures(folder) for folder in folders if folder is not None}
 
 
-def _to_observers(
+def _make_observers(
     server: ServerConfig, shared: Sequence[Observer], usage_logs: Mapping[str, UsageLog]
 ) -> list[Observer]:
     observers = [*shared, CallLog(server).observe]
@@ -261,7 +261,7 @@ def create_app(config: GatewayConfig) -> GatewayApp:
         app.register_blueprint(module.blueprint)
     app.register_error_handler(GatewayError, to_error_response)
     app.register_error_handler(HTTPException, _from_werkzeug)
-    app.register_error_handler(Exception, lambda error: _to_internal_error())
+    app.register_error_handler(Exception, lambda error: _answer_internal_error())
     return app
 
 
@@ -284,6 +284,6 @@ def _answer_preflight(headers: list[Header]) -> flask.Response:
     )
 
 
-def _to_internal_error() -> flask.Response:
+def _answer_internal_error() -> flask.Response:
     _log.exception("a request ended in an unexpected error")
     return to_error_response(GatewayError("The gateway met an unexpected error."))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from openai_gateway.accounting.log import configure_logging
-from openai_gateway.accounting.shared_files import open_shared_files, to_folder_name
+from openai_gateway.accounting.shared_files import make_folder_name, open_shared_files
 from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
@@ -72,7 +72,7 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
     files = open_shared_files(worker.ppid)
     if files is not None:
         made.snapshots.share(files)
-        worker.balance(Path(tempfile.gettempdir(), to_folder_name(worker.ppid), "connections"))
+        worker.balance(Path(tempfile.gettempdir(), make_folder_name(worker.ppid), "connections"))
     for listener in worker.sockets:
         # What is set here holds for the connections that it accepts.
         if isinstance(listener.getsockname(), tuple):
@@ -83,7 +83,7 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
     graceful_s = float(worker.cfg.graceful_timeout)
 
     def stop() -> None:
-        cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _to_draining)
+        cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _make_draining_error)
 
     worker.on_stop = stop
 
@@ -92,7 +92,7 @@ def _is_local(address: Any) -> bool:
     return isinstance(address, str) or address[0] == "::1" or address[0].startswith("127.")
 
 
-def _to_draining() -> Unavailable:
+def _make_draining_error() -> Unavailable:
     return Unavailable("The gateway is shutting down.", retry_after_s=1)
 
 

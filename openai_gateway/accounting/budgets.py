@@ -50,14 +50,14 @@ class Budgets:
         """Set aside what a call may cost. Raises BudgetExceeded, ClientBusy."""
         limits = [run] if run is not None else []
         if client is not None:
-            limits.append(to_limit(client))
+            limits.append(find_limit(client))
         experience = self.find_experience(client, server)
         estimate_usd = experience.estimate_usd(server, asked)
         nano_usd, now = round((estimate_usd or 0.0) * NANO), time.time()
         try:
             self._open().reserve(limits, nano_usd, now)
         except Full as full:
-            raise _to_refusal(full, nano_usd, now) from None
+            raise _make_refusal(full, nano_usd, now) from None
         except OSError as error:
             _log.error("budgets: %s can't be used: %s", self._path, error)
             raise Unavailable("The gateway can't look up budgets now.", code="gateway_budgets_unavailable") from None
@@ -82,7 +82,7 @@ class Budgets:
         """Return what these clients have spent and reserved."""
         return self._open().read(names, time.time())
 
-    def to_part(self) -> SpendPart | None:
+    def make_part(self) -> SpendPart | None:
         """Return what other hosts share of it; None for money of this process alone."""
         return SpendPart(self._path, self._open, self._names) if self._path is not None else None
 
@@ -125,7 +125,7 @@ class Budgets:
                 _tell_lost(name, found.spent["total"], 0)
 
 
-def to_budgets_path(usage_log: str) -> str:
+def derive_budgets_path(usage_log: str) -> str:
     """Return where budgets are kept beside a usage log: under a name that `usage.jsonl*` doesn't match, too."""
     folder, name = os.path.split(usage_log)
     return os.path.join(folder, f".{name}.budgets")
@@ -156,7 +156,7 @@ class BudgetReservation:
 
     def settle(self, record: CallRecord | None) -> float:
         """Settle and return what is charged, in US dollars; None for a call of which nothing is known any more."""
-        charge = self._nano_usd if record is None else _to_charge(record, self._nano_usd, self._learn_from[2])
+        charge = self._nano_usd if record is None else _compute_charge(record, self._nano_usd, self._learn_from[2])
         usage = record.usage if record is not None and not record.is_replayed else None
         return self._end(charge, usage)
 
@@ -172,7 +172,7 @@ class BudgetReservation:
         return charge / NANO
 
 
-def _to_charge(record: CallRecord, estimate: int, server: ServerConfig) -> int:
+def _compute_charge(record: CallRecord, estimate: int, server: ServerConfig) -> int:
     if record.cost_usd is not None:
         return round(record.cost_usd * NANO)
     if record.attempts == 0 or record.is_replayed or (record.status or 0) >= 400:
@@ -183,7 +183,7 @@ def _to_charge(record: CallRecord, estimate: int, server: ServerConfig) -> int:
     return round((guess_usd(server, record.usage, record.service_tier) or 0.0) * NANO)
 
 
-def to_limit(client: Client) -> Limit:
+def find_limit(client: Client) -> Limit:
     """Return what bounds a client."""
     nano_usd = None if client.budget_usd is None else round(client.budget_usd * NANO)
     return Limit(client.name, nano_usd, client.per, client.max_concurrent_requests)
@@ -210,13 +210,13 @@ def read_run_limit(environ: Mapping[str, Any], client: Client | None) -> Limit |
     return Limit(name, round(budget_usd * NANO), is_run=True)
 
 
-def _to_refusal(full: Full, nano_usd: int, now: float) -> BudgetExceeded | ClientBusy:
+def _make_refusal(full: Full, nano_usd: int, now: float) -> BudgetExceeded | ClientBusy:
     limit, spend = full.limit, full.spend
     if full.is_busy:
         return ClientBusy(f"{limit.name} has {spend.in_flight} calls under way, as many as it may.")
     spent, reserved, budget = spend.spent[limit.per], spend.reserved, limit.nano_usd or 0
     when = {"day": "today", "month": "this month", "total": "in all"}[limit.per]
-    reset = _to_reset(limit.per, now)
+    reset = _describe_reset(limit.per, now)
     return BudgetExceeded(
         f"The budget of {limit.name} leaves no room for this call, which may cost {_to_usd(nano_usd)}:"
         f" {_to_usd(spent)} of {_to_usd(budget)} spent {when}, {_to_usd(reserved)} reserved for calls under way."
@@ -228,7 +228,7 @@ def _to_usd(nano_usd: int) -> str:
     return f"${nano_usd / NANO:,.2f}" if nano_usd % _NANO_CENT == 0 else f"${nano_usd / NANO:,.6f}"
 
 
-def _to_reset(per: str, now: float) -> str:
+def _describe_reset(per: str, now: float) -> str:
     date = time.gmtime(now)
     if per == "day":
         return time.strftime("%Y-%m-%dT00:00Z", time.gmtime((now // 86_400 + 1) * 86_400))

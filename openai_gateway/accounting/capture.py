@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from openai_gateway.accounting.line_file import append_line
-from openai_gateway.accounting.streams import to_whole_answer
+from openai_gateway.accounting.streams import assemble_answer
 from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
@@ -59,7 +59,7 @@ class Captures:
 
     def to_line(self, record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> bytes:
         """Return the line of an exchange; `answer` None was too long to be kept."""
-        return msgspec.json.encode(to_exchange(record, request, answer, is_stream=is_stream)) + b"\n"
+        return msgspec.json.encode(make_exchange(record, request, answer, is_stream=is_stream)) + b"\n"
 
     def append(self, rollout_id: str, line: bytes) -> None:
         """Append a line, all of it or nothing. Raises OSError; BlockingIOError if another process has the lock."""
@@ -85,11 +85,11 @@ class Captures:
         _log.error("a call was not captured in %s: %s", path, why)
 
 
-def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> dict[str, Any]:
+def make_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_stream: bool) -> dict[str, Any]:
     """Return one line of a capture file, bodies as raw JSON."""
-    body = _to_raw(request)
-    found = None if not answer else to_whole_answer(answer, record.api) if is_stream else answer
-    response = None if found is None else _to_raw(found)
+    body = _read_raw(request)
+    found = None if not answer else assemble_answer(answer, record.api) if is_stream else answer
+    response = None if found is None else _read_raw(found)
     exchange = {
         "model_call_id": uuid.uuid4().hex,
         "dialect": record.api,
@@ -99,7 +99,7 @@ def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_
         "latency_ms": round(record.duration_s * 1000, 2),
         "latency_ttft_ms": None if record.first_byte_s is None else round(record.first_byte_s * 1000, 2),
         "status_code": record.status,
-        "error_category": _to_category(record, response),
+        "error_category": _find_category(record, response),
         "request": body,
         "response": response,
     }
@@ -112,7 +112,7 @@ def to_exchange(record: CallRecord, request: bytes, answer: bytes | None, *, is_
     return exchange
 
 
-def _to_category(record: CallRecord, response: msgspec.Raw | None) -> str | None:
+def _find_category(record: CallRecord, response: msgspec.Raw | None) -> str | None:
     status = record.status or 0
     if record.outcome == "client_gone":
         return "cancelled"
@@ -133,7 +133,7 @@ def _read_status(response: msgspec.Raw) -> str | None:
         return None
 
 
-def _to_raw(body: bytes) -> msgspec.Raw | None:
+def _read_raw(body: bytes) -> msgspec.Raw | None:
     """Return a body as it goes into a line if it is an object that readers can read, None otherwise."""
     try:
         body.decode()

@@ -43,13 +43,15 @@ class Asked(msgspec.Struct, frozen=True):
     refers: bool
 
 
-def to_asked(api: Api, body: bytes, values: Mapping[str, msgspec.Raw], defaults: Mapping[str, msgspec.Raw]) -> Asked:
+def measure_call(
+    api: Api, body: bytes, values: Mapping[str, msgspec.Raw], defaults: Mapping[str, msgspec.Raw]
+) -> Asked:
     """Return the size of a call by its body and its values, those left out as the server's defaults have them."""
     known = {**defaults, **values}
     text_bytes, other_tokens = split_input(body)
-    bounds = (_to_number(known.get(name)) for name in _OUTPUT_BOUNDS[api])
+    bounds = (_read_number(known.get(name)) for name in _OUTPUT_BOUNDS[api])
     bound = next((found for found in bounds if found is not None), None)
-    answers = _to_number(known.get("n")) or 1 if api is Api.CHAT else 1
+    answers = _read_number(known.get("n")) or 1 if api is Api.CHAT else 1
     tier = bytes(known.get("service_tier", b"null"))
     return Asked(
         text_bytes=text_bytes,
@@ -60,7 +62,7 @@ def to_asked(api: Api, body: bytes, values: Mapping[str, msgspec.Raw], defaults:
     )
 
 
-def _to_number(value: msgspec.Raw | None) -> int | None:
+def _read_number(value: msgspec.Raw | None) -> int | None:
     text = b"" if value is None else bytes(value)
     return int(text) if text.isdigit() and len(text) < 10 else None
 
@@ -108,8 +110,8 @@ class Experience:
         if self._known is None:
             per_byte = max(self._per_byte) * _MARGIN if len(self._per_byte) >= _LEAST_CALLS else _TOKENS_PER_BYTE
             self._known = (
-                _to_high(self._outputs, ASSUMED_OUTPUT_TOKENS),
-                _to_high(self._inputs, 0),
+                _find_high(self._outputs, ASSUMED_OUTPUT_TOKENS),
+                _find_high(self._inputs, 0),
                 min(max(per_byte, _LEAST_PER_BYTE), 1.0),
             )
         output, inputs, per_byte = self._known
@@ -132,7 +134,7 @@ def guess_usd(server: ServerConfig, usage: Usage, service_tier: str | None) -> f
     return (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1_000_000
 
 
-def _to_high(counts: deque[int], assumed: int) -> int:
+def _find_high(counts: deque[int], assumed: int) -> int:
     """Return what 95 % of the counts don't exceed; of few, the largest, and no less than what is assumed of none."""
     if len(counts) < _LEAST_CALLS:
         return max([assumed, *counts])

@@ -111,7 +111,7 @@ class LostLines:
 lost_lines: Final = LostLines()
 
 
-def to_lost_line(count: int) -> str:
+def make_lost_line(count: int) -> str:
     """Return the line that says how many are missing before it, as the log's other lines are written."""
     message = f"{count} lines of the log were lost before this one: its reader was too slow"
     level = logging.WARNING

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from openai_gateway import __version__
-from openai_gateway.accounting.snapshot import Snapshots, to_states
+from openai_gateway.accounting.snapshot import Snapshots, merge_states
 from openai_gateway.accounting.standings import Standing
 from openai_gateway.accounting.totals import BOUNDS_S, Account, Histogram, ServerState, Totals
 
@@ -76,7 +76,7 @@ class _Metrics(Collector):
         yield from _collect_saved(total)
         yield from _collect_lost(total)
         yield from _collect_states(workers)
-        yield from _collect_learned(to_states(workers))
+        yield from _collect_learned(merge_states(workers))
         yield from _collect_clients(*self._snapshots.standings(total))
 
 
@@ -173,7 +173,7 @@ def _collect_states(workers: list[Totals]) -> Iterator[Metric]:
     retrying = _gauge("calls_retrying", "Calls that wait for another attempt now, by why the last one failed.", _WHY)
     redis_up = _gauge("limits_redis_up", "1 while other hosts share limits; absent without Redis.", ["server"])
     hosts = _gauge("limits_hosts", "Hosts that share limits, this one included; absent without Redis.", ["server"])
-    for name, state in to_states(workers).items():
+    for name, state in merge_states(workers).items():
         if state.is_redis_up is not None:
             redis_up.add_metric([name], state.is_redis_up)
             hosts.add_metric([name], state.hosts)

@@ -128,7 +128,7 @@ class SharedFiles:
 def open_shared_files(master_pid: int) -> SharedFiles | None:
     """Return the files of this worker's master, made if need be; None, with a warning, if there can be none."""
     root = Path(tempfile.gettempdir())
-    folder = root / to_folder_name(master_pid)
+    folder = root / make_folder_name(master_pid)
     try:
         remove_dead(root)
         files = SharedFiles(folder, master_pid)
@@ -140,7 +140,7 @@ def open_shared_files(master_pid: int) -> SharedFiles | None:
     return files
 
 
-def to_folder_name(master_pid: int) -> str:
+def make_folder_name(master_pid: int) -> str:
     """Return the name of a master's folder; no other process has the same, here or in another container."""
     # Four parts, the third no number: version 0.1, beside this one, stops at any other number of parts.
     return f"{_PREFIX}.{os.getuid()}.{_namespace()}-{master_pid}.{start_of(master_pid)}"

@@ -18,7 +18,7 @@ import msgspec
 from openai_gateway import __version__
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.shared_files import SharedFiles
-from openai_gateway.accounting.spans import to_hour, to_series, to_span, to_spans
+from openai_gateway.accounting.spans import sum_up_hour, sum_up_series, sum_up_span, sum_up_spans
 from openai_gateway.accounting.standings import Standing, Standings
 from openai_gateway.accounting.totals import KEPT_SECONDS, Account, Consumption, Saved, ServerState, Totals, add_counts
 from openai_gateway.remedies import advise
@@ -118,19 +118,19 @@ class Snapshots:
             "version": __version__,
             "started": total.started,
             "workers": [_show_worker(totals) for totals in sorted(workers, key=lambda totals: totals.pid)],
-            "servers": [_show_server(name, state, total) for name, state in to_states(workers).items()],
-            "last_10_s": to_span(second for second in total.seconds if now - 11 < second.t <= now - 1),
-            "last_minute": to_span(second for second in total.seconds if second.t > now - 60),
-            "minutes": to_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
-            "series": to_series(total.seconds, int(now)),
-            "hour": to_hour([*total.minutes, *total.seconds], int(now)),
+            "servers": [_show_server(name, state, total) for name, state in merge_states(workers).items()],
+            "last_10_s": sum_up_span(second for second in total.seconds if now - 11 < second.t <= now - 1),
+            "last_minute": sum_up_span(second for second in total.seconds if second.t > now - 60),
+            "minutes": sum_up_spans(total.seconds, int(now), length_s=KEPT_SECONDS, step_s=60)[::-1],
+            "series": sum_up_series(total.seconds, int(now)),
+            "hour": sum_up_hour([*total.minutes, *total.seconds], int(now)),
             "lost": total.lost,
             "recent": [_show_call(record) for record in reversed(total.recent)],
             "errors": [_show_error(record) for record in reversed(total.errors)],
         }
 
 
-def to_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
+def merge_states(workers: Iterable[Totals]) -> dict[str, ServerState]:
     """Return how each server is now over all workers: sums, any open breaker, the latest rate limits."""
     states: dict[str, ServerState] = {}
     for totals in workers:

@@ -61,6 +61,6 @@ def to_periods(moment: float) -> tuple[int, int]:
     return int(moment // 86_400), date.tm_year * 12 + date.tm_mon
 
 
-def to_key(name: str) -> bytes:
+def hash_name(name: str) -> bytes:
     """Return what tells the row of a client or run from the others."""
     return hashlib.sha256(name.encode()).digest()[:16]

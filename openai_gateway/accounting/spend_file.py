@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.accounting.spend import Full, Limit, RowSums, Spend, to_key, to_periods
+from openai_gateway.accounting.spend import Full, Limit, RowSums, Spend, hash_name, to_periods
 
 _MAGIC: Final = b"OGSPEND2"
 _WORKERS: Final = 128
@@ -112,13 +112,13 @@ class SpendFile:
             if self._fd >= 0:
                 self._clear_dead()
             found = ((name, self._seek(name)) for name in names)
-            return {name: self._to_spend(row, now) for name, row in found if row is not None}
+            return {name: self._sum_up_spend(row, now) for name, row in found if row is not None}
 
     def raise_spent(self, name: str, spent: Mapping[str, int], now: float) -> int:
         """Make sure that a row has spent at least this much; return by how much it had spent more, in all."""
         with self._locked():
             row = self._find_row(name, is_run=False)
-            more = self._to_own(row, now).total - spent["total"]
+            more = self._sum_up_own(row, now).total - spent["total"]
             day, month = to_periods(now)
             self._raise(row, RowSums(day, month, spent["day"], spent["month"], spent["total"]), now)
             return max(more, 0)
@@ -139,7 +139,7 @@ class SpendFile:
             for name in names:
                 self._find_row(name, is_run=False)
             rows = [row for row in self._all_rows() if self._is_under_way(row, now)]
-            return {self._map[row : row + 16]: self._to_own(row, now) for row in rows}
+            return {self._map[row : row + 16]: self._sum_up_own(row, now) for row in rows}
 
     def write_others(self, others: Mapping[bytes, RowSums], own: Mapping[bytes, RowSums], now: float) -> None:
         """Note what other hosts have spent, and at least which of it this one had; by rows' keys."""
@@ -161,7 +161,7 @@ class SpendFile:
         of_month = max(of_month, least.of_month if least.month == month else 0)
         _HEAD.pack_into(self._map, row, key, is_run, used, day, month, of_day, of_month, max(total, least.total))
 
-    def _to_own(self, row: int, now: float) -> RowSums:
+    def _sum_up_own(self, row: int, now: float) -> RowSums:
         _, _, _, day, month, of_day, of_month, total = self._roll(row, now)
         reserved = sum(_RESERVED.unpack_from(self._map, row + _RESERVED_AT))
         in_flight = sum(_IN_FLIGHT.unpack_from(self._map, row + _IN_FLIGHT_AT))
@@ -180,7 +180,7 @@ class SpendFile:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _find_full(self, limit: Limit, nano_usd: int, now: float) -> Full | None:
-        spend = self._to_spend(self._find_row(limit.name, is_run=limit.is_run), now)
+        spend = self._sum_up_spend(self._find_row(limit.name, is_run=limit.is_run), now)
         if limit.most_in_flight is not None and spend.in_flight >= limit.most_in_flight:
             return Full(limit, spend, is_busy=True)
         if limit.nano_usd is not None and spend.spent[limit.per] + spend.reserved + nano_usd > limit.nano_usd:
@@ -213,8 +213,8 @@ class SpendFile:
             month, of_month = this_month, 0
         return key, is_run, int(now), day, month, of_day, of_month, total
 
-    def _to_spend(self, row: int, now: float) -> Spend:
-        own, others = self._to_own(row, now), RowSums(*_OTHERS.unpack_from(self._map, row + _OTHERS_AT))
+    def _sum_up_spend(self, row: int, now: float) -> Spend:
+        own, others = self._sum_up_own(row, now), RowSums(*_OTHERS.unpack_from(self._map, row + _OTHERS_AT))
         spent = {
             "day": own.of_day + (others.of_day if others.day == own.day else 0),
             "month": own.of_month + (others.of_month if others.month == own.month else 0),
@@ -224,7 +224,7 @@ class SpendFile:
 
     def _seek(self, name: str) -> int | None:
         """Return where a name's row begins, None if it has none."""
-        key = to_key(name)
+        key = hash_name(name)
         row = self._rows.get(name)
         # A run's row may have become another's.
         if row is not None and self._map[row : row + 16] == key:
@@ -246,7 +246,7 @@ class SpendFile:
         else:
             row = self._oldest_run()
         self._map[row : row + _ROW_BYTES] = bytes(_ROW_BYTES)
-        _HEAD.pack_into(self._map, row, to_key(name), is_run, int(time.time()), 0, 0, 0, 0, 0)
+        _HEAD.pack_into(self._map, row, hash_name(name), is_run, int(time.time()), 0, 0, 0, 0, 0)
         if len(self._rows) >= 2 * _MOST_ROWS:
             # Of runs that have lost their row to others.
             self._rows.clear()
@@ -270,14 +270,14 @@ class SpendFile:
     def _own_column(self) -> int:
         for worker in range(_WORKERS):
             with contextlib.suppress(BlockingIOError):
-                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _to_lock(fcntl.F_WRLCK, worker))
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _make_lock(fcntl.F_WRLCK, worker))
                 self._clear(worker)
                 self._map[_COLUMNS_AT + worker] = 1
                 return worker
         raise OSError(f"more than {_WORKERS} workers share {self._fd}")
 
     def _is_alive(self, worker: int) -> bool:
-        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _to_lock(fcntl.F_WRLCK, worker))
+        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _make_lock(fcntl.F_WRLCK, worker))
         return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
 
     def _clear_dead(self) -> bool:
@@ -295,6 +295,6 @@ class SpendFile:
         self._map[_COLUMNS_AT + worker] = 0
 
 
-def _to_lock(kind: int, worker: int) -> bytes:
+def _make_lock(kind: int, worker: int) -> bytes:
     """Return a `struct flock` for a worker's byte."""
     return struct.pack("hhqqi4x", kind, os.SEEK_SET, _LOCKS_AT + worker, 1, 0)

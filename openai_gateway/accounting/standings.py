@@ -48,7 +48,7 @@ class Standings:
         clients = {name: client for file in self._files.values() for name, client in file.read().by_name.items()}
         spent = self._budgets.read(clients) if clients else {}
         return [
-            _to_standing(client, spent.get(name, _NOTHING), total.clients.get(name) or ClientSums())
+            _make_standing(client, spent.get(name, _NOTHING), total.clients.get(name) or ClientSums())
             for name, client in sorted(clients.items())
         ]
 
@@ -60,7 +60,7 @@ class Standings:
         return [f"{file.path} {file.problem}; {file.kept}" for file in files if file.problem is not None]
 
 
-def _to_standing(client: Client, spend: Spend, sums: ClientSums) -> Standing:
+def _make_standing(client: Client, spend: Spend, sums: ClientSums) -> Standing:
     return Standing(
         name=client.name,
         budget_usd=client.budget_usd,

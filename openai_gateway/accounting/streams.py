@@ -26,7 +26,7 @@ class _Event(msgspec.Struct):
 _event_decoder = msgspec.json.Decoder(_Event)
 
 
-def to_whole_answer(stream: bytes, api: str) -> bytes | None:
+def assemble_answer(stream: bytes, api: str) -> bytes | None:
     """Return the response or chat completion that a stream came to, None if it did not get so far."""
     return _find_response(stream) if api == Api.RESPONSES else _join_chunks(stream)
 
@@ -57,7 +57,7 @@ def _join_chunks(stream: bytes) -> bytes | None:
         whole.update((key, value) for key, value in chunk.items() if value is not None and key != "object")
     if not choices:
         return None
-    whole["choices"] = [{"index": index, **_to_choice(choice)} for index, choice in sorted(choices.items())]
+    whole["choices"] = [{"index": index, **_finish_choice(choice)} for index, choice in sorted(choices.items())]
     return msgspec.json.encode(whole)
 
 
@@ -113,7 +113,7 @@ def _add(whole: dict[str, Any], piece: dict[str, Any]) -> None:
             whole[key] = value
 
 
-def _to_choice(choice: dict[str, Any]) -> dict[str, Any]:
+def _finish_choice(choice: dict[str, Any]) -> dict[str, Any]:
     calls = choice["message"].get("tool_calls")
     if isinstance(calls, dict):
         choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls, key=str)]

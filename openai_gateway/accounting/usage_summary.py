@@ -97,7 +97,7 @@ class Summary:
 def sum_up(lines: Iterable[bytes], by: str, prices: PriceTable | None = None) -> Summary:
     """Return the sums of a usage log's lines by one of KEYS; with `prices`, by these instead of the log's costs."""
     summary = Summary()
-    to_key = KEYS[by]
+    find_key = KEYS[by]
     for line in lines:
         if not line.strip():
             continue
@@ -107,7 +107,7 @@ def sum_up(lines: Iterable[bytes], by: str, prices: PriceTable | None = None) ->
                 cost_usd = prices.cost_usd(record.model, record.usage, record.service_tier)
                 name = "saved_usd" if record.is_replayed else "cost_usd"
                 record = msgspec.structs.replace(record, **{name: cost_usd})
-            key = to_key(record)
+            key = find_key(record)
         except _BROKEN:
             summary.torn_lines += 1
             continue

@@ -14,7 +14,7 @@ import msgspec
 from gevent.event import Event
 
 from openai_gateway.accounting.budgets import BudgetReservation, Budgets, read_run_limit
-from openai_gateway.accounting.estimates import Experience, to_asked
+from openai_gateway.accounting.estimates import Experience, measure_call
 from openai_gateway.config import ServerConfig
 from openai_gateway.config.client_faults import knows_costs
 from openai_gateway.config.clients import Client
@@ -47,7 +47,7 @@ class BudgetDoor:
             raise InvalidRequest(
                 f"A run's budget can't hold for {self._server.openai_model}, which has no price.", code="invalid_header"
             )
-        asked = to_asked(call.api, call.body or b"", values, defaults)
+        asked = measure_call(call.api, call.body or b"", values, defaults)
         is_limited = run is not None or (client is not None and client.budget_usd is not None)
         experience = self._budgets.find_experience(client, self._server)
         if is_limited and asked.output_tokens is None:

@@ -18,7 +18,7 @@ from openai_gateway.accounting.budgets import RUN_BUDGET, Budgets
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.blueprints.budgeted import BudgetDoor
 from openai_gateway.blueprints.cross_origin import CrossOrigin
-from openai_gateway.blueprints.intake import GatewayKeys, read_body, to_request_id
+from openai_gateway.blueprints.intake import GatewayKeys, make_request_id, read_body
 from openai_gateway.blueprints.kept_probe import KeptProbe
 from openai_gateway.blueprints.recorded import RecordedRelay
 from openai_gateway.blueprints.reply import DroppedResponse, RelayedResponse
@@ -97,7 +97,7 @@ class CallServer:
         """Return how this server is now, in this worker."""
         now = self._relay.under_way()
         limits, limits_at = self._relay.rate_limits()
-        warning = self._server.prices.to_warning()
+        warning = self._server.prices.describe_age()
         return ServerState(
             model=self.model,
             base_url=urlsplit(self._server.openai_base_url)._replace(query="").geturl(),
@@ -119,7 +119,7 @@ class CallServer:
         watch = CallWatch(self._timeouts)
         call: Call | None = None
         try:
-            call, values = self._to_call(environ, endpoint, watch)
+            call, values = self._make_call(environ, endpoint, watch)
             client = None if call.outlives_client else environ.get("gunicorn.socket")
             watch.begin(None if client is None else client.fileno())
             if self._recorded is not None and endpoint.takes_defaults:
@@ -161,11 +161,11 @@ class CallServer:
         """Carry a WebSocket of the Responses API to its end, or return why there is none. Raises GatewayError."""
         self.cross_origin.check(environ)
         self.keys.authenticate(environ)
-        given = headers.to_upstream(environ, has_body=False)
+        given = headers.select_for_upstream(environ, has_body=False)
         endpoint = Endpoint(Api.RESPONSES, envelope.ResponsesEnvelope(), takes_defaults=True)
         rollout_id = environ.get("openai_gateway.rollout_id")
 
-        def to_call(text: bytes | None) -> Call:
+        def make_call(text: bytes | None) -> Call:
             made = Call(
                 api=Api.RESPONSES,
                 method="WEBSOCKET",
@@ -173,7 +173,7 @@ class CallServer:
                 headers=given,
                 body=None,
                 rollout_id=rollout_id,
-                request_id=to_request_id(),
+                request_id=make_request_id(),
                 is_metered=True,
                 received=text if rollout_id is not None and self._is_captured else None,
             )
@@ -191,21 +191,21 @@ class CallServer:
             made = msgspec.structs.replace(
                 made,
                 body=body,
-                rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
-                output_tokens=envelope.to_output_tokens(values, Api.RESPONSES),
+                rollout_key=rollout_id or envelope.find_rollout_key(values, environ),
+                output_tokens=envelope.read_output_tokens(values, Api.RESPONSES),
             )
             return self._reserve(made, values, environ)
 
-        return self._websocket.serve(environ, to_call)
+        return self._websocket.serve(environ, make_call)
 
-    def _to_call(
+    def _make_call(
         self, environ: dict[str, Any], endpoint: Endpoint, watch: CallWatch
     ) -> tuple[Call, Mapping[str, msgspec.Raw]]:
         """Return the call to make, and its body's values; a request that gives none is recorded.
 
         Raises GatewayError, ClientGone.
         """
-        request_id = to_request_id()
+        request_id = make_request_id()
         started = monotonic()
         method = environ["REQUEST_METHOD"]
         path = environ["PATH_INFO"].removeprefix("/v1")
@@ -251,14 +251,14 @@ class CallServer:
             received=received,
             client=client,
             share=share,
-            rollout_key=rollout_id or envelope.to_rollout_key(values, environ),
-            output_tokens=envelope.to_output_tokens(values, endpoint.api) if values else None,
+            rollout_key=rollout_id or envelope.find_rollout_key(values, environ),
+            output_tokens=envelope.read_output_tokens(values, endpoint.api) if values else None,
         )
         return call, values
 
     def _make_headers(self, environ: dict[str, Any], *, has_body: bool) -> headers.RequestHeaders:
         """Return the headers to send; those of a call with a body are kept for further ones with the same head."""
-        made = headers.to_upstream(environ, has_body=has_body)
+        made = headers.select_for_upstream(environ, has_body=has_body)
         head = environ.get(headers.CLIENT_HEAD)
         if head is not None and has_body:
             if len(self._headers) >= _MOST_HEADS:

@@ -42,7 +42,7 @@ class CrossOrigin:
                 code="cross_site_request",
             )
 
-    def to_headers(self, environ: Mapping[str, Any]) -> list[Header]:
+    def make_headers(self, environ: Mapping[str, Any]) -> list[Header]:
         """Return what an answer needs to be read by the page that asked; nothing if there is none, or it may not."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or not self._may(origin):
@@ -53,9 +53,9 @@ class CrossOrigin:
             ("vary", "origin"),
         ]
 
-    def to_preflight(self, environ: Mapping[str, Any]) -> list[Header]:
+    def make_preflight_headers(self, environ: Mapping[str, Any]) -> list[Header]:
         """Return the headers of the answer to a preflight; nothing if the page may not call."""
-        headers = self.to_headers(environ)
+        headers = self.make_headers(environ)
         if headers:
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
             headers += [

@@ -36,7 +36,7 @@ _process = ""
 _numbers = itertools.count(1)
 
 
-def to_request_id() -> str:
+def make_request_id() -> str:
     """Return a new id for a request; no other process, and none before or after this one, gives the same."""
     global _process
     number = next(_numbers)

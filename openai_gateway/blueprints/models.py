@@ -21,7 +21,7 @@ blueprint = flask.Blueprint("models", __name__, url_prefix="/v1/models")
 @blueprint.get("")
 def list_models() -> dict[str, Any]:
     """List the configured model."""
-    return {"object": "list", "data": [_to_model(current_server().model)]}
+    return {"object": "list", "data": [_make_model(current_server().model)]}
 
 
 @blueprint.get("/<path:model>")
@@ -34,8 +34,8 @@ def retrieve_model(model: str) -> dict[str, Any]:
             code="model_not_found",
             param="model",
         )
-    return _to_model(configured)
+    return _make_model(configured)
 
 
-def _to_model(name: str) -> dict[str, Any]:
+def _make_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": _CREATED, "owned_by": "openai_gateway"}

@@ -11,7 +11,7 @@ import flask
 import werkzeug
 
 from openai_gateway.accounting.metrics import render
-from openai_gateway.accounting.snapshot import Snapshots, to_states
+from openai_gateway.accounting.snapshot import Snapshots, merge_states
 from openai_gateway.accounting.totals import ServerState
 from openai_gateway.blueprints.calls import CallServer
 from openai_gateway.blueprints.serving import SERVERS, SNAPSHOTS
@@ -72,8 +72,8 @@ def readiness() -> tuple[dict[str, Any], int]:
     """
     servers: dict[str, CallServer] = flask.current_app.extensions[SERVERS]
     snapshots: Snapshots = flask.current_app.extensions[SNAPSHOTS]
-    of_all = to_states(snapshots.total()[1])
-    states = {name: {**_to_state(server), **_to_limits(of_all[name])} for name, server in servers.items()}
+    of_all = merge_states(snapshots.total()[1])
+    states = {name: {**_describe_state(server), **_describe_limits(of_all[name])} for name, server in servers.items()}
     is_ready = not draining.is_on
     # Not `is_open`: once its next probe is due, a call must come to make it, or the breaker would never close.
     is_ready = is_ready and not any(server.is_refusing() for server in servers.values())
@@ -84,7 +84,7 @@ def readiness() -> tuple[dict[str, Any], int]:
     return {"status": "ready" if is_ready else "not ready", "servers": states}, 200 if is_ready else 503
 
 
-def _to_limits(state: ServerState) -> dict[str, Any]:
+def _describe_limits(state: ServerState) -> dict[str, Any]:
     found = state.learned_limits
     return {
         "limits": {
@@ -95,7 +95,7 @@ def _to_limits(state: ServerState) -> dict[str, Any]:
     }
 
 
-def _to_state(server: CallServer) -> dict[str, Any]:
+def _describe_state(server: CallServer) -> dict[str, Any]:
     state = server.state()
     return {
         "in_flight": state.in_flight,

@@ -16,7 +16,7 @@ import gevent
 import msgspec
 
 from openai_gateway.errors import Cancelled, ClientGone, GatewayError, NoRecording
-from openai_gateway.recordings.kept import KeptAnswer, to_plain
+from openai_gateway.recordings.kept import KeptAnswer, decode_pieces
 from openai_gateway.recordings.recordings import Bypass, Flight, Hit, Recordings, Shared
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.upstream.answer import Answer, write
@@ -24,12 +24,12 @@ from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Sink
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire import envelope
-from openai_gateway.wire.cache_control import to_call_status, to_hit_status
+from openai_gateway.wire.cache_control import make_call_status, make_hit_status
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import OF_CLIENT, RequestHeaders
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.tail import Tail, TimedTail, to_tail
+from openai_gateway.wire.tail import Tail, TimedTail, make_tail
 
 _log = logging.getLogger("openai_gateway")
 _MOST_BYTES: Final = 16 * 1024 * 1024
@@ -79,7 +79,7 @@ class RecordedRelay:
             return self._fly(call, found, watch)
         if isinstance(found, Bypass):
             call = self._reserve(call, values, environ)
-            status = to_call_status(found.why, is_stored=False)
+            status = make_call_status(found.why, is_stored=False)
             return self._relay.send(call, watch, _Passing(status, is_captured=call.received is not None))
         if isinstance(found, Shared) and isinstance(found.outcome, GatewayError):
             watch.stop()
@@ -136,8 +136,8 @@ class _Passing:
         self._is_captured = is_captured
         self.added_headers: list[Header] = [("cache-status", status)]
 
-    def to_tail(self, head: Head) -> Tail:
-        return to_tail(head, monotonic, is_captured=self._is_captured)
+    def make_tail(self, head: Head) -> Tail:
+        return make_tail(head, monotonic, is_captured=self._is_captured)
 
     def is_awaited(self) -> bool:
         return False
@@ -155,11 +155,11 @@ class _Keeping:
         self._relay = relay
         self._started = started
         self._tail: TimedTail | None = None
-        self.added_headers: list[Header] = [("cache-status", to_call_status(flight.why, is_stored=flight.is_kept))]
+        self.added_headers: list[Header] = [("cache-status", make_call_status(flight.why, is_stored=flight.is_kept))]
 
-    def to_tail(self, head: Head) -> Tail:
+    def make_tail(self, head: Head) -> Tail:
         """Return a tail that keeps the body, its pieces, and when they came."""
-        self._tail = TimedTail(_MOST_BYTES, to_tail(head, monotonic, is_captured=self._is_captured))
+        self._tail = TimedTail(_MOST_BYTES, make_tail(head, monotonic, is_captured=self._is_captured))
         return self._tail
 
     def is_awaited(self) -> bool:
@@ -169,7 +169,7 @@ class _Keeping:
     def end(self, progress: Progress) -> None:
         """Land or fail the flight."""
         try:
-            answer = self._to_kept(progress)
+            answer = self._make_kept_answer(progress)
             if answer is None:
                 self._flight.fail(progress.error)
             elif answer.status < 300 and self._is_complete(progress, answer):
@@ -180,13 +180,13 @@ class _Keeping:
             # Whatever happened: nobody waits for ever. What a client's own header was refused for is nobody else's.
             self._flight.fail()
 
-    def _to_kept(self, progress: Progress) -> KeptAnswer | None:
+    def _make_kept_answer(self, progress: Progress) -> KeptAnswer | None:
         """Return the answer, None if it isn't whole, or too long, or encoded in a way that not every client takes."""
         head, tail = progress.head, self._tail
         pieces = tail.pieces() if tail is not None else None
         if head is None or tail is None or pieces is None or not progress.is_read or progress.error is not None:
             return None
-        plain = to_plain(pieces, head.known.get(_ENCODING, "identity"))
+        plain = decode_pieces(pieces, head.known.get(_ENCODING, "identity"))
         if plain is None:
             return None
         record = self._relay.to_record(progress)
@@ -226,8 +226,8 @@ class ReplayedAnswer:
         # A stream goes out in the pieces that it came in.
         self.body = None if answer.pieces else answer.body
         self.added_headers = [
-            *relay.to_headers(progress),
-            ("cache-status", to_hit_status(is_joined=hit.is_joined)),
+            *relay.make_own_headers(progress),
+            ("cache-status", make_hit_status(is_joined=hit.is_joined)),
             ("age", str(int(hit.age_s))),
         ]
         self._pieces = iter(self._pace(answer) if is_paced and answer.times_ms else answer.to_pieces())
@@ -236,7 +236,7 @@ class ReplayedAnswer:
         self._progress = progress
         self._watch = watch
         progress.status, progress.head = answer.status, self.head
-        self._tail = progress.tail = to_tail(self.head, monotonic, is_captured=progress.call.received is not None)
+        self._tail = progress.tail = make_tail(self.head, monotonic, is_captured=progress.call.received is not None)
 
     def _pace(self, answer: KeptAnswer) -> Iterator[bytes]:
         began = self._progress.started

@@ -95,7 +95,7 @@ class RelayedResponse(PumpedResponse):
             head = answer.head
             status = f"{head.status} {head.reason or REASONS.get(head.status, 'Unknown')}"
             headers = [*head.passing, *answer.added_headers]
-            length = _to_content_length(answer)
+            length = _find_content_length(answer)
             if length is not None:
                 headers.append(("content-length", length))
             self._writer = writer = adopt(start_response, environ)
@@ -160,7 +160,7 @@ class DroppedResponse(flask.Response):
         raise ConnectionResetError(errno.ECONNRESET, "the client left")
 
 
-def _to_content_length(answer: Relayed) -> str | None:
+def _find_content_length(answer: Relayed) -> str | None:
     """Return the length to declare: a stream of events has none, for it may have to end with one event more."""
     if answer.body:
         return str(len(answer.body))

@@ -45,7 +45,7 @@ def is_handshake(environ: Mapping[str, Any]) -> bool:
 
 
 class WebSocketServer:
-    """Opens the WebSockets of one server; `to_call` makes a create's text a call of the client that has the environ."""
+    """Opens the WebSockets of one server; `make_call` makes a create's text a call of the environ's client."""
 
     def __init__(self, relay: Relay, max_body_bytes: int, *, is_on: bool) -> None:
         self._relay = relay
@@ -53,7 +53,7 @@ class WebSocketServer:
         self._is_on = is_on
         self._has_none_until = 0.0
 
-    def serve(self, environ: Mapping[str, Any], to_call: Callable[[bytes | None], Call]) -> flask.Response:
+    def serve(self, environ: Mapping[str, Any], make_call: Callable[[bytes | None], Call]) -> flask.Response:
         """Carry a WebSocket to its end, or return the answer that the upstream refuses it with.
 
         Raises GatewayError or ClientGone if there is to be none; ConnectionResetError, on which the server closes the
@@ -64,14 +64,14 @@ class WebSocketServer:
             raise UpgradeRefused(f"The WebSocket mode of the Responses API is not served here; {_PLAIN}.")
         key = _check(environ)
         if monotonic() < self._has_none_until:
-            raise _to_refusal()
+            raise _make_refusal()
         our_key = base64.b64encode(secrets.token_bytes(16)).decode()
         socket = self._ask(environ, our_key)
         raw = socket.raw
         if raw.head.status != 101:
             return self._refuse(raw, is_common=not environ.get("QUERY_STRING"))
         said = {name.lower(): value for name, value in raw.head.headers}
-        if said.get("sec-websocket-accept") != frames.to_accept(our_key) or "sec-websocket-extensions" in said:
+        if said.get("sec-websocket-accept") != frames.compute_accept(our_key) or "sec-websocket-extensions" in said:
             raw.close()
             raise UpstreamProtocolError("The upstream answered the WebSocket handshake wrongly.")
         tunnel = Tunnel(
@@ -79,12 +79,12 @@ class WebSocketServer:
             raw.received,
             client,
             self._relay.timeouts,
-            lambda tunnel: Turns(socket, self._relay.timeouts, to_call, tunnel.send, tunnel.tell),
+            lambda tunnel: Turns(socket, self._relay.timeouts, make_call, tunnel.send, tunnel.tell),
             self._max_body_bytes,
         )
         passing = [header for header in raw.head.passing if header[0].lower() not in _NOT_PASSED]
         try:
-            send_in_time(client, _to_acceptance(key, passing))
+            send_in_time(client, _make_acceptance(key, passing))
         except BaseException:
             raw.close()
             raise
@@ -93,7 +93,7 @@ class WebSocketServer:
 
     def _ask(self, environ: Mapping[str, Any], our_key: str) -> Socket:
         query = environ.get("QUERY_STRING")
-        given = headers.to_upstream(environ, has_body=False)
+        given = headers.select_for_upstream(environ, has_body=False)
         own = {
             "connection": "Upgrade",
             "upgrade": "websocket",
@@ -126,7 +126,7 @@ class WebSocketServer:
         if raw.head.status in frames.HAVE_NO_WEBSOCKETS:
             if is_common and raw.head.status != 400:
                 self._has_none_until = monotonic() + _TRUSTED_S
-            raise _to_refusal()
+            raise _make_refusal()
         return flask.Response(raw.body, raw.head.status, headers=raw.head.passing)
 
 
@@ -152,12 +152,12 @@ def _drop_keys(protocols: str) -> str:
     return ", ".join(each for each in map(str.strip, protocols.split(",")) if not each.startswith(_KEY_AS_PROTOCOL))
 
 
-def _to_refusal() -> UpgradeRefused:
+def _make_refusal() -> UpgradeRefused:
     return UpgradeRefused(f"The upstream has no WebSocket mode of the Responses API; {_PLAIN}.")
 
 
-def _to_acceptance(key: str, passing: list[Header]) -> bytes:
+def _make_acceptance(key: str, passing: list[Header]) -> bytes:
     lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
-    lines.append(f"Sec-WebSocket-Accept: {frames.to_accept(key)}")
+    lines.append(f"Sec-WebSocket-Accept: {frames.compute_accept(key)}")
     lines += [f"{name}: {value}" for name, value in passing]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -80,7 +80,7 @@ def measure(endpoints: Mapping[str, ProbeClient], load: Load, concurrency: int, 
     with show_progress(load.total, "calls") as show:
         is_whole = load.run(concurrency, show)
     by_name = dict(zip(endpoints, load.times, strict=True))
-    result = _to_result(by_name, load)
+    result = _sum_up_times(by_name, load)
     if is_json:
         click.echo(json.dumps(result, indent=2))
     else:
@@ -116,8 +116,8 @@ def _await_answer(endpoint: ProbeClient) -> None:
         connection.close()
 
 
-def _to_result(times: Mapping[str, CallTimes], load: Load) -> dict[str, Any]:
-    by_name: dict[str, Any] = {name: _to_figures(each) for name, each in times.items()}
+def _sum_up_times(times: Mapping[str, CallTimes], load: Load) -> dict[str, Any]:
+    by_name: dict[str, Any] = {name: _compute_figures(each) for name, each in times.items()}
     result = {
         "calls": sum(each.calls for each in times.values()),
         "took_s": round(load.took_s, 3),
@@ -133,17 +133,17 @@ def _to_result(times: Mapping[str, CallTimes], load: Load) -> dict[str, Any]:
     return result
 
 
-def _to_figures(times: CallTimes) -> dict[str, Any]:
+def _compute_figures(times: CallTimes) -> dict[str, Any]:
     return {
         "calls": times.calls,
         "failed": len(times.errors),
         "errors": dict(Counter(times.errors).most_common()),
-        "latency_ms": _to_percentiles(times.took_s),
-        "first_token_ms": _to_percentiles(times.token_s),
+        "latency_ms": _compute_percentiles(times.took_s),
+        "first_token_ms": _compute_percentiles(times.token_s),
     }
 
 
-def _to_percentiles(times_s: Sequence[float]) -> dict[str, float] | None:
+def _compute_percentiles(times_s: Sequence[float]) -> dict[str, float] | None:
     """Return percentiles in milliseconds, None of no times."""
     counts = Counter(times_s).items()
     found = {f"p{percent}": find_percentile(counts, percent) for percent in _PERCENTILES}

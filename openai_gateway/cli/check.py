@@ -58,7 +58,7 @@ def check_command(
       openai-gateway check --config policy.yaml ++policy_model_name=gpt-5-mini
       openai-gateway check --json | jq .ok
     """
-    chosen = choosing.load(choosing.to_environ(config, overrides))
+    chosen = choosing.load(choosing.make_environ(config, overrides))
     if server is not None and server not in chosen.servers:
         raise CalledWrongly(f"there is no server {server!r}; there are: {', '.join(chosen.servers)}")
     names = list(chosen.servers) if server is None else [server]
@@ -78,7 +78,7 @@ def check_servers(
         server = chosen.servers[name]
         if not is_json:
             click.echo(f"\n{name}: {server.openai_model} at {mask_url(server.openai_base_url)}")
-            warning = server.prices.to_warning()
+            warning = server.prices.describe_age()
             if warning is not None:
                 click.echo(f"  {warning}")
         findings: list[Finding] = []

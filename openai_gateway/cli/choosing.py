@@ -1,6 +1,6 @@
 """How a command is told which config to use: `--config`, and NeMo Gym's `+key=value` arguments.
 
-`config_options` gives a command its `config` and `overrides` parameters; `to_environ` makes of them the environment
+`config_options` gives a command its `config` and `overrides` parameters; `make_environ` makes of them the environment
 that the gateway's processes read, and `load` the config that they will have.
 
 See also: the package config (how files, env.yaml and overrides become one config).
@@ -39,7 +39,7 @@ def config_options(command: _Command) -> _Command:
     return named(given(command))
 
 
-def to_environ(
+def make_environ(
     config: Sequence[str], overrides: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """Return the environment in which `load`, and every process of the gateway, finds this config.

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import click
 import yaml
 
-from openai_gateway.accounting.budgets import Budgets, to_budgets_path
+from openai_gateway.accounting.budgets import Budgets, derive_budgets_path
 from openai_gateway.accounting.spend import NANO, Spend
 from openai_gateway.config import ConfigError, load_config
 from openai_gateway.config.clients import PERIODS, Client, Clients, hash_key, parse_clients
@@ -182,9 +182,9 @@ def _read_spend(clients: Clients) -> dict[str, Spend]:
     except ConfigError:
         return {}
     logs = [server.usage_log for server in config.servers.values() if server.usage_log is not None]
-    if not logs or not os.path.exists(to_budgets_path(logs[0])):
+    if not logs or not os.path.exists(derive_budgets_path(logs[0])):
         return {}
-    budgets = Budgets(to_budgets_path(logs[0]))
+    budgets = Budgets(derive_budgets_path(logs[0]))
     try:
         return budgets.read(clients.by_name)
     except OSError as error:

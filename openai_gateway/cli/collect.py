@@ -17,12 +17,18 @@ import click
 
 from openai_gateway.cli.collection import CollectionOptions, collect, estimate
 from openai_gateway.cli.exits import CalledWrongly
-from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, take_gym_options, to_param
-from openai_gateway.cli.target import Target, to_own_gateway, to_own_target, to_recorded_headers, to_running_target
-from openai_gateway.collect.params import to_additions
+from openai_gateway.cli.gym_arguments import MOST_CONCURRENT, parse_param, take_gym_options
+from openai_gateway.cli.target import (
+    Target,
+    configure_own_gateway,
+    find_running_gateway,
+    make_recorded_headers,
+    prepare_own_gateway,
+)
+from openai_gateway.collect.params import make_additions
 from openai_gateway.collect.plan import MOST_REPEATS, MOST_ROWS, BadInput
-from openai_gateway.collect.run_files import check_files, to_shard_path
-from openai_gateway.collect.shards import BadShard, Shard, to_shard
+from openai_gateway.collect.run_files import check_files, derive_shard_path
+from openai_gateway.collect.shards import BadShard, Shard, parse_shard
 
 _LARGE_BYTES: Final = 100 * 1024 * 1024
 # Set by the gateway or by collecting whole answers.
@@ -121,9 +127,9 @@ def collect_command(arguments: tuple[str, ...], **given: Any) -> int:
     if given["source"].is_file() and given["source"].stat().st_size > _LARGE_BYTES:
         click.echo(f"Checking {given['source']} ...", err=True)
     _raise_open_files()
-    options = _to_options(given)
+    options = _read_options(given)
     check_files(options.source, options.output)
-    target = _to_target(given, overrides)
+    target = _choose_target(given, overrides)
     try:
         return estimate(options, target) if given["dry_run"] else collect(options, target)
     except BadInput as error:
@@ -132,7 +138,7 @@ def collect_command(arguments: tuple[str, ...], **given: Any) -> int:
 
 def _take_arguments(arguments: tuple[str, ...], given: dict[str, Any]) -> list[str]:
     """Put what is given in NeMo Gym's spelling into the options; return the other arguments."""
-    params = dict(to_param(text) for text in given["params"])
+    params = dict(parse_param(text) for text in given["params"])
     given["params"] = None
     options, overrides = take_gym_options(arguments)
     for name, value in options.items():
@@ -148,7 +154,7 @@ def _take_arguments(arguments: tuple[str, ...], given: dict[str, Any]) -> list[s
     return overrides
 
 
-def _to_options(given: Mapping[str, Any]) -> CollectionOptions:
+def _read_options(given: Mapping[str, Any]) -> CollectionOptions:
     refused = [name for name in given["params"] if name in _NO_PARAMS]
     if refused:
         raise click.UsageError(f"{refused[0]} is no parameter of rows: the gateway's model is asked, for whole answers")
@@ -159,9 +165,9 @@ def _to_options(given: Mapping[str, Any]) -> CollectionOptions:
     shard = _to_shard(given["shard"])
     return CollectionOptions(
         source=given["source"],
-        output=given["output"] if shard is None else to_shard_path(given["output"], shard),
+        output=given["output"] if shard is None else derive_shard_path(given["output"], shard),
         num_repeats=given["num_repeats"] or 1,
-        additions=to_additions(given["params"], has_seeds=bool(given["seeds"]), agent=given["agent"]),
+        additions=make_additions(given["params"], has_seeds=bool(given["seeds"]), agent=given["agent"]),
         limit=given["limit"],
         shard=shard,
         concurrency=given["concurrency"],
@@ -176,26 +182,26 @@ def _to_options(given: Mapping[str, Any]) -> CollectionOptions:
 
 def _to_shard(text: str | None) -> Shard | None:
     try:
-        return None if text is None else to_shard(text, os.environ)
+        return None if text is None else parse_shard(text, os.environ)
     except BadShard as error:
         raise click.UsageError(f"--shard {error}") from None
 
 
-def _to_target(given: Mapping[str, Any], overrides: list[str]) -> Target:
+def _choose_target(given: Mapping[str, Any], overrides: list[str]) -> Target:
     if given["base_url"] is None:
-        own = to_own_gateway(given["configs"], overrides, given["server"], given["timeout"], given["recordings"])
+        own = configure_own_gateway(given["configs"], overrides, given["server"], given["timeout"], given["recordings"])
         for key in own.unused:
             click.echo(f"note: +{key} does nothing here; parameters of all rows are given by --param", err=True)
         headers = {}
         if given["recordings"] is not None:
-            headers = to_recorded_headers(given["output"], is_redo=given["redo"] is not None)
-        return to_own_target(own, given["price_file"], headers)
+            headers = make_recorded_headers(given["output"], is_redo=given["redo"] is not None)
+        return prepare_own_gateway(own, given["price_file"], headers)
     if given["configs"] or overrides:
         raise click.UsageError("--config and overrides are for a gateway that is started, not for that of --base-url")
     for name in ("timeout", "recordings"):
         if given[name] is not None:
             raise click.UsageError(f"--{name} is for a gateway that is started; that of --base-url has its own")
-    return to_running_target(given["base_url"], given["server"], given["price_file"])
+    return find_running_gateway(given["base_url"], given["server"], given["price_file"])
 
 
 def _raise_open_files() -> None:

@@ -15,7 +15,14 @@ from typing import Any, Final
 import click
 
 from openai_gateway.cli import exits
-from openai_gateway.cli.collection_summary import to_estimate, to_metrics, to_plural, to_reason, to_summary, to_too_dear
+from openai_gateway.cli.collection_summary import (
+    describe_estimate,
+    describe_stop,
+    describe_sums,
+    describe_too_dear,
+    sum_up_run,
+    to_plural,
+)
 from openai_gateway.cli.exits import CalledWrongly
 from openai_gateway.cli.progress_line import ProgressView
 from openai_gateway.cli.target import Target
@@ -38,11 +45,11 @@ from openai_gateway.collect.plan import Plan, Survey
 from openai_gateway.collect.report import write_report
 from openai_gateway.collect.run import Run
 from openai_gateway.collect.run_files import (
-    to_failures_path,
-    to_inputs_path,
-    to_metrics_path,
-    to_replaced_path,
-    to_settings_path,
+    derive_failures_path,
+    derive_inputs_path,
+    derive_metrics_path,
+    derive_replaced_path,
+    derive_settings_path,
 )
 from openai_gateway.collect.run_progress import COST, INTERRUPTED, RunProgress
 from openai_gateway.collect.shards import Shard
@@ -74,8 +81,8 @@ class CollectionOptions:
 def estimate(options: CollectionOptions, target: Target) -> int:
     """Tell what a run would come to; return the exit code."""
     past = _read_past(options, target, options.may_resume)
-    survey = _to_plan(options, past).survey(target.estimator)
-    click.echo(to_estimate(survey, target.estimator, options.max_cost, _to_concurrency(options, target)))
+    survey = _make_plan(options, past).survey(target.estimator)
+    click.echo(describe_estimate(survey, target.estimator, options.max_cost, _choose_concurrency(options, target)))
     if not options.may_resume and options.output.is_file() and options.output.stat().st_size:
         click.echo(f"note: {options.output} holds an earlier run; go on with it by --resume, or give another --output")
     _may_begin(target, survey, Budget(options.max_cost, target.estimator, past.spent_usd), past)
@@ -93,7 +100,7 @@ def collect(options: CollectionOptions, target: Target) -> int:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
         past = _read_past(options, target, options.may_resume)
-        plan = _to_plan(options, past)
+        plan = _make_plan(options, past)
         survey = plan.survey(target.estimator)
         # Only now, as what is wrong with the input or the settings has been told.
         if options.is_redo and _take_out_cut_off(options, journal, plan):
@@ -101,18 +108,18 @@ def collect(options: CollectionOptions, target: Target) -> int:
             plan = plan.renew(past)
             survey = plan.survey(target.estimator)
         click.echo(
-            to_estimate(survey, target.estimator, options.max_cost, _to_concurrency(options, target)),
+            describe_estimate(survey, target.estimator, options.max_cost, _choose_concurrency(options, target)),
             err=True,
         )
         budget = Budget(options.max_cost, target.estimator, past.spent_usd)
         run = Run(journal, target.estimator, budget, RunProgress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
-        settings = add_run(read_settings(options.output), _to_settings(options, target, survey))
+        settings = add_run(read_settings(options.output), _make_settings(options, target, survey))
 
         def write_what_was_asked() -> None:
             write_settings(options.output, settings)
             if survey.has_agents:
-                plan.write_inputs(to_inputs_path(options.output))
+                plan.write_inputs(derive_inputs_path(options.output))
 
         write_what_was_asked()
         if not may_begin:
@@ -133,7 +140,7 @@ def _take_out_cut_off(options: CollectionOptions, journal: Journal, plan: Plan) 
         is_cut_off = read_answer(bytes(entry.response)).finish_reason in CUT_OFF
         return is_cut_off and wanted.get(entry.task_index, entry.rollout_index) == DONE
 
-    replaced = to_replaced_path(options.output)
+    replaced = derive_replaced_path(options.output)
     count = journal.answers.take_out(is_unwanted, replaced)
     if count:
         click.echo(f"{to_plural(count, 'answer')} cut off before: asked for again, and kept in {replaced}", err=True)
@@ -142,7 +149,7 @@ def _take_out_cut_off(options: CollectionOptions, journal: Journal, plan: Plan) 
 
 def write_metrics(output: Path, found: Mapping[str, Any]) -> Path:
     """Write the sums over an output to the file beside it; return where."""
-    path = to_metrics_path(output)
+    path = derive_metrics_path(output)
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(json.dumps(found, indent=2) + "\n")
@@ -167,7 +174,7 @@ def _read_past(options: CollectionOptions, target: Target, may_resume: bool) -> 
     if not may_resume:
         return Past()
     before = read_settings(options.output)
-    now = _to_settings(options, target, Survey())
+    now = _make_settings(options, target, Survey())
     differences = list(dict.fromkeys(found for each in before for found in find_differences(each, now)))
     past = Past().read(options.output, target.estimator, now.unheeded.union(*(each.unheeded for each in before)))
     if differences and past.answers:
@@ -183,7 +190,7 @@ def _read_past(options: CollectionOptions, target: Target, may_resume: bool) -> 
     return past
 
 
-def _to_settings(options: CollectionOptions, target: Target, survey: Survey) -> CollectionSettings:
+def _make_settings(options: CollectionOptions, target: Target, survey: Survey) -> CollectionSettings:
     return CollectionSettings(
         model=target.estimator.model,
         params=options.additions.values,
@@ -196,7 +203,7 @@ def _to_settings(options: CollectionOptions, target: Target, survey: Survey) -> 
     )
 
 
-def _to_plan(options: CollectionOptions, past: Past) -> Plan:
+def _make_plan(options: CollectionOptions, past: Past) -> Plan:
     return Plan(options.source, options.num_repeats, options.limit, past, options.additions, options.shard)
 
 
@@ -206,23 +213,23 @@ def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bo
         return True
     estimator = target.estimator
     if survey.cost_usd is None:
-        tier = estimator.to_tier(survey.first)
+        tier = estimator.find_tier(survey.first)
         raise CalledWrongly(
             f"--max-cost needs a price for the service tier {tier!r}; add it to the table of --price-file"
         )
-    if budget.may_take(estimator.to_claim(survey.first)):
+    if budget.may_take(estimator.make_claim(survey.first)):
         return True
     if not past.spent_usd:
-        raise CalledWrongly(to_too_dear(survey.first, estimator))
+        raise CalledWrongly(describe_too_dear(survey.first, estimator))
     return False
 
 
-def _to_concurrency(options: CollectionOptions, target: Target) -> int:
+def _choose_concurrency(options: CollectionOptions, target: Target) -> int:
     return min(options.concurrency or target.cap or _DEFAULT_CONCURRENCY, target.cap or options.concurrency or 10**9)
 
 
 def _run(options: CollectionOptions, target: Target, gateway: Gateway, survey: Survey, run: Run, plan: Plan) -> None:
-    concurrency = _to_concurrency(options, target)
+    concurrency = _choose_concurrency(options, target)
     if options.concurrency is not None and options.concurrency > concurrency:
         click.echo(f"--concurrency lowered to the config's max_concurrent_requests, {concurrency}", err=True)
     view = ProgressView(run.progress, survey)
@@ -234,18 +241,18 @@ def _finish(
     options: CollectionOptions, target: Target, survey: Survey, run: Run, write_what_was_asked: Callable[[], None]
 ) -> int:
     """Write and show the sums, say why not all is done, and return the exit code."""
-    found = to_metrics(survey, run.progress)
+    found = sum_up_run(survey, run.progress)
     files, error = [str(options.output)], None
     try:
-        if not to_settings_path(options.output).exists():
+        if not derive_settings_path(options.output).exists():
             # Somebody removed it in the run, with the output.
             write_what_was_asked()
         for path in _write_beside(options, target, survey, found):
             files.append(path)
     except (OSError, JournalError) as failed:
         error = failed
-    say(f"{to_summary(found, to_failures_path(options.output))}\nfiles     {', '.join(files)}")
-    reason = to_reason(run, options.max_cost)
+    say(f"{describe_sums(found, derive_failures_path(options.output))}\nfiles     {', '.join(files)}")
+    reason = describe_stop(run, options.max_cost)
     if reason:
         click.echo(reason, err=True)
     if error is not None:
@@ -262,7 +269,7 @@ def _write_beside(
     """Write the files beside the output and yield the name of each. Raises OSError, JournalError."""
     yield write_metrics(options.output, found).name
     if survey.has_agents and (gym := write_gym_sums(options.output)) is not None:
-        yield to_inputs_path(options.output).name
+        yield derive_inputs_path(options.output).name
         yield gym.name
     if options.report is not None:
         write_report(options.report, options.output, target.estimator, options.group_by)

@@ -22,7 +22,7 @@ from openai_gateway.wire.input_tokens import BYTES_PER_TOKEN, TOKENS_PER_IMAGE
 _MOST_DIGITS: Final = 12
 
 
-def to_estimate(survey: Survey, estimator: Estimator, limit_usd: float | None, concurrency: int) -> str:
+def describe_estimate(survey: Survey, estimator: Estimator, limit_usd: float | None, concurrency: int) -> str:
     """Return what a survey comes to, for a person who has to pay for it."""
     lines = [
         f"{to_plural(survey.rows, 'row')}, {to_plural(survey.calls, 'call')}: {survey.to_do:,} to do, "
@@ -42,7 +42,7 @@ def to_estimate(survey: Survey, estimator: Estimator, limit_usd: float | None, c
     if not survey.to_do:
         return "\n".join(lines)
     lines.append(
-        f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each{_to_picture(survey, ', ')}), "
+        f"about {survey.input_tokens:,} input tokens ({BYTES_PER_TOKEN} bytes each{_describe_picture(survey, ', ')}), "
         f"{'' if survey.unbounded else 'at most '}{survey.output_tokens:,} output tokens"
     )
     if survey.unbounded:
@@ -53,13 +53,13 @@ def to_estimate(survey: Survey, estimator: Estimator, limit_usd: float | None, c
     cost = "unknown, for want of a price" if survey.cost_usd is None else f"{most} {to_cost(survey.cost_usd)}"
     lines.append(f"cost {cost}{f', model {estimator.model}' if estimator.model else ''}")
     if limit_usd is not None:
-        lines[-1] += f"; {_to_bound(survey, limit_usd, concurrency)}"
+        lines[-1] += f"; {_describe_bound(survey, limit_usd, concurrency)}"
     return "\n".join(lines)
 
 
-def to_too_dear(row: Row, estimator: Estimator) -> str:
+def describe_too_dear(row: Row, estimator: Estimator) -> str:
     """Return why not even a row's call can be made, and what to do."""
-    is_bounded = estimator.to_bound(row) is not None
+    is_bounded = estimator.find_bound(row) is not None
     return (
         f"one call may cost up to {to_cost(estimator.cost_usd(row))} "
         f"({estimator.output_tokens(row):,} output tokens{'' if is_bounded else ' assumed'}); "
@@ -67,7 +67,7 @@ def to_too_dear(row: Row, estimator: Estimator) -> str:
     )
 
 
-def to_metrics(survey: Survey, progress: RunProgress) -> dict[str, Any]:
+def sum_up_run(survey: Survey, progress: RunProgress) -> dict[str, Any]:
     """Return the sums over the whole output and those of this run, as they go into the metrics file."""
     return {
         "calls": {
@@ -96,14 +96,14 @@ def to_metrics(survey: Survey, progress: RunProgress) -> dict[str, Any]:
     }
 
 
-def to_merged(merged: MergeResult, past: Past) -> dict[str, Any]:
+def sum_up_merged(merged: MergeResult, past: Past) -> dict[str, Any]:
     """Return the sums over an output that was put together, as they go into its metrics file."""
     calls = {"wanted": merged.wanted, "done": merged.answers, "missing": merged.missing, "doubled": merged.doubled}
     return {"calls": calls, **past.sums.to_json(), "failures": dict(past.failures)}
 
 
-def to_summary(found: Mapping[str, Any], failures: Path) -> str:
-    """Return the sums as lines of text, this run and the whole output apart; `found` is as `to_metrics` gives it."""
+def describe_sums(found: Mapping[str, Any], failures: Path) -> str:
+    """Return the sums as lines of text, this run and the whole output apart; `found` is as `sum_up_run` gives it."""
     calls, run = found["calls"], found["this_run"]
     rows = [("calls", f"{calls['done']:,} of {calls['wanted']:,} done")]
     if calls["given_up"]:
@@ -111,18 +111,18 @@ def to_summary(found: Mapping[str, Any], failures: Path) -> str:
         cure = f"mend their rows, or take their lines out of {failures}; --resume tries them again"
         rows.append(("given up", cure))
     ended = f"{to_plural(run['answers'], 'answer')}, {to_plural(run['failures'], 'failure')}"
-    rows.append(("this run", f"{ended} in {to_duration(run['took_s'])}{_to_attempts(run)}"))
-    rows += _to_sums(run)
+    rows.append(("this run", f"{ended} in {to_duration(run['took_s'])}{_describe_attempts(run)}"))
+    rows += _describe_totals(run)
     if found["answers"] > run["answers"]:
         rows.append(("in all", to_plural(found["answers"], "answer")))
-        rows += _to_sums(found)
+        rows += _describe_totals(found)
     for name, each in run["failed"].items():
         message = f" (the first: {each['first_message']})" if each["first_message"] else ""
         rows.append(("failed", f"{name} {each['calls']:,}{message}: {each['what_to_do']}"))
     return "\n".join(f"{name:9} {text}" for name, text in rows)
 
 
-def to_reason(run: Run, limit_usd: float | None) -> str:
+def describe_stop(run: Run, limit_usd: float | None) -> str:
     """Return why not all calls were made and how to go on; "" if they were."""
     stopping = run.progress.stopping if run.error is None else BROKEN
     if stopping == GENERAL_FAILURE and run.failure is not None:
@@ -173,7 +173,7 @@ def to_plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def _to_bound(survey: Survey, limit_usd: float, concurrency: int) -> str:
+def _describe_bound(survey: Survey, limit_usd: float, concurrency: int) -> str:
     """Return how far the cost may go."""
     if survey.unbounded:
         return (
@@ -181,30 +181,30 @@ def _to_bound(survey: Survey, limit_usd: float, concurrency: int) -> str:
             "of those before: max_output_tokens bounds that"
         )
     most_usd = limit_usd + min(concurrency, survey.to_do) * survey.excess_usd
-    provided = f"each byte is a token{_to_picture(survey, ' and ')}"
+    provided = f"each byte is a token{_describe_picture(survey, ' and ')}"
     return f"stops before {to_cost(limit_usd)}, at most {to_cost(most_usd)} if {provided}"
 
 
-def _to_picture(survey: Survey, comma: str) -> str:
+def _describe_picture(survey: Survey, comma: str) -> str:
     """Return what a picture was counted as, which by model and size may be too little; "" if there is none."""
     return f"{comma}each picture {TOKENS_PER_IMAGE:,}" if survey.has_pictures else ""
 
 
-def _to_attempts(run: Mapping[str, Any]) -> str:
+def _describe_attempts(run: Mapping[str, Any]) -> str:
     if not run["retries"]:
         return ""
     refused = ", ".join(f"{name} {count:,}" for name, count in run["retries"].items())
     return f"; {to_plural(run['attempts'], 'attempt')}, of which failed: {refused}"
 
 
-def _to_sums(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe_totals(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not found["answers"] and not found["perhaps_billed_usd"]:
         return []
     tokens = found["tokens"]
     rows = [
         ("  tokens", f"{tokens['input']:,} in ({tokens['cached']:,} cached), "
                      f"{tokens['output']:,} out ({tokens['reasoning']:,} reasoning)"),
-        ("  cost", _to_cost_text(found)),
+        ("  cost", _describe_cost(found)),
     ]  # fmt: skip
     for name, what in (("latency_s", "  latency"), ("duration_s", "  waited")):
         spread = found[name]
@@ -226,7 +226,7 @@ def _to_sums(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _to_cost_text(found: Mapping[str, Any]) -> str:
+def _describe_cost(found: Mapping[str, Any]) -> str:
     parts = [to_cost(found["cost_usd"])]
     if found["estimated_usd"]:
         parts.append(f"about {to_cost(found['estimated_usd'])} estimated, of answers of unknown cost")

@@ -42,7 +42,7 @@ def config_command(config: tuple[str, ...], overrides: tuple[str, ...], validate
       openai-gateway config --config policy.yaml ++policy_model_name=gpt-5-mini
       openai-gateway config --json | jq '.servers.policy_model.max_retries'
     """
-    chosen = choosing.load(choosing.to_environ(config, overrides))
+    chosen = choosing.load(choosing.make_environ(config, overrides))
     if validate:
         return print_verdict(chosen)
     return print_json(chosen) if is_json else print_yaml(chosen)

@@ -59,7 +59,7 @@ def take_gym_options(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str
         if top in _NOT_OURS:
             raise click.UsageError(f"+{top} is no option of collect: {_NOT_OURS[top]}")
         if top == _PARAMS:
-            options.setdefault(_PARAMS_OF_ALL, {}).update(_to_params(key, inner, _parse(key, text)))
+            options.setdefault(_PARAMS_OF_ALL, {}).update(_parse_params(key, inner, _parse(key, text)))
         elif key not in _NAMES:
             _check_name(key, inner)
             rest.append(argument)
@@ -69,7 +69,7 @@ def take_gym_options(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str
     return options, rest
 
 
-def to_param(text: str) -> tuple[str, Any]:
+def parse_param(text: str) -> tuple[str, Any]:
     """Return name and value of a parameter that is given as `NAME=VALUE`. Raises UsageError."""
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -77,7 +77,7 @@ def to_param(text: str) -> tuple[str, Any]:
     return name, _parse(name, value)
 
 
-def _to_params(key: str, inner: str, value: Any) -> dict[str, Any]:
+def _parse_params(key: str, inner: str, value: Any) -> dict[str, Any]:
     if inner:
         if "." in inner:
             raise click.UsageError(f"+{key} is nested; give +{_PARAMS}={{...}} whole")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from openai_gateway.cli.collection import say, write_metrics
-from openai_gateway.cli.collection_summary import to_merged, to_plural
+from openai_gateway.cli.collection_summary import sum_up_merged, to_plural
 from openai_gateway.cli.exits import FAILED, OK
 from openai_gateway.cli.target import read_price_table
 from openai_gateway.collect.estimate import Estimator
@@ -59,7 +59,7 @@ def merge_parts(
     merged = merge(parts, output, may_mix=mix)
     estimator = Estimator(read_price_table(price_file), merged.settings.model, {})
     past = Past().read(output, estimator, merged.settings.unheeded)
-    write_metrics(output, to_merged(merged, past))
+    write_metrics(output, sum_up_merged(merged, past))
     if report is not None:
         write_report(report, output, estimator, group_by)
     say(

@@ -67,9 +67,9 @@ class ProgressView:
     def _show(self) -> None:
         self._tell_of_stop()
         if not self.is_terminal:
-            click.echo("  ".join(text for _, text in to_status(self._progress, self._survey)), err=True)
+            click.echo("  ".join(text for _, text in list_status(self._progress, self._survey)), err=True)
             return
-        line = to_line(self._progress, self._survey, shutil.get_terminal_size().columns - 1)
+        line = describe_run(self._progress, self._survey, shutil.get_terminal_size().columns - 1)
         click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
     def end(self) -> None:
@@ -88,21 +88,21 @@ class ProgressView:
             click.echo(f"\r\x1b[K{told}" if self.is_terminal else told, err=True)
 
 
-def to_line(progress: RunProgress, survey: Survey, width: int) -> str:
+def describe_run(progress: RunProgress, survey: Survey, width: int) -> str:
     """Return the line for a terminal: a bar, and of the status as much as fits, what matters least left out."""
     bar_width = _BAR_WIDTH if width >= _WIDE else _NARROW_BAR_WIDTH
     filled = bar_width * (survey.done + progress.answered) // max(survey.calls, 1)
     bar = f"[{'#' * filled}{'.' * (bar_width - filled)}]"
-    (rank, count), *others = to_status(progress, survey)
+    (rank, count), *others = list_status(progress, survey)
     parts = [(_BAR_RANK, bar), (rank, count), *others]
     if width < _WIDE:
         parts = [(rank, text.removeprefix(_WAITING_FOR_THE)) for rank, text in parts]
-    while len(parts) > 1 and _to_length(parts) > width:
+    while len(parts) > 1 and _measure_parts(parts) > width:
         parts.remove(max(parts, key=lambda part: part[0]))
     return _SPACE.join(text for _, text in parts)[:width]
 
 
-def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
+def list_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
     """Return what tells how a run stands, in order, each part with its rank: the higher, the sooner left out.
 
     The cost is that of the whole output.
@@ -111,13 +111,13 @@ def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
     calls_per_s, tokens_per_s = progress.rates()
     rate = f"{calls_per_s:,.1f} calls/s" if calls_per_s >= 1 or not calls_per_s else f"{60 * calls_per_s:.1f} calls/min"
     parts = [(0, f"{done:,}/{survey.calls:,} {100 * done // max(survey.calls, 1):.0f} %"), (5, rate)]
-    eta_s = progress.to_eta_s()
+    eta_s = progress.estimate_rest_s()
     if eta_s is not None:
         parts.append((1, f"ETA {to_duration(eta_s)}"))
-    parts.append((4, _to_cost(progress)))
+    parts.append((4, _describe_cost(progress)))
     parts.append((8, f"{to_short(tokens_per_s)} tokens/s"))
     parts.append((7, f"{progress.in_flight:,} in flight"))
-    if (why := to_wait(progress)) is not None:
+    if (why := describe_wait(progress)) is not None:
         parts.append((2, why))
     if progress.errors:
         parts.append((3, f"{progress.failed:,} failed"))
@@ -125,11 +125,11 @@ def to_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
     return parts
 
 
-def to_wait(progress: RunProgress) -> str | None:
+def describe_wait(progress: RunProgress) -> str | None:
     """Return why calls wait or take long; None if nothing is worth telling."""
     if progress.away_s is not None and progress.in_flight:
         return f"upstream away for {to_duration(progress.away_s)}{_AWAY.get(progress.away_reason or '', '')}"
-    if progress.in_flight and (limit := _to_limit(progress.waits)) is not None:
+    if progress.in_flight and (limit := _describe_limit(progress.waits)) is not None:
         return f"waiting for {limit}"
     reasons: dict[str, int] = {}
     for reason, count in progress.waits.counts.items():
@@ -145,7 +145,7 @@ def to_wait(progress: RunProgress) -> str | None:
     return f"longest {to_duration(oldest_s)}" if oldest_s >= _LONG_S else None
 
 
-def _to_limit(waits: WaitReasons) -> str | None:
+def _describe_limit(waits: WaitReasons) -> str | None:
     """Return which limit of the upstream's the queue waits for, None if it waits for something else, or nothing."""
     if waits.reason == "window" and waits.most_in_flight is not None:
         return f"others to end (limit: {waits.most_in_flight:,.0f} at a time)"
@@ -159,7 +159,7 @@ def _to_limit(waits: WaitReasons) -> str | None:
     return f"the rate limit ({found.per_minute:,.0f} {kind} a minute{used})"
 
 
-def _to_cost(progress: RunProgress) -> str:
+def _describe_cost(progress: RunProgress) -> str:
     if progress.sums.known_cost_usd is None:
         return "cost unknown"
     spent_usd = progress.sums.spent_usd
@@ -169,5 +169,5 @@ def _to_cost(progress: RunProgress) -> str:
     return f"{to_cost(spent_usd)} of ~{to_cost(expected_usd)}" if expected_usd else to_cost(spent_usd)
 
 
-def _to_length(parts: list[tuple[int, str]]) -> int:
+def _measure_parts(parts: list[tuple[int, str]]) -> int:
     return sum(len(text) for _, text in parts) + len(_SPACE) * (len(parts) - 1)

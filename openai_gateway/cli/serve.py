@@ -15,7 +15,7 @@ import click
 from openai_gateway import __version__
 from openai_gateway.cli import choosing
 from openai_gateway.cli.exits import CommandFailed
-from openai_gateway.cli.servers import become_gunicorn, listen, start_companion, to_url
+from openai_gateway.cli.servers import become_gunicorn, find_url, listen, start_companion
 from openai_gateway.cli.simulated import make_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
@@ -78,7 +78,7 @@ def serve_command(
             raise CommandFailed(f"{replay} has no {REPLAY_CONFIG}: copy it from the folder that was recorded")
         config = config or (str(replay / REPLAY_CONFIG),)
         overrides = ("++recordings=replay", f"++recordings_dir={replay.absolute()}", *overrides)
-    environ = choosing.to_environ(config, overrides)
+    environ = choosing.make_environ(config, overrides)
     return serve(environ, host, port, workers, is_simulated=simulate)
 
 
@@ -86,7 +86,7 @@ def serve(environ: dict[str, str], host: str, port: int, workers: int, *, is_sim
     """Become gunicorn with the gateway, the simulator behind it if wanted. Returns only by raising what is wrong."""
     simulator = listen("127.0.0.1", 0) if is_simulated else None
     if simulator is not None:
-        environ = choosing.to_environ((), make_overrides(environ, f"{to_url(simulator)}/v1"), environ)
+        environ = choosing.make_environ((), make_overrides(environ, f"{find_url(simulator)}/v1"), environ)
     chosen = choosing.load(environ)
     listener = listen(host, port)
     if simulator is not None:
@@ -96,7 +96,7 @@ def serve(environ: dict[str, str], host: str, port: int, workers: int, *, is_sim
 
 
 def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, is_simulated: bool) -> str:
-    url = to_url(listener)
+    url = find_url(listener)
     servers = "1 server" if len(chosen.servers) == 1 else f"{len(chosen.servers)} servers"
     processes = "1 worker" if workers == 1 else f"{workers} workers"
     lines = [f"openai_gateway {__version__}: {servers}, {processes}, pid {os.getpid()} (Ctrl-C ends it)"]

@@ -48,7 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise NotReady(f"can't listen on {host}:{port} ({why}); {cure}") from None
 
 
-def to_url(listener: socket.socket) -> str:
+def find_url(listener: socket.socket) -> str:
     """Return the URL that a listening socket is reached at from this machine."""
     host, port, *_ = listener.getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -83,7 +83,7 @@ def run_server(
         process = _start(app, environ, listener, log, is_apart=is_apart)
         try:
             _wait_until_ready(listener, process, log)
-            yield to_url(listener)
+            yield find_url(listener)
         finally:
             process.terminate()
             try:

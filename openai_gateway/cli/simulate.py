@@ -15,14 +15,14 @@ from typing import Any, Final
 import click
 import yaml
 
-from openai_gateway.cli.servers import become_gunicorn, listen, to_url
+from openai_gateway.cli.servers import become_gunicorn, find_url, listen
 from openai_gateway.simulator.settings import list_limits, load_settings
 
 # The settings' names of options that have another one.
 _SETTINGS: Final = {"latency": "latency_ms", "fail": "status"}
 
 
-def _to_setting(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+def _parse_settings(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
     settings = {}
     for text in given:
         name, mark, value = text.partition("=")
@@ -54,7 +54,9 @@ def _describe_limits() -> str:
     "--rpm", type=click.IntRange(1), help="Requests per minute; more get 429 with the real headers (default: no limit)."
 )
 @click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, likewise (default: no limit).")
-@click.option("--set", "given_settings", metavar="NAME=VALUE", multiple=True, callback=_to_setting, help="Any setting.")
+@click.option(
+    "--set", "given_settings", metavar="NAME=VALUE", multiple=True, callback=_parse_settings, help="Any setting."
+)
 @click.option("--fail", type=click.IntRange(400, 599), help="Answer every call with this status, such as 429 or 503.")
 def simulate_command(host: str, port: int, config: Path | None, given_settings: dict[str, Any], **given: Any) -> int:
     """Run the simulator: an OpenAI-like upstream that costs nothing.
@@ -90,6 +92,6 @@ def serve_simulator(host: str, port: int, config: Path | None, settings: Mapping
     if config is not None:
         environ["OPENAI_GATEWAY_SIMULATOR_CONFIG"] = str(config)
     listener = listen(host, port)
-    url = to_url(listener)
+    url = find_url(listener)
     click.echo(f"Simulator at {url}/v1 (Ctrl-C ends it); what it saw: {url}/sim/stats")
     become_gunicorn(listener, environ, "--worker-connections", "4096", "openai_gateway.simulator.wsgi:app")

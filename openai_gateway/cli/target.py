@@ -17,13 +17,13 @@ from urllib.parse import quote, urlsplit
 import click
 
 from openai_gateway.cli.exits import CalledWrongly, CommandFailed
-from openai_gateway.cli.own_gateway import OwnGateway, to_override_key, to_server_url
+from openai_gateway.cli.own_gateway import OwnGateway, find_server_url, make_override_key
 from openai_gateway.collect.client import Gateway
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.failures import Failure
-from openai_gateway.collect.params import to_max_output_tokens, to_text
+from openai_gateway.collect.params import read_max_output_tokens, read_text
 from openai_gateway.collect.questions import CHAT, RESPONSES
-from openai_gateway.config.price_files import BadPrices, read_prices, to_usual_file
+from openai_gateway.config.price_files import BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import PriceTable
 
 KEY_VARIABLE: Final = "OPENAI_GATEWAY_API_KEY"
@@ -62,16 +62,16 @@ class Target:
             yield gateway
 
 
-def to_running_target(base_url: str, server: str | None, price_file: Path | None) -> Target:
+def find_running_gateway(base_url: str, server: str | None, price_file: Path | None) -> Target:
     """Return a gateway that runs already. Raises CalledWrongly, CommandFailed."""
-    url = to_server_url(base_url, server)
+    url = find_server_url(base_url, server)
     if not _is_base_url(url):
         raise click.UsageError("--base-url must look like http://127.0.0.1:8000/v1")
     gateway = Gateway(url, os.environ.get(KEY_VARIABLE, "").strip() or None)
     return Target(gateway, None, Estimator(read_price_table(price_file), _greet(gateway, server), {}))
 
 
-def to_own_target(own: OwnGateway, price_file: Path | None, added_headers: Mapping[str, str]) -> Target:
+def prepare_own_gateway(own: OwnGateway, price_file: Path | None, added_headers: Mapping[str, str]) -> Target:
     """Return the gateway that is to be started. Raises CalledWrongly."""
     server = own.server
     extra_body = {
@@ -79,12 +79,12 @@ def to_own_target(own: OwnGateway, price_file: Path | None, added_headers: Mappi
         CHAT: {**server.extra_body, **server.extra_body_chat},
     }
     prices = server.prices if price_file is None else read_price_table(price_file)
-    bounds = {api: to_max_output_tokens(body) for api, body in extra_body.items()}
-    tiers = {api: to_text(body.get("service_tier")) for api, body in extra_body.items()}
+    bounds = {api: read_max_output_tokens(body) for api, body in extra_body.items()}
+    tiers = {api: read_text(body.get("service_tier")) for api, body in extra_body.items()}
     return Target(None, own, Estimator(prices, server.openai_model, bounds, tiers), extra_body, added_headers)
 
 
-def to_own_gateway(
+def configure_own_gateway(
     configs: Sequence[str],
     overrides: Sequence[str],
     server: str | None,
@@ -104,11 +104,11 @@ def to_own_gateway(
         given["recordings_dir"] = str(recordings.absolute())
     if not given:
         return own
-    keys = [f"{to_override_key(own.server.name, key)}={json.dumps(value)}" for key, value in given.items()]
+    keys = [f"{make_override_key(own.server.name, key)}={json.dumps(value)}" for key, value in given.items()]
     return OwnGateway(configs, [*overrides, *keys], server)
 
 
-def to_recorded_headers(output: Path, *, is_redo: bool) -> dict[str, str]:
+def make_recorded_headers(output: Path, *, is_redo: bool) -> dict[str, str]:
     """Return the headers of a run with recordings.
 
     All runs of an output, and its parts, are one run for the gateway: a repeat that is asked for later isn't handed
@@ -142,7 +142,7 @@ def _is_base_url(url: str) -> bool:
 
 def read_price_table(path: Path | None) -> PriceTable:
     """Return the prices of a file, else of the usual one. Raises CalledWrongly."""
-    path = path or to_usual_file(Path())
+    path = path or find_usual_file(Path())
     try:
         return read_prices(path)
     except BadPrices as error:

@@ -71,7 +71,7 @@ class AppendFile:
 
     def append(self, line: bytes) -> None:
         """Write a line to the end, all of it or nothing; one that can't be written is kept for `write_out`."""
-        self._unwritten.append(self._to_piece(line))
+        self._unwritten.append(self._wrap_line(line))
         self.write_out()
 
     def write_out(self) -> None:
@@ -88,7 +88,7 @@ class AppendFile:
         """Have all lines on a disk, those that still can't be written in another file. Raises JournalError, OSError."""
         self.write_out()
         if self._unwritten:
-            beside = self._write_elsewhere(lambda file: file.writelines(self._unwritten), self._to_rescue_paths())
+            beside = self._write_elsewhere(lambda file: file.writelines(self._unwritten), self._find_rescue_paths())
             raise JournalError(
                 f"{self.error}; {len(self._unwritten):,} lines that did not fit are in {beside}: make room, append "
                 f"them to {self.path}"
@@ -108,11 +108,11 @@ class AppendFile:
         try:
             found = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
-            what, places = "removed", [self.path, *self._to_rescue_paths()]
+            what, places = "removed", [self.path, *self._find_rescue_paths()]
         else:
             if (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
                 return
-            what, places = "replaced", self._to_rescue_paths()
+            what, places = "replaced", self._find_rescue_paths()
         with open(f"/proc/self/fd/{self._fd}", "rb") as old:
             place = self._write_elsewhere(lambda copy: shutil.copyfileobj(old, copy, _CHUNK_BYTES), places)
         self._turn_to(os.open(place, os.O_RDWR | os.O_APPEND))
@@ -130,7 +130,7 @@ class AppendFile:
                     moved.write(line)
                     count += 1
                 else:
-                    kept.write(self._to_piece(line))
+                    kept.write(self._wrap_line(line))
             for file in (moved, kept):
                 file.flush()
                 os.fsync(file.fileno())
@@ -145,7 +145,7 @@ class AppendFile:
         """Let the file go."""
         os.close(self._fd)
 
-    def _to_piece(self, line: bytes) -> bytes:
+    def _wrap_line(self, line: bytes) -> bytes:
         return gzip.compress(line, mtime=0) if self._is_gzip else line
 
     def _turn_to(self, fd: int) -> None:
@@ -176,7 +176,7 @@ class AppendFile:
                 error = found
         raise JournalError(f"{self.path} can't be written to, and no other place was found for what is in it ({error})")
 
-    def _to_rescue_paths(self) -> list[Path]:
+    def _find_rescue_paths(self) -> list[Path]:
         # The current folder may be the one that was removed: an absolute one is not asked for.
         folders = (self.path.parent, Path(), Path(tempfile.gettempdir()))
         names = (f"{self.path.name}.rescued", f"{self.path.name}.rescued-{os.getpid()}")

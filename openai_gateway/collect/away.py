@@ -17,7 +17,7 @@ from typing import Final
 from gevent.event import Event
 
 from openai_gateway.collect.client import GatewayAnswer
-from openai_gateway.collect.failures import Failure, to_failure
+from openai_gateway.collect.failures import Failure, make_failure
 from openai_gateway.remedies import RATE_LIMITED, UPSTREAM_UNAVAILABLE, UPSTREAM_UNREACHABLE
 
 # Away for longer, its calls fail; one that never answered at all is most likely misconfigured.
@@ -61,7 +61,7 @@ class Away:
     def learn(self, found: GatewayAnswer | Failure | None) -> None:
         """Learn from what came of a call: an answer that is no server's trouble shows that the upstream is there."""
         if isinstance(found, GatewayAnswer) and is_away(found):
-            self.reason = to_failure(found.status, found.body).failure_class
+            self.reason = make_failure(found.status, found.body).failure_class
         elif isinstance(found, GatewayAnswer) and found.status < 500:
             self.answer()
 
@@ -105,6 +105,6 @@ def is_away(found: GatewayAnswer | Failure | None) -> bool:
     """Tell whether what came of a call says that the upstream is away, so that nothing was paid for it."""
     if not isinstance(found, GatewayAnswer) or found.status < 400:
         return False
-    failure = to_failure(found.status, found.body)
+    failure = make_failure(found.status, found.body)
     # An answer that broke off was worked on.
     return failure.failure_class in _AWAY and failure.code != "upstream_protocol_error"

@@ -24,7 +24,7 @@ class Budget:
         """Tell whether one more call fits."""
         if self.limit_usd is None:
             return True
-        return self.spent_usd + self.to_reserved_usd() + self._to_usd(claim) <= self.limit_usd
+        return self.spent_usd + self.sum_up_reserved_usd() + self._estimate_usd(claim) <= self.limit_usd
 
     def may_begin_unbounded(self, claim: Claim) -> bool:
         """Tell whether enough is known of unbounded answers for one more such call: few begin before any has ended."""
@@ -32,7 +32,7 @@ class Budget:
             return True
         return sum(count for count, _ in self._unbounded.values()) < 1 + self._estimator.answers
 
-    def to_reserved_usd(self) -> float:
+    def sum_up_reserved_usd(self) -> float:
         """Return what the calls in flight may cost."""
         open_usd = (usd * self._estimator.expect_tokens(size) for size, (_, usd) in self._unbounded.items())
         return self._fixed_usd + sum(open_usd)
@@ -52,6 +52,6 @@ class Budget:
             count, usd = self._unbounded.get(claim.size, (0, 0.0))
             self._unbounded[claim.size] = count + sign, usd + sign * claim.usd_per_token
 
-    def _to_usd(self, claim: Claim) -> float:
+    def _estimate_usd(self, claim: Claim) -> float:
         tokens = 0 if claim.size is None else self._estimator.expect_tokens(claim.size)
         return claim.fixed_usd + claim.usd_per_token * tokens

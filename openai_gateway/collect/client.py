@@ -16,18 +16,18 @@ import gevent
 import msgspec
 from gevent.event import Event
 
-from openai_gateway.collect.failures import Failure, to_broken, to_failure, to_unreachable
+from openai_gateway.collect.failures import Failure, make_broken_failure, make_failure, make_unreachable_failure
 from openai_gateway.collect.questions import PATHS, RESPONSES
-from openai_gateway.collect.wait_reasons import WaitReasons, to_wait_reasons
+from openai_gateway.collect.wait_reasons import WaitReasons, read_wait_reasons
 from openai_gateway.errors import Cancelled
 from openai_gateway.transport.errors import PeerError, Unreachable
 from openai_gateway.transport.pool import ConnectionTerms
 from openai_gateway.transport.session import PeerRequest, PeerSession
 from openai_gateway.transport.tls import make_context
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.wire.cache_control import to_hit_status
+from openai_gateway.wire.cache_control import make_hit_status
 from openai_gateway.wire.headers import RequestHeaders
-from openai_gateway.wire.retries import Outcome, to_error_code, to_wait_s
+from openai_gateway.wire.retries import Outcome, choose_wait_s, read_error_code
 
 # The gateway bounds each call; an end that the network swallowed is noticed by TCP's keepalive.
 _TIMEOUTS: Final = Timeouts(connect_s=10.0)
@@ -53,7 +53,7 @@ class GatewayAnswer(msgspec.Struct, frozen=True):
     @property
     def attempts(self) -> int | None:
         """How many attempts the gateway made, None if it doesn't say."""
-        return _to_int(self.headers.get("x-gateway-attempts", ""))
+        return _read_int(self.headers.get("x-gateway-attempts", ""))
 
     @property
     def retries(self) -> list[str]:
@@ -64,12 +64,12 @@ class GatewayAnswer(msgspec.Struct, frozen=True):
     def is_replayed(self) -> bool:
         """Tell whether the gateway had the answer, so that it costs nothing."""
         status = self.headers.get("cache-status", "")
-        return status in (to_hit_status(is_joined=False), to_hit_status(is_joined=True))
+        return status in (make_hit_status(is_joined=False), make_hit_status(is_joined=True))
 
     @property
     def waited_s(self) -> float:
         """How long the call waited at the gateway for its last attempt."""
-        wait_ms = _to_int(self.headers.get("x-gateway-wait-ms") or self.headers.get("x-gateway-queue-ms", ""))
+        wait_ms = _read_int(self.headers.get("x-gateway-wait-ms") or self.headers.get("x-gateway-queue-ms", ""))
         return (wait_ms or 0) / 1000
 
 
@@ -117,18 +117,18 @@ class Gateway:
         It does if it answers under `/ng-rollout/<id>` put before the last parts of the URL's path, `/v1` or
         `/<server>/v1`; anything else is called at the plain URL.
         """
-        for root, rest in _to_cuts(urlsplit(self._base_url).path):
+        for root, rest in _list_cuts(urlsplit(self._base_url).path):
             self._root, self._rest = root, rest
-            found = self._send("GET", self._to_url(_PROBE, "/models"), None)
+            found = self._send("GET", self._make_url(_PROBE, "/models"), None)
             if isinstance(found, Failure):
                 return found
-            if (models := _to_models(found)) is not None:
+            if (models := _read_models(found)) is not None:
                 self.knows_rollouts = True
                 return models
         found = self._send("GET", f"{self._base_url}/models", None)
         if isinstance(found, GatewayAnswer) and found.status in (401, 403):
-            return to_failure(found.status, found.body)
-        return found if isinstance(found, Failure) else _to_models(found) or []
+            return make_failure(found.status, found.body)
+        return found if isinstance(found, Failure) else _read_models(found) or []
 
     def post(
         self, api: str, body: bytes, rollout_id: str, give_up: Event
@@ -137,14 +137,14 @@ class Gateway:
 
         And how often it was sent before without an answer: its gateway ended, so the upstream may have worked on it.
         """
-        url = self._to_call_url(PATHS[api], rollout_id)
+        url = self._make_call_url(PATHS[api], rollout_id)
         tries = unanswered = 0
         while True:
             request = PeerRequest("POST", url, self._headers, body, CallWatch(_TIMEOUTS))
             found = self._exchange(request)
             is_unanswered = isinstance(found, Failure) and found.is_general
             unanswered += request.sends if is_unanswered else request.sends - 1
-            wait_s = _to_wait_s(found, tries)
+            wait_s = _choose_wait_s(found, tries)
             if wait_s is None:
                 return found, unanswered
             tries += 1
@@ -157,11 +157,11 @@ class Gateway:
         Ending the greenlet that waits cancels the response at the upstream, which would go on and charge for it.
         """
         found, polls, misses = started, 0, 0
-        while isinstance(found, GatewayAnswer) and (response := _to_started(found)) is not None:
+        while isinstance(found, GatewayAnswer) and (response := _read_started(found)) is not None:
             path = f"{PATHS[RESPONSES]}/{quote(response.id, safe='')}"
             try:
                 gevent.sleep(min(_FIRST_POLL_S * _POLL_GROWTH**polls, _LONGEST_POLL_S))
-                polled = self._send("GET", self._to_call_url(path, rollout_id), None)
+                polled = self._send("GET", self._make_call_url(path, rollout_id), None)
             except gevent.GreenletExit:
                 gevent.with_timeout(_CANCEL_S, self._cancel, f"{path}/cancel", rollout_id, timeout_value=None)
                 raise
@@ -173,12 +173,12 @@ class Gateway:
         return found
 
     def _cancel(self, path: str, rollout_id: str) -> None:
-        self._send("POST", self._to_call_url(path, rollout_id), b"{}")
+        self._send("POST", self._make_call_url(path, rollout_id), b"{}")
 
     def read_waits(self) -> WaitReasons:
         """Return what calls wait for now; nothing if that is unknown."""
         found = self._send("GET", f"{self._origin}{self._root}/readyz", None)
-        return to_wait_reasons(found.body) if isinstance(found, GatewayAnswer) else WaitReasons()
+        return read_wait_reasons(found.body) if isinstance(found, GatewayAnswer) else WaitReasons()
 
     def close_queue(self) -> None:
         """Have the gateway send nothing any more that waits there; one that serves others, too, is left alone."""
@@ -189,10 +189,10 @@ class Gateway:
         """Close the idle connections."""
         self._session.close()
 
-    def _to_call_url(self, path: str, rollout_id: str) -> str:
-        return self._to_url(rollout_id, path) if self.knows_rollouts else self._base_url + path
+    def _make_call_url(self, path: str, rollout_id: str) -> str:
+        return self._make_url(rollout_id, path) if self.knows_rollouts else self._base_url + path
 
-    def _to_url(self, rollout_id: str, path: str) -> str:
+    def _make_url(self, rollout_id: str, path: str) -> str:
         return f"{self._origin}{self._root}/ng-rollout/{rollout_id}{self._rest}{path}"
 
     def _send(self, method: str, url: str, body: bytes | None) -> GatewayAnswer | Failure:
@@ -208,18 +208,18 @@ class Gateway:
             headers = {name.lower(): value for name, value in raw.head.headers}
             return GatewayAnswer(raw.head.status, headers, b"".join(pieces))
         except Unreachable as error:
-            return to_unreachable(f"no answer from {self._origin}: it {error}")
+            return make_unreachable_failure(f"no answer from {self._origin}: it {error}")
         except PeerError:
-            return to_broken(None if raw is None else raw.head.status, "the gateway broke off its answer")
+            return make_broken_failure(None if raw is None else raw.head.status, "the gateway broke off its answer")
         except Cancelled:
-            return to_unreachable(f"no connection to {self._origin} within {_TIMEOUTS.connect_s:g} s")
+            return make_unreachable_failure(f"no connection to {self._origin} within {_TIMEOUTS.connect_s:g} s")
         finally:
             request.watch.stop()
             if raw is not None:
                 raw.close()
 
 
-def _to_cuts(path: str) -> list[tuple[str, str]]:
+def _list_cuts(path: str) -> list[tuple[str, str]]:
     """Return the ways to cut a path in two, to put a prefix between: `/a/v1` before `/a/v1`, then before `/v1`."""
     parts = path.split("/")[1:]
     return [
@@ -228,7 +228,7 @@ def _to_cuts(path: str) -> list[tuple[str, str]]:
     ]
 
 
-def _to_started(answer: GatewayAnswer) -> _Started | None:
+def _read_started(answer: GatewayAnswer) -> _Started | None:
     """Return what an answer says of a response that is not over yet, None if it is, or if this is none."""
     try:
         started = msgspec.json.decode(answer.body, type=_Started)
@@ -239,14 +239,14 @@ def _to_started(answer: GatewayAnswer) -> _Started | None:
 
 def is_under_way(found: GatewayAnswer | Failure) -> bool:
     """Tell whether an answer is a response that was started in the background."""
-    return isinstance(found, GatewayAnswer) and _to_started(found) is not None
+    return isinstance(found, GatewayAnswer) and _read_started(found) is not None
 
 
-def _to_int(text: str) -> int | None:
+def _read_int(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _to_models(answer: GatewayAnswer) -> list[str] | None:
+def _read_models(answer: GatewayAnswer) -> list[str] | None:
     if answer.status != 200:
         return None
     try:
@@ -255,12 +255,12 @@ def _to_models(answer: GatewayAnswer) -> list[str] | None:
         return None
 
 
-def _to_wait_s(found: GatewayAnswer | Failure, tries: int) -> float | None:
+def _choose_wait_s(found: GatewayAnswer | Failure, tries: int) -> float | None:
     """Return how long to wait before a call is asked for again that the gateway did not take; None: don't."""
     if tries + 1 >= _MOST_TRIES:
         return None
     if isinstance(found, Failure):
-        return to_wait_s(Outcome(None, {}), tries, time(), lambda: _UNJITTERED) if found.is_general else None
-    if found.status not in (429, 503) or to_error_code(found.body) not in _NOT_TAKEN:
+        return choose_wait_s(Outcome(None, {}), tries, time(), lambda: _UNJITTERED) if found.is_general else None
+    if found.status not in (429, 503) or read_error_code(found.body) not in _NOT_TAKEN:
         return None
-    return to_wait_s(Outcome(found.status, found.headers), tries, time(), lambda: _UNJITTERED)
+    return choose_wait_s(Outcome(found.status, found.headers), tries, time(), lambda: _UNJITTERED)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.run_files import to_settings_path
+from openai_gateway.collect.run_files import derive_settings_path
 
 
 class CollectionSettings(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,7 +42,7 @@ class _File(msgspec.Struct):
 
 def read_settings(output: Path) -> list[CollectionSettings]:
     """Return the settings of the runs that an output is of, none if they weren't kept. Raises JournalError."""
-    path = to_settings_path(output)
+    path = derive_settings_path(output)
     try:
         return msgspec.json.decode(path.read_bytes(), type=_File).runs
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def read_settings(output: Path) -> list[CollectionSettings]:
 
 def write_settings(output: Path, runs: list[CollectionSettings]) -> None:
     """Keep the settings of an output's runs. Raises OSError."""
-    path = to_settings_path(output)
+    path = derive_settings_path(output)
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(msgspec.json.format(msgspec.json.encode(_File(runs)), indent=2) + b"\n")
     part.replace(path)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.lines import is_gzip, read_raw_lines
-from openai_gateway.collect.questions import QUESTIONS, BadRow, to_checksum, to_question
+from openai_gateway.collect.questions import QUESTIONS, BadRow, compute_checksum, find_question
 from openai_gateway.collect.rows import (
     DURATION,
     FAILURE,
@@ -73,11 +73,11 @@ class Entry(msgspec.Struct, rename=_NAMES):
     def asked(self) -> msgspec.Raw:
         """What was asked."""
         fields = self.fields
-        return fields[to_question(fields)]
+        return fields[find_question(fields)]
 
-    def to_checksum(self, unheeded: Collection[str] = ()) -> int:
+    def compute_checksum(self, unheeded: Collection[str] = ()) -> int:
         """Return the checksum of what was asked, as of the input's row."""
-        return to_checksum(self.asked, unheeded)
+        return compute_checksum(self.asked, unheeded)
 
 
 _decoder = msgspec.json.Decoder(Entry)
@@ -99,7 +99,7 @@ def read_entries_and_lines(path: Path) -> Iterator[tuple[Entry, bytes]]:
             continue
         try:
             entry = _decoder.decode(line)
-            to_question(entry.fields)
+            find_question(entry.fields)
         except (*_NOT_OURS, BadRow):
             if not line.endswith(b"\n"):
                 return

@@ -38,7 +38,7 @@ class _Lengths:
         self._steps[step] = self._steps.get(step, 0) + 1
         self.count += 1
 
-    def to_high(self) -> int:
+    def find_high(self) -> int:
         """Return what 95 % of the lengths don't exceed; of few, what none does."""
         beyond = 0 if self.count < _LEAST_OF_SIZE else int(self.count * (1 - _SHARE))
         for step in sorted(self._steps, reverse=True):
@@ -86,24 +86,24 @@ class Estimator:
         """Tell whether the model has a price."""
         return self.model is not None and self._prices.find(self.model) is not None
 
-    def to_tier(self, row: Row) -> str | None:
+    def find_tier(self, row: Row) -> str | None:
         """Return the service tier that a row's call asks for; None is the standard one."""
         return row.service_tier or self._tiers.get(row.api)
 
-    def to_bound(self, row: Row) -> int | None:
+    def find_bound(self, row: Row) -> int | None:
         """Return the most tokens that row or config allow an answer, None if they don't say."""
         return row.max_output_tokens if row.max_output_tokens is not None else self._bounds.get(row.api)
 
     def output_tokens(self, row: Row) -> int:
         """Return about the most tokens an answer may have."""
-        bound = self.to_bound(row)
-        return self.expect_tokens(_to_size(row.input_tokens)) if bound is None else bound
+        bound = self.find_bound(row)
+        return self.expect_tokens(_find_size_class(row.input_tokens)) if bound is None else bound
 
     def expect_tokens(self, size: int) -> int:
         """Return the tokens that few answers to inputs of a size exceed; an assumption if there are no answers."""
         of_size = self._lengths.get(size)
         lengths = of_size if of_size is not None and of_size.count >= _LEAST_OF_SIZE else self._all_lengths
-        return lengths.to_high() if lengths.count else ASSUMED_OUTPUT_TOKENS
+        return lengths.find_high() if lengths.count else ASSUMED_OUTPUT_TOKENS
 
     def cost_usd(self, row: Row) -> float | None:
         """Return what a call of a row is thought to cost at most; None if model or tier have no known price."""
@@ -115,31 +115,31 @@ class Estimator:
         most, thought = (self._price(row, each, tokens) for each in (row.most_input_tokens, row.input_tokens))
         return (most or 0.0) - (thought or 0.0)
 
-    def to_claim(self, row: Row) -> Claim:
+    def make_claim(self, row: Row) -> Claim:
         """Return what to set aside for a call of a row."""
-        bound = self.to_bound(row)
+        bound = self.find_bound(row)
         if bound is not None:
             return Claim(self._price(row, row.input_tokens, bound) or 0.0)
         without, with_output = (self._price(row, row.input_tokens, tokens) or 0.0 for tokens in (0, 1_000_000))
-        return Claim(without, (with_output - without) / 1_000_000, _to_size(row.input_tokens))
+        return Claim(without, (with_output - without) / 1_000_000, _find_size_class(row.input_tokens))
 
-    def to_cost_usd(self, report: Report) -> float | None:
+    def compute_cost_usd(self, report: Report) -> float | None:
         """Return what an answer cost, None if that is unknown; its length is remembered."""
         if report.usage is not None:
-            size = _to_size(report.usage.input_tokens)
+            size = _find_size_class(report.usage.input_tokens)
             self._lengths.setdefault(size, _Lengths()).add(report.usage.output_tokens)
             self._all_lengths.add(report.usage.output_tokens)
         return self._prices.cost_usd(report.model or self.model, report.usage, report.service_tier)
 
     def guess_usd(self, report: Report, input_tokens: int) -> float:
         """Return what an answer is thought to have cost whose cost is unknown: at the price of the model asked."""
-        usage = report.usage or Usage(input_tokens, self.expect_tokens(_to_size(input_tokens)))
+        usage = report.usage or Usage(input_tokens, self.expect_tokens(_find_size_class(input_tokens)))
         return self._prices.cost_usd(self.model, usage) or 0.0
 
     def _price(self, row: Row, input_tokens: int, output_tokens: int) -> float | None:
-        return self._prices.cost_usd(self.model, Usage(input_tokens, output_tokens), self.to_tier(row))
+        return self._prices.cost_usd(self.model, Usage(input_tokens, output_tokens), self.find_tier(row))
 
 
-def _to_size(input_tokens: int) -> int:
+def _find_size_class(input_tokens: int) -> int:
     """Return the class of sizes that an input is of: doubling from one to the next."""
     return input_tokens.bit_length()

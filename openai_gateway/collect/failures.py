@@ -88,7 +88,7 @@ class _ErrorBody(msgspec.Struct):
     message: str | None = None
 
 
-def to_failure(status: int, body: bytes, attempts: int | None = None, request_id: str | None = None) -> Failure:
+def make_failure(status: int, body: bytes, attempts: int | None = None, request_id: str | None = None) -> Failure:
     """Return what an answer with an error status means."""
     code, message = _read_error(body)
     remedy = find_remedy(status, code, message)
@@ -96,28 +96,28 @@ def to_failure(status: int, body: bytes, attempts: int | None = None, request_id
     return Failure(remedy.kind, status, code, message, f"{remedy.tell(**_NAMES)}; {end}", attempts, request_id)
 
 
-def to_unreachable(message: str) -> Failure:
+def make_unreachable_failure(message: str) -> Failure:
     """Return the failure of a call that the gateway did not take."""
     return Failure(_UNREACHABLE, None, None, message, f"{_GATEWAY}; {_GO_ON}")
 
 
-def to_broken(status: int | None, message: str) -> Failure:
+def make_broken_failure(status: int | None, message: str) -> Failure:
     """Return the failure of a call whose answer broke off or is no JSON object."""
     return Failure("broken_answer", status, None, message, _LATER)
 
 
-def to_cancelled() -> Failure:
+def make_cancelled_failure() -> Failure:
     """Return the failure of a call that ended with its run."""
     return Failure(_CANCELLED, None, None, "the run was stopped while the upstream may have worked on it", _LATER)
 
 
-def to_failed_response(status: int, code: str | None, message: str) -> Failure:
+def make_response_failure(status: int, code: str | None, message: str) -> Failure:
     """Return the failure of a call that was answered with a response that failed.
 
     What is no fault of the call's has its own class: a background response that met the limit, or a router's 200 with
     `{"error": {"code": 402}}`.
     """
-    remedy = find_remedy(_to_status(code), code, message)
+    remedy = find_remedy(_find_status(code), code, message)
     message = message[:_MAX_MESSAGE]
     if remedy.kind not in NOT_HELD_AGAINST or remedy.kind == UNKNOWN_URL:
         return Failure("response_failed", status, code, message, _LATER)
@@ -125,7 +125,7 @@ def to_failed_response(status: int, code: str | None, message: str) -> Failure:
     return Failure(remedy.kind, status, code, message, f"{remedy.tell(**_NAMES)}; {end}")
 
 
-def _to_status(code: str | None) -> int:
+def _find_status(code: str | None) -> int:
     """Return the status that an error within a 200 stands for; 500 if it doesn't say."""
     if code == "rate_limit_exceeded":
         return 429

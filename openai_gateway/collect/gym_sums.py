@@ -17,7 +17,7 @@ import msgspec
 
 from openai_gateway.collect.entries import read_entries_and_lines
 from openai_gateway.collect.rows import AGENT_REF, RESPONSE, TASK_INDEX
-from openai_gateway.collect.run_files import to_gym_metrics_path
+from openai_gateway.collect.run_files import derive_gym_metrics_path
 
 # What tools put into a line for themselves.
 _OF_TOOLS: Final = "_"
@@ -40,14 +40,14 @@ def write_gym_sums(output: Path) -> Path | None:
                 numbers[name].append(float(value))
     if not agents:
         return None
-    path = to_gym_metrics_path(output)
+    path = derive_gym_metrics_path(output)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps([_to_agent(name, tasks) for name, tasks in sorted(agents.items())], indent=2) + "\n")
+    part.write_text(json.dumps([_sum_up_agent(name, tasks) for name, tasks in sorted(agents.items())], indent=2) + "\n")
     part.replace(path)
     return path
 
 
-def _to_agent(name: str, tasks: dict[int, _Numbers]) -> dict[str, Any]:
+def _sum_up_agent(name: str, tasks: dict[int, _Numbers]) -> dict[str, Any]:
     every: _Numbers = defaultdict(list)
     for numbers in tasks.values():
         for key, values in numbers.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from openai_gateway.collect.append_file import AppendFile
 from openai_gateway.collect.entries import JournalError
-from openai_gateway.collect.run_files import to_failures_path
+from openai_gateway.collect.run_files import derive_failures_path
 
 
 class Journal:
@@ -25,7 +25,7 @@ class Journal:
     def __enter__(self) -> Journal:
         self.answers = AppendFile(self._output)
         try:
-            self.failures = AppendFile(to_failures_path(self._output))
+            self.failures = AppendFile(derive_failures_path(self._output))
         except BaseException:
             self.answers.close()
             raise

@@ -21,8 +21,8 @@ from openai_gateway.collect.collection_settings import (
 from openai_gateway.collect.entries import JournalError, read_entries_and_lines
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.marks import Marks
-from openai_gateway.collect.run_files import to_failures_path, to_inputs_path, to_replaced_path
-from openai_gateway.collect.shards import to_shard
+from openai_gateway.collect.run_files import derive_failures_path, derive_inputs_path, derive_replaced_path
+from openai_gateway.collect.shards import parse_shard
 
 _MOST_SHOWN: Final = 5
 
@@ -53,7 +53,7 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> MergeResult:
         if differences and not may_mix:
             raise JournalError(f"the parts were collected with other settings ({', '.join(differences)}); see --mix")
     merged = MergeResult(known[-1] if known else CollectionSettings(), len(parts))
-    for path in (output, to_failures_path(output)):
+    for path in (output, derive_failures_path(output)):
         if path.exists() and path.stat().st_size:
             raise JournalError(f"{path} is there already; take it away, or give another --output")
     marks = Marks()
@@ -65,7 +65,7 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> MergeResult:
                     merged.answers += 1
                 else:
                     merged.doubled += 1
-            for _, line in read_entries_and_lines(to_failures_path(part)):
+            for _, line in read_entries_and_lines(derive_failures_path(part)):
                 _append(journal.failures, line)
         journal.sync()
     _find_missing(merged, runs, marks)
@@ -77,7 +77,9 @@ def merge(parts: Sequence[Path], output: Path, *, may_mix: bool) -> MergeResult:
 
 def _leave_out_companions(parts: Sequence[Path]) -> list[Path]:
     """Return the parts without the files that a run writes beside each: `rollouts_shard-*.jsonl` names these, too."""
-    beside = {to_path(part) for part in parts for to_path in (to_failures_path, to_replaced_path, to_inputs_path)}
+    beside = {
+        to_path(part) for part in parts for to_path in (derive_failures_path, derive_replaced_path, derive_inputs_path)
+    }
     return [part for part in parts if part not in beside]
 
 
@@ -100,7 +102,7 @@ def _find_missing(merged: MergeResult, runs: Sequence[CollectionSettings | None]
         merged.notes.append("the parts are of inputs of different lengths, or with other repeats")
     rows, repeats = max(sizes)
     merged.wanted = rows * repeats
-    shards = [to_shard(each.shard, {}) for each in known if each.shard is not None]
+    shards = [parse_shard(each.shard, {}) for each in known if each.shard is not None]
     count = max((shard.count for shard in shards), default=1)
     away = sorted(set(range(1, count + 1)) - {shard.number for shard in shards}) if len(shards) == len(known) else []
     if away:

@@ -55,13 +55,13 @@ class Additions(msgspec.Struct, frozen=True):
 NOTHING_ADDED: Final = Additions()
 
 
-def to_additions(params: Mapping[str, Any], *, has_seeds: bool, agent: str | None) -> Additions:
+def make_additions(params: Mapping[str, Any], *, has_seeds: bool, agent: str | None) -> Additions:
     """Return what is given for all rows, from plain values."""
     raw = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in params.items()}
     return Additions(raw, has_seeds, agent)
 
 
-def to_params(name: str, fields: Params, additions: Additions) -> tuple[Params, bool]:
+def make_params(name: str, fields: Params, additions: Additions) -> tuple[Params, bool]:
     """Return the parameters of a row's question, and whether they are as they stand in the row. Raises BadRow."""
     if name == MESSAGES:
         given = {each: value for each, value in fields.items() if each in SENT_WITH_MESSAGES}
@@ -91,23 +91,23 @@ def add_seed(params: Params, api: str, seed: int) -> Params:
     return {**params, METADATA: msgspec.Raw(msgspec.json.encode(metadata))}
 
 
-def to_max_output_tokens(params: Mapping[str, Any]) -> int | None:
+def read_max_output_tokens(params: Mapping[str, Any]) -> int | None:
     """Return how many tokens a call with these parameters may answer with, None if they don't say."""
     for name in _OUTPUT_BOUNDS:
-        bound = to_number(params.get(name))
+        bound = read_number(params.get(name))
         if bound is not None:
-            return bound * (to_number(params.get("n")) or 1)
+            return bound * (read_number(params.get("n")) or 1)
     return None
 
 
-def to_text(value: Any) -> str | None:
+def read_text(value: Any) -> str | None:
     """Return a parameter that is a string, None for any other."""
     if isinstance(value, msgspec.Raw):
         value = msgspec.json.decode(value)
     return value if isinstance(value, str) else None
 
 
-def to_number(value: Any) -> int | None:
+def read_number(value: Any) -> int | None:
     """Return a whole number that is not negative; None for anything else."""
     text = bytes(value) if isinstance(value, msgspec.Raw) else str(value).encode()
     return int(text) if text.isdigit() and len(text) < 19 else None

@@ -15,7 +15,7 @@ from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.failures import NOT_HELD_AGAINST
 from openai_gateway.collect.marks import DONE, Checksums, Marks
 from openai_gateway.collect.rows import Row
-from openai_gateway.collect.run_files import to_failures_path, to_replaced_path
+from openai_gateway.collect.run_files import derive_failures_path, derive_replaced_path
 from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.input_tokens import count_input_tokens
 from openai_gateway.wire.usage import read_answer
@@ -49,15 +49,15 @@ class Past:
         for entry in read_entries(output):
             if self.marks.finish(entry.task_index, entry.rollout_index):
                 self._add(entry, estimator)
-            self.answered.put(entry.task_index, entry.to_checksum(unheeded))
-        for entry in read_entries(to_replaced_path(output)):
-            self.replaced_usd += _to_spent_usd(entry, estimator)
+            self.answered.put(entry.task_index, entry.compute_checksum(unheeded))
+        for entry in read_entries(derive_replaced_path(output)):
+            self.replaced_usd += _find_spent_usd(entry, estimator)
         failed_tasks = 0
-        for entry in read_entries(to_failures_path(output)):
+        for entry in read_entries(derive_failures_path(output)):
             self.failures[entry.failure_class or ""] += 1
             self.sums.perhaps_billed_usd += entry.failure.perhaps_billed_usd or 0.0
             if entry.failure_class not in NOT_HELD_AGAINST:
-                checksum = entry.to_checksum(unheeded)
+                checksum = entry.compute_checksum(unheeded)
                 failed_tasks += not self.failed.get(entry.task_index)
                 self._fail(entry.task_index, entry.rollout_index, checksum)
         if not self.answers and failed_tasks >= _LEAST_TO_BLAME_OTHERS:
@@ -73,7 +73,7 @@ class Past:
     def _add(self, entry: Entry, estimator: Estimator) -> None:
         self.answers += 1
         report = read_answer(bytes(entry.response))
-        cost_usd = 0.0 if entry.is_replayed else estimator.to_cost_usd(report)
+        cost_usd = 0.0 if entry.is_replayed else estimator.compute_cost_usd(report)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         self.sums.perhaps_billed_usd += entry.perhaps_billed_usd
         if cost_usd is None:
@@ -86,11 +86,11 @@ class Past:
         self.marks.fail(task_index, rollout_index)
 
 
-def _to_spent_usd(entry: Entry, estimator: Estimator) -> float:
+def _find_spent_usd(entry: Entry, estimator: Estimator) -> float:
     if entry.is_replayed:
         return entry.perhaps_billed_usd
     report = read_answer(bytes(entry.response))
-    cost_usd = estimator.to_cost_usd(report)
+    cost_usd = estimator.compute_cost_usd(report)
     if cost_usd is None:
         cost_usd = estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
     return cost_usd + entry.perhaps_billed_usd

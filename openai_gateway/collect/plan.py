@@ -22,7 +22,7 @@ from openai_gateway.collect.matching import Matches, match_rows
 from openai_gateway.collect.params import NOTHING_ADDED, Additions
 from openai_gateway.collect.past import Past
 from openai_gateway.collect.questions import BadRow
-from openai_gateway.collect.rows import AGENT_REF, ROLLOUT_INDEX, TASK_INDEX, Row, to_line, to_row
+from openai_gateway.collect.rows import AGENT_REF, ROLLOUT_INDEX, TASK_INDEX, Row, parse_row, to_line
 from openai_gateway.collect.shards import Shard
 from openai_gateway.wire.input_tokens import has_pictures
 
@@ -148,7 +148,7 @@ class Plan:
         seen = Marks()
         for position, number, text in self._of_shard():
             try:
-                row = self._to_row(text, number, position)
+                row = self._parse_row(text, number, position)
                 self._check(row, seen)
             except BadRow as problem:
                 problems.append(f"line {number} {problem}")
@@ -172,7 +172,7 @@ class Plan:
                 asked.append(0)
                 continue
             try:
-                row = to_row(text, line, number, self._additions)
+                row = parse_row(text, line, number, self._additions)
             except BadRow:
                 asked.append(0)
             else:
@@ -203,7 +203,7 @@ class Plan:
         survey.to_do += to_do
         survey.input_tokens += to_do * row.input_tokens
         survey.output_tokens += to_do * estimator.output_tokens(row)
-        survey.unbounded += to_do if estimator.to_bound(row) is None else 0
+        survey.unbounded += to_do if estimator.find_bound(row) is None else 0
         survey.has_own_indices = survey.has_own_indices or TASK_INDEX in row.fields
         survey.has_pictures = survey.has_pictures or has_pictures(row.body)
         survey.has_agents = survey.has_agents or AGENT_REF in row.fields
@@ -227,13 +227,13 @@ class Plan:
     def _rows(self) -> Iterator[Row]:
         for position, number, text in self._of_shard():
             try:
-                yield self._to_row(text, number, position)
+                yield self._parse_row(text, number, position)
             except BadRow as problem:
                 raise BadInput(f"line {number} {problem}") from None
 
-    def _to_row(self, text: bytes, number: int, position: int) -> Row:
+    def _parse_row(self, text: bytes, number: int, position: int) -> Row:
         index = position if self._indices is None else self._indices[position]
-        return to_row(text, number, index, self._additions)
+        return parse_row(text, number, index, self._additions)
 
     def _of_shard(self) -> Iterator[tuple[int, int, bytes]]:
         for position, (number, text) in enumerate(self._lines()):

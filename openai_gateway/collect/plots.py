@@ -23,7 +23,7 @@ _ROW: Final = 22
 
 def draw_spread(spread: Spread, to_text: Callable[[float], str]) -> str:
     """Return a histogram over a logarithmic axis, with the median and the 95th percentile marked."""
-    bars = spread.to_bars(_MOST_BARS)
+    bars = spread.make_bars(_MOST_BARS)
     if not bars:
         return '<p class="none">nothing to show</p>'
     most = max(bar.count for bar in bars)
@@ -39,7 +39,7 @@ def draw_spread(spread: Spread, to_text: Callable[[float], str]) -> str:
     low, high = math.log2(bars[0].low), math.log2(bars[-1].high)
     names: dict[float, list[str]] = {}
     for share, name in ((0.5, "p50"), (0.95, "p95")):
-        names.setdefault(spread.to_quantile(share), []).append(name)
+        names.setdefault(spread.find_quantile(share), []).append(name)
     for value, equal in names.items():
         if value > 0:
             x = min(max((math.log2(value) - low) / (high - low), 0), 1) * _WIDTH
@@ -57,7 +57,8 @@ def draw_spread(spread: Spread, to_text: Callable[[float], str]) -> str:
         place = f'x="{share * _WIDTH:.1f}" y="{_BASE + 14}" text-anchor="{anchor}"'
         parts.append(f'<text class="tick" {place}>{escape(label)}</text>')
     told = (
-        f"{spread.count:,} answers; p50 {to_text(spread.to_quantile(0.5))}, p95 {to_text(spread.to_quantile(0.95))}, "
+        f"{spread.count:,} answers; p50 {to_text(spread.find_quantile(0.5))}, "
+        f"p95 {to_text(spread.find_quantile(0.95))}, "
         f"most {to_text(spread.most)}, mean {to_text(spread.total / spread.count)}"
     )
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'

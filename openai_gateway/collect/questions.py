@@ -32,7 +32,7 @@ class BadRow(Exception):
     """A line of the input can't be sent; the message says why and what is wanted."""
 
 
-def to_question(fields: Fields) -> str:
+def find_question(fields: Fields) -> str:
     """Return the name of the field that holds what is asked. Raises BadRow if there is none."""
     for name in QUESTIONS:
         if name in fields and (name != BATCH_BODY or _BATCH_ID in fields):
@@ -40,7 +40,7 @@ def to_question(fields: Fields) -> str:
     raise BadRow(f"has none of {', '.join(QUESTIONS[:-1])}, or custom_id and body of OpenAI's Batch API")
 
 
-def to_api(name: str, fields: Fields, params: Fields) -> str:
+def find_api(name: str, fields: Fields, params: Fields) -> str:
     """Return the API that a question is for. Raises BadRow."""
     if name != BATCH_BODY:
         return RESPONSES if name == QUESTIONS[0] else CHAT
@@ -54,7 +54,7 @@ def to_api(name: str, fields: Fields, params: Fields) -> str:
     return CHAT if MESSAGES in params else RESPONSES
 
 
-def to_checksum(asked: msgspec.Raw, unheeded: Collection[str] = ()) -> int:
+def compute_checksum(asked: msgspec.Raw, unheeded: Collection[str] = ()) -> int:
     """Return 64 bits, never 0, that tell one question from another; `unheeded` names parameters that don't count."""
     try:
         value = msgspec.json.decode(asked)

@@ -19,7 +19,7 @@ import msgspec
 from openai_gateway.collect.entries import Entry, read_entries, read_entries_and_lines
 from openai_gateway.collect.estimate import Estimator
 from openai_gateway.collect.plots import draw_counts, draw_spread
-from openai_gateway.collect.run_files import to_failures_path
+from openai_gateway.collect.run_files import derive_failures_path
 from openai_gateway.collect.spread import Spread
 from openai_gateway.collect.sums import Sums
 from openai_gateway.wire.usage import read_answer
@@ -69,7 +69,7 @@ class Findings(msgspec.Struct):
     def add(self, entry: Entry, estimator: Estimator) -> None:
         """Add an answer."""
         report = read_answer(bytes(entry.response))
-        cost_usd = 0.0 if entry.is_replayed else estimator.to_cost_usd(report)
+        cost_usd = 0.0 if entry.is_replayed else estimator.compute_cost_usd(report)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         if report.usage is not None:
             self.input_tokens.add(report.usage.input_tokens)
@@ -88,28 +88,28 @@ def write_report(path: Path, output: Path, estimator: Estimator, group_by: str |
     for entry, line in read_entries_and_lines(output):
         findings.add(entry, estimator)
         if group_by is not None:
-            name = _to_group(line, group_by)
+            name = _find_group(line, group_by)
             if name not in groups and len(groups) >= _MOST_GROUPS:
                 name = _OTHERS
             groups.setdefault(name, Findings()).add(entry, estimator)
     failures: dict[str, _Failed] = {}
-    for entry in read_entries(to_failures_path(output)):
+    for entry in read_entries(derive_failures_path(output)):
         failed = failures.setdefault(entry.failure_class or "unknown", _Failed())
         failed.count += 1
         failed.sample = failed.sample or entry
     page = Template(_PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(output.name),
-        figures=_to_figures(findings, failures),
-        plots=_to_plots(findings),
-        failures=_to_failures(failures),
-        groups="" if group_by is None else _to_groups(groups, group_by),
+        figures=_make_figures(findings, failures),
+        plots=_make_plots(findings),
+        failures=_list_failures(failures),
+        groups="" if group_by is None else _list_groups(groups, group_by),
     )
     part = path.with_name(f"{path.name}.part")
     part.write_text(page, encoding="utf-8")
     part.replace(path)
 
 
-def _to_group(line: bytes, key: str) -> str:
+def _find_group(line: bytes, key: str) -> str:
     """Return the value of a row's key, such as `subject` or `meta.subject`."""
     value: Any = msgspec.json.decode(line)
     for name in key.split("."):
@@ -128,7 +128,7 @@ def _count_characters(response: bytes) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def _to_figures(findings: Findings, failures: Mapping[str, _Failed]) -> str:
+def _make_figures(findings: Findings, failures: Mapping[str, _Failed]) -> str:
     sums = findings.sums
     cost_usd = sums.known_cost_usd
     figures = [
@@ -144,7 +144,7 @@ def _to_figures(findings: Findings, failures: Mapping[str, _Failed]) -> str:
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures)
 
 
-def _to_plots(findings: Findings) -> str:
+def _make_plots(findings: Findings) -> str:
     reasons = findings.sums.finish_reasons.most_common()
     plots = [
         ("Output tokens", draw_spread(findings.output_tokens, to_count)),
@@ -157,7 +157,7 @@ def _to_plots(findings: Findings) -> str:
     return "".join(f"<section><h2>{escape(title)}</h2>{plot}</section>" for title, plot in plots)
 
 
-def _to_failures(failures: Mapping[str, _Failed]) -> str:
+def _list_failures(failures: Mapping[str, _Failed]) -> str:
     if not failures:
         return ""
     rows = []
@@ -177,10 +177,10 @@ def _to_failures(failures: Mapping[str, _Failed]) -> str:
             ]
         )
     heads = ["kind", "failures", "a sample", "message", "what to do", "asked"]
-    return f"<h2>Failures, of all runs</h2>{_to_table(heads, rows)}"
+    return f"<h2>Failures, of all runs</h2>{_make_table(heads, rows)}"
 
 
-def _to_groups(groups: Mapping[str, Findings], key: str) -> str:
+def _list_groups(groups: Mapping[str, Findings], key: str) -> str:
     rows = []
     for name, found in sorted(groups.items(), key=lambda item: (-item[1].sums.answers, item[0])):
         sums, cost_usd = found.sums, found.sums.known_cost_usd
@@ -190,18 +190,18 @@ def _to_groups(groups: Mapping[str, Findings], key: str) -> str:
                 f"{sums.answers:,}",
                 f"{sums.input_tokens:,}",
                 f"{sums.output_tokens:,}",
-                to_count(found.output_tokens.to_quantile(0.5)),
-                to_count(found.output_tokens.to_quantile(0.95)),
-                to_seconds(found.latency_s.to_quantile(0.5)),
+                to_count(found.output_tokens.find_quantile(0.5)),
+                to_count(found.output_tokens.find_quantile(0.95)),
+                to_seconds(found.latency_s.find_quantile(0.5)),
                 _to_share(sums.cut_off, sums.answers),
                 "unknown" if cost_usd is None else to_usd(cost_usd),
             ]
         )
     heads = [key, "answers", "input tokens", "output tokens", "p50 out", "p95 out", "p50 latency", "cut off", "cost"]
-    return f"<h2>By {escape(key)}</h2>{_to_table(heads, rows)}"
+    return f"<h2>By {escape(key)}</h2>{_make_table(heads, rows)}"
 
 
-def _to_table(heads: list[str], rows: list[list[str]]) -> str:
+def _make_table(heads: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(each)}</th>" for each in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from openai_gateway.collect.client import GatewayAnswer
-from openai_gateway.collect.failures import Failure, to_broken, to_failed_response, to_failure
+from openai_gateway.collect.failures import Failure, make_broken_failure, make_failure, make_response_failure
 from openai_gateway.collect.plan import PlannedCall
 from openai_gateway.collect.questions import RESPONSES
 from openai_gateway.collect.rows import (
@@ -48,24 +48,24 @@ class _Verdict(msgspec.Struct):
     message: Any = None
 
 
-def to_result(api: str, found: GatewayAnswer | Failure) -> tuple[bytes, Failure | None]:
+def read_result(api: str, found: GatewayAnswer | Failure) -> tuple[bytes, Failure | None]:
     """Return the response as one line of JSON, or why there is none to keep."""
     if isinstance(found, Failure):
         return b"", found
     request_id = found.headers.get("x-gateway-request-id") or found.headers.get("x-request-id")
     if found.status >= 300:
-        return b"", to_failure(found.status, found.body, found.attempts, request_id)
+        return b"", make_failure(found.status, found.body, found.attempts, request_id)
     try:
         found.body.decode()
         response = msgspec.json.format(found.body, indent=-1)
         verdict = msgspec.json.decode(response, type=_Verdict)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return b"", to_broken(found.status, "the answer is no JSON object")
+        return b"", make_broken_failure(found.status, "the answer is no JSON object")
     wrong = _find_fault(api, verdict)
     if wrong is None:
         return response, None
     code, message = wrong
-    return b"", to_failed_response(found.status, code, f"answered with 200, but {message}")
+    return b"", make_response_failure(found.status, code, f"answered with 200, but {message}")
 
 
 def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
@@ -103,7 +103,7 @@ class AnswerTimes(msgspec.Struct, frozen=True):
     latency_s: float
 
 
-def to_answer_line(
+def make_answer_line(
     call: PlannedCall, found: GatewayAnswer, response: bytes, times: AnswerTimes, perhaps_billed_usd: float
 ) -> bytes:
     """Return the output's line of an answer, in NeMo Gym's form, with what its earlier attempts may have cost."""
@@ -118,7 +118,7 @@ def to_answer_line(
     return to_line(call.row.to_fields(call.rollout_index), {RESPONSE: msgspec.Raw(response), **where, **told})
 
 
-def to_failure_line(call: PlannedCall, failure: Failure, perhaps_billed_usd: float) -> bytes:
+def make_failure_line(call: PlannedCall, failure: Failure, perhaps_billed_usd: float) -> bytes:
     """Return the line of a failure, with what it may cost all the same."""
     told = {
         "status": failure.status,

@@ -19,13 +19,13 @@ from openai_gateway.collect.params import (
     Additions,
     Params,
     add_seed,
+    make_params,
     put_params,
-    to_max_output_tokens,
-    to_number,
-    to_params,
-    to_text,
+    read_max_output_tokens,
+    read_number,
+    read_text,
 )
-from openai_gateway.collect.questions import MESSAGES, QUESTIONS, BadRow, to_api, to_checksum, to_question
+from openai_gateway.collect.questions import MESSAGES, QUESTIONS, BadRow, compute_checksum, find_api, find_question
 from openai_gateway.wire.input_tokens import count_input_tokens
 
 TASK_INDEX: Final = "_ng_task_index"
@@ -92,28 +92,28 @@ class Row(msgspec.Struct, frozen=True):
         """Tell whether the answer is to be polled for."""
         return bytes(self.params.get("background", b"")) == b"true"
 
-    def to_params(self, rollout_index: int) -> Params:
+    def make_params(self, rollout_index: int) -> Params:
         """Return the parameters of one repeat."""
         return add_seed(self.params, self.api, rollout_index) if self.has_seeds else self.params
 
     def to_body(self, rollout_index: int) -> bytes:
         """Return the body of one repeat's call."""
-        return msgspec.json.encode(self.to_params(rollout_index)) if self.has_seeds else self.body
+        return msgspec.json.encode(self.make_params(rollout_index)) if self.has_seeds else self.body
 
     def to_fields(self, rollout_index: int) -> Params:
         """Return the row as it is kept with one repeat's answer, without what a run adds."""
         fields = self.fields
         if self.has_seeds:
-            fields = put_params(fields, self.question, self.to_params(rollout_index))
+            fields = put_params(fields, self.question, self.make_params(rollout_index))
         return {name: value for name, value in fields.items() if name not in _ADDED}
 
 
-def to_row(text: bytes, line: int, position: int, additions: Additions = NOTHING_ADDED) -> Row:
+def parse_row(text: bytes, line: int, position: int, additions: Additions = NOTHING_ADDED) -> Row:
     """Return the row of a line; `position`, from 0, is its task index unless it brings its own. Raises BadRow."""
     fields = _decode(text)
-    name = to_question(fields)
-    params, is_as_it_came = to_params(name, fields, additions)
-    api = to_api(name, fields, params)
+    name = find_question(fields)
+    params, is_as_it_came = make_params(name, fields, additions)
+    api = find_api(name, fields, params)
     body = bytes(fields[name]) if is_as_it_came else msgspec.json.encode(params)
     if additions.has_seeds:
         add_seed(params, api, 0)
@@ -125,20 +125,20 @@ def to_row(text: bytes, line: int, position: int, additions: Additions = NOTHING
     input_tokens, most_input_tokens = count_input_tokens(body)
     return Row(
         line=line,
-        task_index=_to_index(fields, TASK_INDEX, position),
-        first_rollout=_to_index(fields, ROLLOUT_INDEX, 0),
+        task_index=_read_index(fields, TASK_INDEX, position),
+        first_rollout=_read_index(fields, ROLLOUT_INDEX, 0),
         api=api,
         question=name,
         fields=kept,
         params=params,
         body=body,
-        checksum=to_checksum(fields[name], additions.names),
-        max_output_tokens=to_max_output_tokens(params),
-        service_tier=to_text(params.get("service_tier")),
+        checksum=compute_checksum(fields[name], additions.names),
+        max_output_tokens=read_max_output_tokens(params),
+        service_tier=read_text(params.get("service_tier")),
         input_tokens=input_tokens,
         most_input_tokens=most_input_tokens,
         has_seeds=additions.has_seeds,
-        notes=_to_notes(name, fields, params),
+        notes=_find_notes(name, fields, params),
     )
 
 
@@ -147,11 +147,11 @@ def to_line(fields: Mapping[str, Any], added: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode({**fields, **added}) + b"\n"
 
 
-def _to_notes(name: str, fields: Params, params: Params) -> tuple[str, ...]:
+def _find_notes(name: str, fields: Params, params: Params) -> tuple[str, ...]:
     notes = []
     if RESPONSE in fields and ROLLOUT_INDEX not in fields:
         notes.append(f"bring a column {RESPONSE} of their own: it is kept as {GIVEN_RESPONSE}")
-    if (model := to_text(params.get("model"))) is not None:
+    if (model := read_text(params.get("model"))) is not None:
         notes.append(f"name the model {model}, but the gateway's own is asked")
     if name == MESSAGES and (unsent := sorted(NOT_SENT_WITH_MESSAGES & fields.keys())):
         notes.append(f"bring {', '.join(unsent)}, not sent, as they may be the task's: chat_create_params sends all")
@@ -177,7 +177,7 @@ def _decode_as_python_does(text: bytes, error: Exception) -> Params:
     try:
         fields = _fields_decoder.decode(marked)
     except (msgspec.MsgspecError, RecursionError):
-        raise BadRow(_to_complaint(text, error)) from None
+        raise BadRow(_describe_fault(text, error)) from None
     for name, value in fields.items():
         if _MARK in bytes(value):
             if name in QUESTIONS or name in SENT_WITH_MESSAGES:
@@ -186,7 +186,7 @@ def _decode_as_python_does(text: bytes, error: Exception) -> Params:
     return fields
 
 
-def _to_complaint(text: bytes, error: Exception) -> str:
+def _describe_fault(text: bytes, error: Exception) -> str:
     try:
         half = _SURROGATE.search(json.dumps(json.loads(text), ensure_ascii=False))
     except (ValueError, RecursionError):
@@ -199,10 +199,10 @@ def _to_complaint(text: bytes, error: Exception) -> str:
     )
 
 
-def _to_index(fields: Params, name: str, default: int) -> int:
+def _read_index(fields: Params, name: str, default: int) -> int:
     if name not in fields:
         return default
-    index = to_number(fields[name])
+    index = read_number(fields[name])
     if index is None or index >= _MAX_INDEX:
         raise BadRow(f"{name} must be a whole number from 0; take it out to have the rows counted")
     return index

@@ -20,10 +20,10 @@ from openai_gateway.collect.budget import Budget
 from openai_gateway.collect.client import Gateway, GatewayAnswer, is_under_way
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.estimate import Claim, Estimator
-from openai_gateway.collect.failures import Failure, to_cancelled
+from openai_gateway.collect.failures import Failure, make_cancelled_failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
-from openai_gateway.collect.results import AnswerTimes, to_answer_line, to_failure_line, to_result
+from openai_gateway.collect.results import AnswerTimes, make_answer_line, make_failure_line, read_result
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
 from openai_gateway.collect.wait_reasons import WaitReasons
 from openai_gateway.wire.usage import read_answer
@@ -87,7 +87,7 @@ class Run:
         ]
         try:
             for call in plan.calls():
-                claim = self._estimator.to_claim(call.row)
+                claim = self._estimator.make_claim(call.row)
                 if not self._admit(claim, concurrency):
                     break
                 self._count += 1
@@ -157,7 +157,7 @@ class Run:
             tries.is_under_way = True
             found, unanswered = gateway.post(call.row.api, body, call.rollout_id, self._stopped)
             tries.is_under_way = False
-            tries.lost_usd += unanswered * self._to_most_usd(call)
+            tries.lost_usd += unanswered * self._estimate_most_usd(call)
             self._away.learn(found)
             if not is_away(found):
                 break
@@ -181,34 +181,34 @@ class Run:
         """Count a call's attempts and return what those may have cost that the upstream worked on."""
         for sums in (self.progress.sums, self.progress.run_sums):
             sums.add_attempts(found.attempts or 1, found.retries)
-        return sum(reason in _WORKED_ON for reason in found.retries) * self._to_most_usd(call)
+        return sum(reason in _WORKED_ON for reason in found.retries) * self._estimate_most_usd(call)
 
-    def _to_most_usd(self, call: PlannedCall) -> float:
+    def _estimate_most_usd(self, call: PlannedCall) -> float:
         return self._estimator.cost_usd(call.row) or 0.0
 
     def _lose(self, call: PlannedCall, tries: CallTries) -> float:
         """Write that a call ended with the run, if it may be billed all the same, and return what it may cost."""
-        lost_usd = tries.lost_usd + (self._to_most_usd(call) if tries.is_under_way else 0.0)
+        lost_usd = tries.lost_usd + (self._estimate_most_usd(call) if tries.is_under_way else 0.0)
         if lost_usd or tries.is_under_way:
-            self._write_failure(call, to_cancelled(), lost_usd)
+            self._write_failure(call, make_cancelled_failure(), lost_usd)
         return lost_usd
 
     def _take(self, call: PlannedCall, found: GatewayAnswer | Failure, tries: CallTries) -> float:
         """Write what came of a call and return what it cost, or may have."""
         progress, row, took_s = self.progress, call.row, monotonic() - tries.started
-        response, failure = to_result(row.api, found)
+        response, failure = read_result(row.api, found)
         lost_usd = tries.lost_usd
         lost_usd += self._count_attempts(call, found) if isinstance(found, GatewayAnswer) else 0.0
         if failure is not None:
-            lost_usd += self._to_lost_usd(call, found, failure, tries)
+            lost_usd += self._estimate_lost_usd(call, found, failure, tries)
             self._write_failure(call, failure, lost_usd)
             return lost_usd
         assert isinstance(found, GatewayAnswer)
         report = read_answer(response)
-        cost_usd = 0.0 if found.is_replayed else self._estimator.to_cost_usd(report)
+        cost_usd = 0.0 if found.is_replayed else self._estimator.compute_cost_usd(report)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
         times = AnswerTimes(took_s, max(took_s - tries.held_s - found.waited_s, 0.0))
-        self._journal.answers.append(to_answer_line(call, found, response, times, lost_usd))
+        self._journal.answers.append(make_answer_line(call, found, response, times, lost_usd))
         self._in_a_row = 0
         progress.answered += 1
         for sums in (progress.sums, progress.run_sums):
@@ -217,19 +217,19 @@ class Run:
             sums.perhaps_billed_usd += lost_usd
         return (cost_usd or 0.0) + guess_usd + lost_usd
 
-    def _to_lost_usd(
+    def _estimate_lost_usd(
         self, call: PlannedCall, found: GatewayAnswer | Failure, failure: Failure, tries: CallTries
     ) -> float:
         """Return what a failed call may have cost: refusals cost nothing; what timed out or broke off may be billed."""
         if isinstance(found, GatewayAnswer) and found.status < 300:
-            cost_usd = self._estimator.to_cost_usd(read_answer(found.body))
+            cost_usd = self._estimator.compute_cost_usd(read_answer(found.body))
             if cost_usd is not None:
                 return cost_usd
         is_refused = failure.is_general or ((failure.status or 0) >= 300 and failure.failure_class != "timeout")
-        return 0.0 if is_refused and not tries.is_under_way else self._to_most_usd(call)
+        return 0.0 if is_refused and not tries.is_under_way else self._estimate_most_usd(call)
 
     def _write_failure(self, call: PlannedCall, failure: Failure, lost_usd: float) -> None:
-        self._journal.failures.append(to_failure_line(call, failure, lost_usd))
+        self._journal.failures.append(make_failure_line(call, failure, lost_usd))
         self._in_a_row += 1
         progress = self.progress
         progress.failed += 1

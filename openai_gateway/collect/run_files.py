@@ -14,44 +14,44 @@ class BadFiles(Exception):
     """Input or output can't be what they are given as; the message says what to do."""
 
 
-def to_stem(output: Path) -> str:
+def derive_stem(output: Path) -> str:
     """Return an output's name without `.jsonl` and `.gz`."""
     return (output.with_suffix("") if output.suffix == ".gz" else output).stem
 
 
-def to_failures_path(output: Path) -> Path:
+def derive_failures_path(output: Path) -> Path:
     """Return where the failures of an output go."""
-    return output.with_name(f"{to_stem(output)}_failures.jsonl")
+    return output.with_name(f"{derive_stem(output)}_failures.jsonl")
 
 
-def to_metrics_path(output: Path) -> Path:
+def derive_metrics_path(output: Path) -> Path:
     """Return where the sums over an output go."""
-    return output.with_name(f"{to_stem(output)}_metrics.json")
+    return output.with_name(f"{derive_stem(output)}_metrics.json")
 
 
-def to_gym_metrics_path(output: Path) -> Path:
+def derive_gym_metrics_path(output: Path) -> Path:
     """Return where NeMo Gym's sums over an output go, in Gym's form."""
-    return output.with_name(f"{to_stem(output)}_aggregate_metrics.json")
+    return output.with_name(f"{derive_stem(output)}_aggregate_metrics.json")
 
 
-def to_inputs_path(output: Path) -> Path:
+def derive_inputs_path(output: Path) -> Path:
     """Return where every repeat of every row goes as it is asked, for NeMo Gym's tools."""
-    return output.with_name(f"{to_stem(output)}_materialized_inputs.jsonl")
+    return output.with_name(f"{derive_stem(output)}_materialized_inputs.jsonl")
 
 
-def to_settings_path(output: Path) -> Path:
+def derive_settings_path(output: Path) -> Path:
     """Return where it is kept with what an output was collected."""
-    return output.with_name(f"{to_stem(output)}_settings.json")
+    return output.with_name(f"{derive_stem(output)}_settings.json")
 
 
-def to_replaced_path(output: Path) -> Path:
+def derive_replaced_path(output: Path) -> Path:
     """Return where answers go that are asked for again."""
-    return output.with_name(f"{to_stem(output)}_replaced.jsonl")
+    return output.with_name(f"{derive_stem(output)}_replaced.jsonl")
 
 
-def to_shard_path(output: Path, shard: Shard) -> Path:
+def derive_shard_path(output: Path, shard: Shard) -> Path:
     """Return the output of one shard."""
-    stem = to_stem(output)
+    stem = derive_stem(output)
     return output.with_name(f"{stem}_shard-{shard.number}-of-{shard.count}{output.name[len(stem) :]}")
 
 
@@ -65,12 +65,12 @@ def check_files(source: Path, output: Path) -> None:
         raise BadFiles(f"there is no folder {output.parent} for --output; make it first")
     for written in (
         output,
-        to_failures_path(output),
-        to_metrics_path(output),
-        to_inputs_path(output),
-        to_gym_metrics_path(output),
-        to_settings_path(output),
-        to_replaced_path(output),
+        derive_failures_path(output),
+        derive_metrics_path(output),
+        derive_inputs_path(output),
+        derive_gym_metrics_path(output),
+        derive_settings_path(output),
+        derive_replaced_path(output),
     ):
         if not written.exists():
             continue

@@ -75,7 +75,7 @@ class RunProgress(msgspec.Struct):
         passed_s = max(now - since, 0.001)
         return (self.over - over) / passed_s, (self.run_sums.tokens - tokens) / passed_s
 
-    def to_eta_s(self) -> float | None:
+    def estimate_rest_s(self) -> float | None:
         """Return how long the rest takes at the last minute's rate; None while nothing tells.
 
         Nothing does once all calls have begun: the last ones take as long as each of them takes.

@@ -34,14 +34,14 @@ class Shard(msgspec.Struct, frozen=True):
         return position % self.count == self.number - 1
 
 
-def to_shard(text: str, environ: Mapping[str, str]) -> Shard:
+def parse_shard(text: str, environ: Mapping[str, str]) -> Shard:
     """Return the shard that `3/16` or `auto` means. Raises BadShard."""
     if text == AUTO:
-        return _to_check(*_find(environ))
+        return _check_shard(*_find(environ))
     found = _SHARD.fullmatch(text)
     if found is None:
         raise BadShard(f"must look like 3/16, or be {AUTO}")
-    return _to_check(int(found[1]), int(found[2]))
+    return _check_shard(int(found[1]), int(found[2]))
 
 
 def _find(environ: Mapping[str, str]) -> tuple[int, int]:
@@ -66,7 +66,7 @@ def _find(environ: Mapping[str, str]) -> tuple[int, int]:
     )
 
 
-def _to_check(number: int, count: int) -> Shard:
+def _check_shard(number: int, count: int) -> Shard:
     if not 1 <= number <= count <= _MOST_SHARDS:
         raise BadShard(f"{number}/{count} is no part: the first number counts from 1 to the second")
     return Shard(number, count)

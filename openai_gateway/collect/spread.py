@@ -47,7 +47,7 @@ class Spread(msgspec.Struct):
         else:
             self.steps[math.floor(math.log2(value) * _STEPS)] += 1
 
-    def to_quantile(self, share: float) -> float:
+    def find_quantile(self, share: float) -> float:
         """Return what a share of the values don't exceed, to within 9 %; 0 if there are none."""
         rest = self.count * share - self.zeros
         if rest <= 0:
@@ -58,7 +58,7 @@ class Spread(msgspec.Struct):
                 return min(2 ** ((step + 1) / _STEPS), self.most)
         return self.most
 
-    def to_bars(self, most_bars: int) -> list[Bar]:
+    def make_bars(self, most_bars: int) -> list[Bar]:
         """Return the counts in at most so many bars of equal steps, from the least value to the most."""
         if not self.steps:
             return []

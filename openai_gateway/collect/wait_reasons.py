@@ -44,7 +44,7 @@ class _Readiness(msgspec.Struct):
     servers: dict[str, _ServerState] = {}
 
 
-def to_wait_reasons(body: bytes) -> WaitReasons:
+def read_wait_reasons(body: bytes) -> WaitReasons:
     """Return what a `/readyz` says; nothing if it can't be read."""
     try:
         servers = msgspec.json.decode(body, type=_Readiness).servers

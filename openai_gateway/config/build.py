@@ -19,7 +19,7 @@ from openai_gateway.config.interpolate import UNRESOLVED
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, ServerConfig
 from openai_gateway.config.merged_tree import UNSET, MergedTree
 from openai_gateway.config.origins import DEFAULT, Origins
-from openai_gateway.config.price_files import SHIPPED, BadPrices, read_prices, to_usual_file
+from openai_gateway.config.price_files import SHIPPED, BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import PriceTable
 from openai_gateway.config.proxy_url import ENVIRONMENT, find_environment_proxy
 from openai_gateway.config.redact import show
@@ -185,7 +185,7 @@ class ServerBuilder:
     def _read_prices(self, values: dict[str, Any]) -> PriceTable:
         """Return the prices of the file named, else of the usual one."""
         named = values.get("price_file")
-        path = self._context.cwd / named if named is not None else to_usual_file(self._context.cwd)
+        path = self._context.cwd / named if named is not None else find_usual_file(self._context.cwd)
         if path != SHIPPED:
             values["price_file"] = str(path)
         try:

@@ -91,11 +91,11 @@ def _find_paths(
     given = [override.value for override in overrides if override.key == _PATHS]
     known = {**env_tree, **{override.key: override.value for override in overrides if "." not in override.key}}
     if given:
-        return _to_paths(_resolve(given[-1], known), COMMAND_LINE, problems)
+        return _read_paths(_resolve(given[-1], known), COMMAND_LINE, problems)
     if environ.get(CONFIG_PATHS_VARIABLE):
         return _split(environ[CONFIG_PATHS_VARIABLE])
     if env_tree.get(_PATHS):
-        return _to_paths(_resolve(env_tree[_PATHS], known), env_place, problems)
+        return _read_paths(_resolve(env_tree[_PATHS], known), env_place, problems)
     return None
 
 
@@ -127,9 +127,9 @@ class _Reader:
         known, named_by, children = list(dict.fromkeys(paths)), dict[str, str](), dict[str, list[str]]()
         for path in known:  # grows as it is gone through
             tree = self._load(path, CONFIG_PATHS_VARIABLE)
-            inner = _to_paths(_resolve(tree.pop(_PATHS, None), tree), path, self._problems)
+            inner = _read_paths(_resolve(tree.pop(_PATHS, None), tree), path, self._problems)
             for name in inner:
-                if name in (above := _to_ancestry(path, named_by)):
+                if name in (above := _list_ancestry(path, named_by)):
                     loop = " > ".join([*reversed(above[: above.index(name) + 1]), name])
                     self._problems.append(Problem(name, _PATHS, f"names itself by way of {loop}"))
             children[path] = [name for name in dict.fromkeys(inner) if name not in known]
@@ -137,7 +137,7 @@ class _Reader:
             known += children[path]
             trees.append((path, tree))
         by_path = dict(trees)
-        return [(path, by_path[path]) for root in dict.fromkeys(paths) for path in _to_order(root, children)]
+        return [(path, by_path[path]) for root in dict.fromkeys(paths) for path in _put_in_order(root, children)]
 
     def _load(self, path: str, variable: str) -> dict[str, Any]:
         """Return a file's mapping; `variable` is the one that says where such files are."""
@@ -167,7 +167,7 @@ def read_built_in() -> str:
     return (resources.files("openai_gateway.config") / "openai_model.yaml").read_text(encoding="utf-8")
 
 
-def _to_ancestry(path: str, named_by: Mapping[str, str]) -> list[str]:
+def _list_ancestry(path: str, named_by: Mapping[str, str]) -> list[str]:
     """Return a file, the one that names it, the one that names that, and so on."""
     above = [path]
     while above[-1] in named_by:
@@ -175,15 +175,15 @@ def _to_ancestry(path: str, named_by: Mapping[str, str]) -> list[str]:
     return above
 
 
-def _to_order(path: str, children: Mapping[str, list[str]]) -> list[str]:
-    return [*(inner for child in children[path] for inner in _to_order(child, children)), path]
+def _put_in_order(path: str, children: Mapping[str, list[str]]) -> list[str]:
+    return [*(inner for child in children[path] for inner in _put_in_order(child, children)), path]
 
 
 def _split(paths: str) -> list[str]:
     return [path.strip() for path in paths.split(",") if path.strip()]
 
 
-def _to_paths(value: Any, place: str, problems: list[Problem]) -> list[str]:
+def _read_paths(value: Any, place: str, problems: list[Problem]) -> list[str]:
     if isinstance(value, str) and "${" not in value:
         return _split(value)
     if value is None or (isinstance(value, list) and all(isinstance(path, str) for path in value)):

@@ -58,7 +58,7 @@ class Interpolation:
         except OmegaConfBaseException as error:
             # What couldn't be read may hold what is missing here: its complaint is the one to cure.
             if not self._merged.is_partial:
-                self._complain(dotted, _to_cure(node, key, error))
+                self._complain(dotted, _find_cure(node, key, error))
             return UNRESOLVED
         if isinstance(value, DictConfig):
             return {name: self._resolve_value(value, name, f"{dotted}.{name}") for name in map(str, value)}
@@ -95,7 +95,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _to_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseException) -> str:
+def _find_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseException) -> str:
     raw: Any = OmegaConf.to_container(node, resolve=False)
     expression = raw[key]
     # Anything longer than a reference may hold text of its own.

@@ -46,7 +46,7 @@ def open_client_keys(path: str) -> KeyFile:
     return file
 
 
-def to_keys(text: str) -> tuple[str, ...]:
+def read_keys(text: str) -> tuple[str, ...]:
     """Return the keys in a key file's text; none at all if a line can't be sent in a header."""
     lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
@@ -54,14 +54,14 @@ def to_keys(text: str) -> tuple[str, ...]:
 
 
 def _parse_some(text: str) -> tuple[str, ...]:
-    keys = to_keys(text)
+    keys = read_keys(text)
     if not keys:
         raise BadContent("holds no usable key")
     return keys
 
 
 def _parse_any(text: str) -> tuple[str, ...]:
-    keys = to_keys(text)
+    keys = read_keys(text)
     if not keys and any(line.strip() and not line.strip().startswith("#") for line in text.splitlines()):
         raise BadContent("holds a line that is no key")
     return keys

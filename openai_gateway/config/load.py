@@ -67,7 +67,7 @@ def load_config(
     default = _choose_default(found, environ.get(SERVER_VARIABLE) or None, problems)
     if problems:
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
-    notes = (*_to_notes(foreign, ignored), *find_open_doors(servers))
+    notes = (*_list_notes(foreign, ignored), *find_open_doors(servers))
     return GatewayConfig(servers, default, notes, origins, clients, tuple(_find_unused(merged)))
 
 
@@ -141,7 +141,7 @@ def _choose_default(servers: Sequence[str], wanted: str | None, problems: list[P
     return PREFERRED_SERVER
 
 
-def _to_notes(foreign: Sequence[str], ignored: set[str]) -> tuple[str, ...]:
+def _list_notes(foreign: Sequence[str], ignored: set[str]) -> tuple[str, ...]:
     notes = []
     if foreign:
         notes.append(f"skipped entries that are no openai_model server: {', '.join(foreign)}")

@@ -30,7 +30,7 @@ class MergedTree:
         """Merge a source's tree on top."""
         self._expand_references(tree)
         merge_into(self.tree, tree)
-        self.origins.update((key, place) for key in to_leaves(tree))
+        self.origins.update((key, place) for key in list_leaves(tree))
 
     def place_of(self, *dotted: str) -> str:
         """Return where the first of these keys that is set, or anything below it, came from; "" for none."""
@@ -62,11 +62,11 @@ def merge_into(target: dict[str, Any], source: Mapping[str, Any]) -> None:
             target[key] = deepcopy(value)
 
 
-def to_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def list_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Give the dotted names of a tree's values; an empty mapping is one."""
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            yield from to_leaves(value, f"{dotted}.")
+            yield from list_leaves(value, f"{dotted}.")
         else:
             yield dotted

@@ -115,7 +115,7 @@ class _Reader:
             character = self._text[self._at]
             piece = character
             if self._text.startswith("${", self._at) and not is_key:
-                piece = self._to_interpolation()
+                piece = self._read_interpolation()
             elif character == "\\" and self._text[self._at + 1 : self._at + 2] in [*_ESCAPED]:
                 piece, is_escaped = self._text[self._at + 1], True
                 self._at += 1
@@ -132,7 +132,7 @@ class _Reader:
             raise BadValue("a value is missing beside a comma or bracket")
         return text if is_escaped else _to_primitive(text)
 
-    def _to_interpolation(self) -> str:
+    def _read_interpolation(self) -> str:
         """Return the whole of the `${...}` that begins here, others in it included."""
         depth = 0
         for at in range(self._at + 1, len(self._text)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.merged_tree import MergedTree, merge_into, to_leaves
+from openai_gateway.config.merged_tree import MergedTree, list_leaves, merge_into
 from openai_gateway.config.override_value import BadValue, parse_value
 
 OVERRIDES_VARIABLE: Final = "OPENAI_GATEWAY_OVERRIDES"
@@ -59,7 +59,7 @@ def apply_override(merged: MergedTree, override: Override, problems: list[Proble
     else:
         if override.may_add or last in at:
             merge_into(at, {last: override.value})
-            merged.origins.update((leaf, COMMAND_LINE) for leaf in to_leaves({override.key: override.value}))
+            merged.origins.update((leaf, COMMAND_LINE) for leaf in list_leaves({override.key: override.value}))
             return
     cure = f"there is no such key to override; add one with '++{override.key}=...'"
     problems.append(Problem(COMMAND_LINE, override.key, cure))

@@ -13,7 +13,7 @@ from pathlib import Path
 from marshmallow import ValidationError
 
 from openai_gateway.config.checks import Text, find_doubt
-from openai_gateway.config.key_file import to_keys
+from openai_gateway.config.key_file import read_keys
 
 
 class PathText(Text):
@@ -51,7 +51,7 @@ class KeyFilePath(_InputFile):
     """A file with keys in it, one a line."""
 
     def _read(self, path: Path) -> None:
-        keys = to_keys(path.read_text(encoding="utf-8"))
+        keys = read_keys(path.read_text(encoding="utf-8"))
         if not keys:
             raise ValidationError(f"the file {path} holds no usable key")
         for doubt in filter(None, map(find_doubt, keys)):

@@ -68,7 +68,7 @@ def read_prices(path: Path) -> PriceTable:
         raise BadPrices(f"can't be read ({getattr(error, 'strerror', None) or type(error).__name__})") from None
 
 
-def to_usual_file(folder: Path) -> Path:
+def find_usual_file(folder: Path) -> Path:
     """Return the file of prices where none is named: `conf/prices.yaml` in a folder, else the package's own."""
     path = folder / USUAL
     return path if path.is_file() else SHIPPED
@@ -115,13 +115,13 @@ def _from_litellm(table: dict[str, Any]) -> dict[str, Price]:
     models = {}
     for name, entry in table.items():
         if name != "sample_spec" and isinstance(entry, dict):
-            price = to_price(name, entry)
+            price = read_price(name, entry)
             if price is not None:
                 models[name] = price
     return models
 
 
-def to_price(name: str, entry: dict[str, Any]) -> Price | None:
+def read_price(name: str, entry: dict[str, Any]) -> Price | None:
     """Return the price in an entry of LiteLLM's, None if it has none by the token. Raises BadPrices."""
     tiers: dict[str, dict[str, Any]] = {}
     for key, value in entry.items():
@@ -137,7 +137,7 @@ def to_price(name: str, entry: dict[str, Any]) -> Price | None:
             rates[_KINDS[kind]] = usd
         else:
             rates.setdefault("above", {}).setdefault(int(above) * 1000, {})[_KINDS[kind]] = usd
-    whole = {tier: _to_rates(rates) for tier, rates in tiers.items() if {"input", "output"} <= rates.keys()}
+    whole = {tier: _read_rates(rates) for tier, rates in tiers.items() if {"input", "output"} <= rates.keys()}
     standard = whole.pop("", None)
     if standard is None:
         return None
@@ -149,7 +149,7 @@ def to_price(name: str, entry: dict[str, Any]) -> Price | None:
     return msgspec.convert({**standard, "tiers": whole}, Price)
 
 
-def _to_rates(rates: dict[str, Any]) -> dict[str, Any]:
+def _read_rates(rates: dict[str, Any]) -> dict[str, Any]:
     above = {
         tokens: prices for tokens, prices in rates.pop("above", {}).items() if {"input", "output"} <= prices.keys()
     }

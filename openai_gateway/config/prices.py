@@ -125,7 +125,7 @@ class PriceTable:
             return self._found[model]
         except KeyError:
             pass
-        price = next((self.models[name] for name in _to_names(model) if name in self.models), None)
+        price = next((self.models[name] for name in _list_names(model) if name in self.models), None)
         if price is None:
             patterns = (name for name in self.models if "*" in name and fnmatch.fnmatchcase(model, name))
             price = next((self.models[name] for name in patterns), None)
@@ -147,7 +147,7 @@ class PriceTable:
         factor, cost_usd = self.service_tiers.get(service_tier or ""), price.cost_usd(tokens)
         return None if factor is None or cost_usd is None else cost_usd * factor
 
-    def to_warning(self, today: datetime.date | None = None) -> str | None:
+    def describe_age(self, today: datetime.date | None = None) -> str | None:
         """Return what to know of a table whose prices were read long ago; None if they were not, or it doesn't say."""
         try:
             read_on = datetime.date.fromisoformat(self.read_on)
@@ -161,7 +161,7 @@ class PriceTable:
         )
 
 
-def _to_names(model: str) -> Iterator[str]:
+def _list_names(model: str) -> Iterator[str]:
     """Yield the names that a model may stand under, the closest first.
 
     `openai/gpt-5-mini-2025-08-07` is `gpt-5-mini`; `ft:gpt-4.1-2025-04-14:org::id` is `ft:gpt-4.1`, which has a price

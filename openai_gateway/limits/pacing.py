@@ -23,7 +23,7 @@ import gevent
 
 from openai_gateway.config import ServerConfig
 from openai_gateway.limits.admission import QueuedCall, may_readmit
-from openai_gateway.wire.retries import MAX_RETRY_AFTER_S, Outcome, is_retryable, to_pause_s, to_wait_s
+from openai_gateway.wire.retries import MAX_RETRY_AFTER_S, Outcome, choose_wait_s, is_retryable, read_pause_s
 
 _LOOK_EVERY_S: Final = 0.5
 _SPREAD_SHARE: Final = 0.1
@@ -48,7 +48,7 @@ class Pause:
 
     def learn(self, outcome: Outcome, now: float) -> None:
         """Pause as long as a 429 or 503 asks, if it asks for no longer than the SDKs would wait."""
-        pause_s = to_pause_s(outcome, now)
+        pause_s = read_pause_s(outcome, now)
         if pause_s is not None and 0 < pause_s <= MAX_RETRY_AFTER_S and monotonic() + pause_s > self.until:
             self.until = monotonic() + pause_s
             self._spread_s = max(_MIN_SPREAD_S, _SPREAD_SHARE * pause_s)
@@ -135,7 +135,7 @@ class Retries:
             return None
         if reason in _TIMED_OUT and sum(each in _TIMED_OUT for each in queued.retries) + 1 >= _MOST_TIMED_OUT:
             return None
-        wait_s = max(to_wait_s(outcome, failures - 1, now, random.random), self._pause.left_s())
+        wait_s = max(choose_wait_s(outcome, failures - 1, now, random.random), self._pause.left_s())
         if deadline is not None and monotonic() + wait_s > deadline:
             return None
         if outcome.status != 429 and not self._ratio.take():

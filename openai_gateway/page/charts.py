@@ -16,24 +16,24 @@ _RATES: Final = ("calls", "errors")
 _SUMS: Final = ("input_tokens", "output_tokens", "cost_usd")
 
 
-def to_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
+def make_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the lines over the last four minutes; None before the start, and for the latency of no call.
 
     Calls and errors are per second; tokens and cost are those of the minute up to then, so the first one is left out.
     """
     series: Mapping[str, list[Any]] = snapshot["series"]
-    sums = {name: _to_minute_sums(series[name]) for name in _SUMS}
-    shown = _to_lines(snapshot, {**series, **sums}, STEP_S)
+    sums = {name: _sum_up_minutes(series[name]) for name in _SUMS}
+    shown = _make_lines(snapshot, {**series, **sums}, STEP_S)
     return {name: values[_MINUTE_STEPS:] for name, values in shown.items()}
 
 
-def to_hour_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
+def make_hour_charts(snapshot: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the same lines over the last hour, by the minute; the present minute is left out, as it isn't over."""
     series: Mapping[str, list[Any]] = snapshot["hour"]
-    return _to_lines(snapshot, {name: values[:-1] for name, values in series.items()}, 60)
+    return _make_lines(snapshot, {name: values[:-1] for name, values in series.items()}, 60)
 
 
-def _to_lines(snapshot: Mapping[str, Any], series: Mapping[str, list[Any]], step_s: int) -> dict[str, list[Any]]:
+def _make_lines(snapshot: Mapping[str, Any], series: Mapping[str, list[Any]], step_s: int) -> dict[str, list[Any]]:
     times = series["t"]
     caps = [server["cap"] for server in snapshot["servers"]]
     lines: dict[str, list[Any]] = {
@@ -51,7 +51,7 @@ def _to_lines(snapshot: Mapping[str, Any], series: Mapping[str, list[Any]], step
     return {**shown, "t": [to_clock(t) for t in times]}
 
 
-def _to_minute_sums(values: Sequence[float]) -> list[float]:
+def _sum_up_minutes(values: Sequence[float]) -> list[float]:
     return [sum(values[max(0, at + 1 - _MINUTE_STEPS) : at + 1]) for at in range(len(values))]
 
 

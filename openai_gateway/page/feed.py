@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final
 
 from openai_gateway.errors import Cancelled, Unavailable
-from openai_gateway.page.view import to_view
+from openai_gateway.page.view import make_view
 from openai_gateway.transport.watch import CLIENT, CallWatch, Timeouts
 from openai_gateway.upstream.pump import Sink
 
@@ -42,7 +42,7 @@ class Feed:
         """Return what the page shows now; it is less than a second old."""
         now = self._clock()
         if now - self._made_at >= _INTERVAL_S:
-            self._view, self._event = to_view(self._take()), None
+            self._view, self._event = make_view(self._take()), None
             self._made_at = now
         return self._view
 

@@ -11,7 +11,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart: its lines as (figure of `charts.to_charts`, label); `unit` is count, ms or usd."""
+    """A chart: its lines as (figure of `charts.make_charts`, label); `unit` is count, ms or usd."""
 
     title: str
     unit: str

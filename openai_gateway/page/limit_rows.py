@@ -31,11 +31,11 @@ _SHORT: Final = {
 }
 
 
-def to_limits(server: Mapping[str, Any]) -> list[Row]:
+def list_limits(server: Mapping[str, Any]) -> list[Row]:
     """Return a row for each limit of a server that is told or was found out."""
     rows: list[Row] = []
     learned, most = server["learned_limits"], server["most_in_flight"]
-    seen = [*(_to_share(share) for share in server["refused_shares"]), _to_waiting(server)]
+    seen = [*(_to_share(share) for share in server["refused_shares"]), _describe_waiting(server)]
     for kind in dict.fromkeys([*server["rate_limits"], *learned]):
         found = server["rate_limits"].get(kind, _UNTOLD)
         limit, left, reset_s = found["limit"], found["remaining"], found["reset_s"]
@@ -67,6 +67,6 @@ def _to_share(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share:.1%}" if 0 < share < 0.9995 else f"{share:.0%}"
 
 
-def _to_waiting(server: Mapping[str, Any]) -> str:
+def _describe_waiting(server: Mapping[str, Any]) -> str:
     """Return how many calls wait for their turn, and what for."""
     return ", ".join(f"{count:,} for {_SHORT.get(why, why)}" for why, count in server["waiting"].items()) or "0"

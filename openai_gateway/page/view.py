@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from openai_gateway.page.charts import to_charts, to_hour_charts
+from openai_gateway.page.charts import make_charts, make_hour_charts
 from openai_gateway.page.figures import (
     Cell,
     Row,
@@ -21,7 +21,7 @@ from openai_gateway.page.figures import (
     to_rate,
     to_usd,
 )
-from openai_gateway.page.limit_rows import REASONS, to_limits
+from openai_gateway.page.limit_rows import REASONS, list_limits
 
 _BAD_SHARE: Final = 0.05
 _MOST_REASONS: Final = 3
@@ -32,7 +32,7 @@ _LOST: Final = {
 }
 
 
-def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+def make_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page shows of a snapshot; only JSON's own types."""
     servers = snapshot["servers"]
     in_flight = sum(server["in_flight"] for server in servers)
@@ -41,15 +41,15 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{to_count(in_flight)} in flight",
         "version": snapshot["version"],
         "since": to_day_and_clock(snapshot["started"]),
-        "alerts": [*_to_alerts(snapshot), *snapshot["file_problems"]],
-        "tiles": to_tiles(snapshot),
-        "charts": to_charts(snapshot),
-        "hour": to_hour_charts(snapshot),
+        "alerts": [*_list_alerts(snapshot), *snapshot["file_problems"]],
+        "tiles": make_tiles(snapshot),
+        "charts": make_charts(snapshot),
+        "hour": make_hour_charts(snapshot),
         "tables": {
-            "limits": [row for server in servers for row in to_limits(server)],
-            "errors": _to_errors(snapshot["errors"]),
+            "limits": [row for server in servers for row in list_limits(server)],
+            "errors": _list_errors(snapshot["errors"]),
             "recent": [_to_call(call) for call in snapshot["recent"]],
-            "minutes": _to_minutes(snapshot),
+            "minutes": _list_minutes(snapshot),
             "servers": [_to_server(server) for server in servers],
             "clients": [_to_client(client) for client in snapshot["clients"]],
             "workers": [_to_worker(worker) for worker in snapshot["workers"]],
@@ -57,7 +57,7 @@ def to_view(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
+def make_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the big figures; `level` is empty, warn or bad."""
     servers, now, minute = snapshot["servers"], snapshot["last_10_s"], snapshot["last_minute"]
     in_flight, queued, calls = (sum(server[name] for server in servers) for name in ("in_flight", "queued", "calls"))
@@ -71,27 +71,29 @@ def to_tiles(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
     split = f"{to_count(minute['input_tokens'])} in, {to_count(minute['output_tokens'])} out"
     spent = f"{to_usd(sum(costs))} in all" if costs else "no price known" if calls else "no calls yet"
     return [
-        _to_tile("In flight", to_count(in_flight), _to_slots(snapshot)),
-        _to_tile("Queued", to_count(queued), _to_waits(servers), "warn" if queued else ""),
-        _to_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
-        _to_tile("Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level),
-        _to_tile("Latency p50", to_duration(p50), idle if p95 is None else f"p95 {to_duration(p95)}"),
-        _to_tile("First token p50", to_duration(first), idle if first is None else "last minute"),
-        _to_tile("Tokens/min", to_count(tokens), split),
-        _to_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
+        _make_tile("In flight", to_count(in_flight), _describe_slots(snapshot)),
+        _make_tile("Queued", to_count(queued), _describe_waits(servers), "warn" if queued else ""),
+        _make_tile("Calls/s", to_rate(now["calls"] / lasted_s), f"{calls:,} in all" if calls else "no calls yet"),
+        _make_tile(
+            "Errors/min", to_count(minute["errors"]), f"{share:.1%} of calls" if calls else "no calls yet", level
+        ),
+        _make_tile("Latency p50", to_duration(p50), idle if p95 is None else f"p95 {to_duration(p95)}"),
+        _make_tile("First token p50", to_duration(first), idle if first is None else "last minute"),
+        _make_tile("Tokens/min", to_count(tokens), split),
+        _make_tile("Cost/min", to_usd(minute["cost_usd"] if costs else None), spent),
     ]
 
 
-def _to_slots(snapshot: Mapping[str, Any]) -> str:
+def _describe_slots(snapshot: Mapping[str, Any]) -> str:
     """Return how many slots there are, how many WebSockets are open, and how many hosts share limits, if any."""
     websockets = sum(worker["websockets"] for worker in snapshot["workers"])
     hosts = max((server["hosts"] for server in snapshot["servers"] if server["redis_up"]), default=0)
-    slots = _to_caps(snapshot["servers"])
+    slots = _describe_caps(snapshot["servers"])
     slots = f"{slots}; {to_count(websockets)} WebSocket{'s' if websockets > 1 else ''} open" if websockets else slots
     return f"{slots}; {to_count(hosts)} {'hosts share' if hosts > 1 else 'host shares'} limits" if hosts else slots
 
 
-def _to_caps(servers: Sequence[Mapping[str, Any]]) -> str:
+def _describe_caps(servers: Sequence[Mapping[str, Any]]) -> str:
     caps = [server["cap"] for server in servers if server["cap"] is not None]
     if not caps:
         return "no cap"
@@ -99,7 +101,7 @@ def _to_caps(servers: Sequence[Mapping[str, Any]]) -> str:
     return slots if len(caps) == len(servers) else f"{slots}; {len(servers) - len(caps)} without a cap"
 
 
-def _to_waits(servers: Sequence[Mapping[str, Any]]) -> str:
+def _describe_waits(servers: Sequence[Mapping[str, Any]]) -> str:
     """Return what calls wait for, and how many wait for another attempt."""
     paused_s = max((server["paused_s"] for server in servers), default=0.0)
     reason = next((server["queue_reason"] for server in servers if server["queue_reason"]), "slot")
@@ -108,11 +110,11 @@ def _to_waits(servers: Sequence[Mapping[str, Any]]) -> str:
     return f"{waits}; {to_count(retrying)} to be retried" if retrying else waits
 
 
-def _to_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
+def _make_tile(label: str, value: str, note: str, level: str = "") -> dict[str, str]:
     return {"label": label, "value": value, "note": note, "level": level}
 
 
-def _to_alerts(snapshot: Mapping[str, Any]) -> list[str]:
+def _list_alerts(snapshot: Mapping[str, Any]) -> list[str]:
     alerts = [
         f"{server['name']}: the upstream refuses the key or the quota is used up. Calls get that answer at once until"
         " a probe succeeds. Check openai_api_key and the account's billing."
@@ -137,7 +139,7 @@ def _to_status(call: Mapping[str, Any]) -> Cell:
     return [str(status), "good" if status < 400 else "warn" if status < 500 else "bad"]
 
 
-def _to_errors(calls: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _list_errors(calls: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a row for each kind of error, with what tells of its latest call; the latest first, as the calls are."""
     kinds: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for call in calls:
@@ -154,13 +156,13 @@ def _to_error(call: Mapping[str, Any], count: int) -> Row:
         clip(call["server"]),
         clip(call["error_code"]),
         [call["advice"], "advice"],
-        _to_attempts(call),
+        _describe_attempts(call),
         to_duration(call["duration_ms"]),
         *(clip(call[name]) for name in ("api", "rollout_id", "request_id", "client_request_id", "upstream_request_id")),
     ]
 
 
-def _to_attempts(call: Mapping[str, Any]) -> str:
+def _describe_attempts(call: Mapping[str, Any]) -> str:
     """Return how many attempts there were, and why there were more than one."""
     reasons = ", ".join(call["retries"][:_MOST_REASONS])
     more = ", \N{HORIZONTAL ELLIPSIS}" if len(call["retries"]) > _MOST_REASONS else ""
@@ -173,7 +175,7 @@ def _to_call(call: Mapping[str, Any]) -> Row:
         _to_status(call),
         clip(call["server"]),
         clip(call["model"]),
-        _to_attempts(call),
+        _describe_attempts(call),
         to_duration(call["queue_ms"]),
         to_duration(call["first_byte_ms"]),
         to_duration(call["duration_ms"]),
@@ -184,7 +186,7 @@ def _to_call(call: Mapping[str, Any]) -> Row:
     ]
 
 
-def _to_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
+def _list_minutes(snapshot: Mapping[str, Any]) -> list[Row]:
     if not any(minute["calls"] for minute in snapshot["minutes"]):
         return []
     is_priced = any(server["cost_usd"] is not None for server in snapshot["servers"])
@@ -214,8 +216,8 @@ def _to_server(server: Mapping[str, Any]) -> Row:
         "no cap" if server["cap"] is None else f"{server['cap']:,}",
         f"{server['queued']:,}",
         *(f"{server[name]:,}" for name in counts),
-        _to_retries(server["retry_reasons"]),
-        _to_cost(server),
+        _describe_retries(server["retry_reasons"]),
+        _describe_cost(server),
         *(to_count(server[name]) for name in tokens),
         f"{server['calls_without_usage']:,}",
     ]
@@ -240,7 +242,7 @@ def _to_client(client: Mapping[str, Any]) -> Row:
     ]
 
 
-def _to_retries(reasons: Mapping[str, int]) -> str:
+def _describe_retries(reasons: Mapping[str, int]) -> str:
     """Return how many retries there were, and for what, the most frequent first."""
     total = sum(reasons.values())
     most = sorted(reasons.items(), key=lambda item: -item[1])[:_MOST_REASONS]
@@ -248,7 +250,7 @@ def _to_retries(reasons: Mapping[str, int]) -> str:
     return f"{total:,} ({told})" if told else "0"
 
 
-def _to_cost(server: Mapping[str, Any]) -> str:
+def _describe_cost(server: Mapping[str, Any]) -> str:
     """Return what a server's calls cost, and what its kept answers would have, if there were any."""
     cost, saved = to_usd(server["cost_usd"]), server["saved"]
     if not saved["calls"]:

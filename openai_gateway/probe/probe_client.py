@@ -25,7 +25,7 @@ from certifi import where as default_ca_file
 from openai_gateway.config.redact import mask_url
 from openai_gateway.remedies import Remedy, find_remedy
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.retries import to_retry_after_s
+from openai_gateway.wire.retries import read_retry_after_s
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import read_stream
 
@@ -191,7 +191,7 @@ class ErrorReply:
         self.message = to_line(message)
         self.location = to_line(mask_url(reply.headers.get("location", "")))
         self.remedy: Remedy = find_remedy(reply.status, to_line(code) if code else None, self.message)
-        wait_s = to_retry_after_s(reply.headers, 0) if reply.headers.get("retry-after", "0").isdigit() else None
+        wait_s = read_retry_after_s(reply.headers, 0) if reply.headers.get("retry-after", "0").isdigit() else None
         self.wait = f" {wait_s:g} s" if wait_s else ""
 
     @property

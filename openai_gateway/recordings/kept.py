@@ -80,7 +80,7 @@ def from_payload(payload: bytes) -> KeptAnswer | None:
     return KeptAnswer(body=body, **{name: getattr(found, name) for name in _Line.__struct_fields__})
 
 
-def to_plain(pieces: Sequence[bytes], encoding: str) -> list[bytes] | None:
+def decode_pieces(pieces: Sequence[bytes], encoding: str) -> list[bytes] | None:
     """Return a body's pieces without their content encoding; None if it is unknown, or they are broken or too long."""
     if encoding.strip().lower() in ("", "identity"):
         return list(pieces)

@@ -19,7 +19,9 @@ _UNNAMED: Final = b"\0"
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def to_key(base_url: str, target: str, body: bytes, headers: Mapping[str, str], named: Sequence[str] = ()) -> bytes:
+def compute_key(
+    base_url: str, target: str, body: bytes, headers: Mapping[str, str], named: Sequence[str] = ()
+) -> bytes:
     """Return 32 bytes: SHA-256 over base URL, path with query, the body, and the named headers (lower case).
 
     Top-level keys of the body count in any order; their values count byte for byte.
@@ -41,7 +43,7 @@ def _sort(body: bytes) -> bytes:
     return msgspec.json.encode(dict(sorted(values.items())))
 
 
-def to_asker(repeat: str | None, rollout_id: str | None) -> bytes | None:
+def compute_asker(repeat: str | None, rollout_id: str | None) -> bytes | None:
     """Return 16 bytes that tell an asker from others: by its repeat, else by its rollout; None if it names neither."""
     if repeat:
         name = f"repeat {repeat}"
@@ -52,7 +54,7 @@ def to_asker(repeat: str | None, rollout_id: str | None) -> bytes | None:
     return _NAMED + hashlib.blake2b(name.encode("latin-1", "replace"), digest_size=15).digest()
 
 
-def to_unnamed_asker() -> bytes:
+def make_unnamed_asker() -> bytes:
     """Return an asker unlike any other, for a call that can't be told from others."""
     return _UNNAMED + secrets.token_bytes(15)
 

@@ -40,12 +40,12 @@ def open_recordings(config: GatewayConfig, joined_folder: Path) -> dict[str, Rec
         # Without what may be a secret in it: the key must be the same where that isn't known.
         base_url = mask_url(server.openai_base_url)
         found[name] = Recordings(
-            stores[folder], mode, base_url, _to_run_name(), is_stateful_kept=server.record_stateful
+            stores[folder], mode, base_url, _make_run_name(), is_stateful_kept=server.record_stateful
         )
     return found
 
 
-def _to_run_name() -> str:
+def _make_run_name() -> str:
     """Return the run of requests that name none: one for all workers of a master, until it ends."""
     master = os.getppid()
     return f"since the start of process {master} at {start_of(master)}"

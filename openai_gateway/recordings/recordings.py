@@ -20,9 +20,9 @@ from gevent.event import Event
 
 from openai_gateway.errors import NoRecording
 from openai_gateway.recordings.kept import KeptAnswer
-from openai_gateway.recordings.key import NOBODY, is_named, to_asker, to_key
+from openai_gateway.recordings.key import NOBODY, compute_asker, compute_key, is_named
 from openai_gateway.recordings.runs import Candidate, Fly, Join, RunNotes, Serve
-from openai_gateway.recordings.segments import to_answer_id
+from openai_gateway.recordings.segments import make_answer_id
 from openai_gateway.recordings.store import Store
 from openai_gateway.wire.cache_control import Directives, parse_directives
 
@@ -92,7 +92,7 @@ class Flight:
         if self._recordings.mode == JOIN and self._run.fail(self.key, self.asker, unless_awaited=True):
             return
         whose = self.asker if is_named(self.asker) else NOBODY
-        answer_id = to_answer_id()
+        answer_id = make_answer_id()
         if is_had or self.is_awaited():
             # Otherwise nobody has had it: it is there for whoever asks next.
             self._run.claim(self.key, self.asker, answer_id)
@@ -144,18 +144,18 @@ class Recordings:
         may_call = self.may_call and not directives.only_if_cached
         if directives.no_store or (is_stateful and not self._is_stateful_kept):
             if not may_call:
-                raise _to_miss(self.mode, "it is one that is not kept")
+                raise _make_miss(self.mode, "it is one that is not kept")
             return Bypass("request" if directives.no_store else "bypass")
         run = self.store.run(headers.get("x-gateway-run") or self._run_name)
-        key = to_key(self._base_url, target, body, headers)
-        asker = to_asker(headers.get("x-gateway-repeat"), rollout_id)
+        key = compute_key(self._base_url, target, body, headers)
+        asker = compute_asker(headers.get("x-gateway-repeat"), rollout_id)
         is_resent = headers.get("x-stainless-retry-count", "0") not in ("", "0")
         damaged: set[bytes] = set()
         while True:
             candidates = [each for each in self._find(key, directives) if each.id not in damaged]
             decision = run.decide(key, asker, candidates, is_resent=is_resent, may_call=may_call)
             if decision is None:
-                raise _to_miss(self.mode, "no answer to it is kept, or this run has had all there are")
+                raise _make_miss(self.mode, "no answer to it is kept, or this run has had all there are")
             if isinstance(decision, Serve):
                 found = self.store.read(key, decision.id)
                 if found is not None:
@@ -194,6 +194,6 @@ class Recordings:
         return None if found is None else Hit(found[0], 0.0, is_joined=True)
 
 
-def _to_miss(mode: str, why: str) -> NoRecording:
+def _make_miss(mode: str, why: str) -> NoRecording:
     asked = "recordings: replay" if mode == REPLAY else "Cache-Control: only-if-cached"
     return NoRecording(f"The call was not made ({asked}): {why}.")

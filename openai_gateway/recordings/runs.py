@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from openai_gateway.processes import is_alive, start_of
-from openai_gateway.recordings.key import is_named, to_unnamed_asker
+from openai_gateway.recordings.key import is_named, make_unnamed_asker
 
 # what happened, process, when that was started, key, asker, answer
 _NOTE: Final = struct.Struct("<B3xIQ16s16s8s")
@@ -98,7 +98,7 @@ class RunNotes:
             if asker is None:
                 if is_resent and (flying := self._find_flight(key)) is not None:
                     return self._join(key, flying)
-                asker = to_unnamed_asker()
+                asker = make_unnamed_asker()
             elif (key, asker) in self._flights:
                 if self._is_flying(key, asker):
                     return self._join(key, asker)

@@ -85,7 +85,7 @@ def read_payload(fd: int, header: RecordHeader) -> bytes | None:
     return payload if len(payload) == header.payload_bytes and zlib.crc32(payload) == header.crc else None
 
 
-def to_answer_id() -> bytes:
+def make_answer_id() -> bytes:
     """Return an id for a new answer."""
     return secrets.token_bytes(8)
 
@@ -105,7 +105,7 @@ class SegmentWriter:
     ) -> bytes:
         """Append a record and return its id; `when` None is now. Raises OSError, and then has written nothing."""
         fd = self._open()
-        answer_id = answer_id or to_answer_id()
+        answer_id = answer_id or make_answer_id()
         when = time.time() if when is None else when
         fields = (_MAGIC, len(payload), zlib.crc32(payload), when, key, asker, answer_id)
         head = _HEADER.pack(*fields)

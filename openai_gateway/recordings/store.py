@@ -52,11 +52,11 @@ class Store:
             if len(self._runs) >= _MOST_RUNS:
                 # Its file stays open for its flights, if it has any.
                 self._runs.popitem(last=False)
-            run = self._runs[name] = RunNotes(self._to_runs_folder(), name)
+            run = self._runs[name] = RunNotes(self._find_runs_folder(), name)
         self._runs.move_to_end(name)
         return run
 
-    def _to_runs_folder(self) -> Path:
+    def _find_runs_folder(self) -> Path:
         """Return where the runs' notes are: in the folder, or apart from one that can't be written to."""
         if os.access(self.folder, os.W_OK):
             folder = self.folder / _RUNS
@@ -103,7 +103,7 @@ class Store:
             return
         self._prune_at = monotonic() + _PRUNE_EVERY_S
         prune(self.folder, self._most_bytes, self.most_age_s)
-        runs = self._to_runs_folder()
+        runs = self._find_runs_folder()
         for path in runs.glob("*.run"):
             if path.stat().st_mtime < time() - _OLD_RUN_S:
                 path.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from gunicorn.http.wsgi import create
 from openai_gateway.server.bodies import LengthBody, Unreader
 from openai_gateway.server.lingering import linger, silences
 from openai_gateway.server.plain import PlainRequest, read_plain
-from openai_gateway.server.refusals import describe, to_refusal
+from openai_gateway.server.refusals import describe, make_refusal
 from openai_gateway.server.request_heads import CheckedRequest, gather_head, may_be_drained
 from openai_gateway.server.waits import Wait, Waits
 from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
@@ -269,7 +269,7 @@ class ClientConnection:
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         with contextlib.suppress(OSError, Wait):
-            send_in_time(self._client, to_refusal(status, code, message))
+            send_in_time(self._client, make_refusal(status, code, message))
             linger(self._client, self._wait, None)
 
     def _linger(self, request: Any) -> None:

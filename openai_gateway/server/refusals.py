@@ -42,7 +42,7 @@ def describe(error: errors.ParseException) -> tuple[int, str, str]:
     return _KNOWN.get(type(error), _OTHER)
 
 
-def to_refusal(status: int, code: str, message: str) -> bytes:
+def make_refusal(status: int, code: str, message: str) -> bytes:
     """Return a whole answer, after which the connection ends."""
     kind = GatewayError if status == 500 else InvalidRequest
     body = json.dumps(kind(message, code=code).to_body()).encode()

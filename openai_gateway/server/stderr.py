@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from gevent.monkey import get_original
 
-from openai_gateway.accounting.log import lost_lines, to_lost_line
+from openai_gateway.accounting.log import lost_lines, make_lost_line
 
 MAX_WRITES: Final = 5_000
 # How long the end of a worker waits for what is still to be written.
@@ -87,7 +87,7 @@ class QueuedStream(_Stream):
             self._write_all(self._queue.get())
             lost, self._lost_since = self._lost_since, 0
             if lost:
-                self._write_all(to_lost_line(lost))
+                self._write_all(make_lost_line(lost))
             self._written += 1
 
     def _write_all(self, text: str) -> None:

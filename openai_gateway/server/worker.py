@@ -134,7 +134,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if is_http2_negotiated(client):
                     self.handle_http2(listener, client, addr)
                     return
-            client_connection.ClientConnection(self, client, addr, self._to_environ(listener)).serve()
+            client_connection.ClientConnection(self, client, addr, self._make_environ(listener)).serve()
         except OSError as error:
             # The handshake, or a client that was gone before it began.
             self.log.debug("A connection did not come about: %s", error)
@@ -142,7 +142,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._count(-1)
             close(client)
 
-    def _to_environ(self, listener: Any) -> Mapping[str, Any]:
+    def _make_environ(self, listener: Any) -> Mapping[str, Any]:
         """Return what the environs of a listener's plain requests have in common."""
         environ = self._environs.get(listener)
         if environ is None:

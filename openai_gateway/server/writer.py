@@ -83,7 +83,7 @@ class RelayWriter(Response):  # type: ignore[misc]
         if not self.headers_sent:
             # Holds for the rest of the answer, too.
             self.must_close = self.should_close()
-            start = _to_head_start(self.req.version, self.status, self.must_close, self.chunked, int(time()))
+            start = _make_head_start(self.req.version, self.status, self.must_close, self.chunked, int(time()))
             self._head = f"{start}{''.join(map(_to_line, self.headers))}\r\n".encode("latin-1")
             self.headers_sent = True
 
@@ -134,7 +134,7 @@ class RelayWriter(Response):  # type: ignore[misc]
             return frame
         return b"" if sent == len(frame) else memoryview(frame)[sent:]
 
-    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+    def find_chunk_sender(self) -> Callable[[bytes], int] | None:
         """Return what sends whole chunks as they are; None if the head isn't out or the body doesn't go in chunks."""
         is_in_chunks = self.headers_sent and not self._head and self.chunked and not self._omits_body
         return self.sock._sock.send if is_in_chunks else None
@@ -176,7 +176,7 @@ def _is_token(name: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _to_head_start(version: tuple[int, int], status: str, is_last: bool, is_chunked: bool, now: int) -> str:
+def _make_head_start(version: tuple[int, int], status: str, is_last: bool, is_chunked: bool, now: int) -> str:
     """Return status line and the server's own headers; the same for all answers of a kind within a second."""
     connection = "close" if is_last else "keep-alive"
     start = f"HTTP/{version[0]}.{version[1]} {status}\r\nServer: {SERVER}\r\nDate: {http_date(now)}\r\n"

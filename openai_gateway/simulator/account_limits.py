@@ -80,7 +80,7 @@ class Limits:
         }
         # The limits of the shorter window, fixed ones.
         self._hidden = {
-            kind: Bucket(self._to_hidden(amount), self._window_s or _MINUTE_S, 0.0, is_fixed=True)
+            kind: Bucket(self._find_hidden(amount), self._window_s or _MINUTE_S, 0.0, is_fixed=True)
             for kind, amount in (("requests", settings.rpm), ("tokens", settings.tpm))
         }
         self._apply({"others_share": settings.others_share})
@@ -162,7 +162,7 @@ class Limits:
         for kind, name in (("requests", "rpm"), ("tokens", "tpm")):
             if name in change:
                 self._told[kind].change(change[name])
-                self._hidden[kind].change(self._to_hidden(change[name]))
+                self._hidden[kind].change(self._find_hidden(change[name]))
 
-    def _to_hidden(self, amount: int | None) -> float | None:
+    def _find_hidden(self, amount: int | None) -> float | None:
         return amount * self._window_s / _MINUTE_S if amount is not None and self._window_s else None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from openai_gateway.simulator.examples import to_example
+from openai_gateway.simulator.examples import make_example
 from openai_gateway.simulator.settings import Script
 
 EFFORT_TOKENS: Final = {"low": 8, "medium": 16, "high": 32, "xhigh": 64, "max": 128}
@@ -59,9 +59,9 @@ def say(body: Mapping[str, Any], script: Script) -> Said:
     reasoning_tokens = _reasoning_tokens(body)
     tool = _chosen_tool(body, items)
     if tool is not None:
-        arguments = json.dumps(to_example(tool.get("parameters")))
+        arguments = json.dumps(make_example(tool.get("parameters")))
         return Said((), str(tool.get("name")), arguments, False, input_tokens, cached_tokens, reasoning_tokens)
-    words = _to_words(items, script.events)
+    words = _make_words(items, script.events)
     is_cut = limit is not None and limit < len(words) + reasoning_tokens
     if limit is not None and is_cut:
         reasoning_tokens = min(reasoning_tokens, limit)
@@ -76,7 +76,7 @@ def count_input_tokens(body: Mapping[str, Any]) -> int:
     return max(1, characters // _CHARACTERS_A_TOKEN)
 
 
-def _to_words(items: list[Any], events: int) -> list[str]:
+def _make_words(items: list[Any], events: int) -> list[str]:
     """Return the words to say, white space in front of each; exactly `events` of them unless that is 0."""
     words = re.findall(r"\s*\S+", f"You said: {_last_text(items)[:_ECHOED_CHARACTERS]}.")
     if not events:

@@ -17,7 +17,7 @@ import flask
 from werkzeug.exceptions import MethodNotAllowed
 
 from openai_gateway.simulator.counters import Counters, Received
-from openai_gateway.simulator.dialects import to_headers
+from openai_gateway.simulator.dialects import make_headers
 from openai_gateway.simulator.errors import ApiError, unknown_url
 from openai_gateway.simulator.observer import Observer
 from openai_gateway.simulator.settings import SimulatorSettings
@@ -92,13 +92,13 @@ def _add_headers(app: flask.Flask, simulation: Simulation) -> None:
                     ("openai-organization", "simulator"),
                     ("set-cookie", "__cf_bm=one; path=/; HttpOnly"),
                     ("set-cookie", "_cfuvid=two; path=/; HttpOnly"),
-                    *to_headers(simulation.settings.dialect, _to_api(flask.request.path), told, time.time()),
+                    *make_headers(simulation.settings.dialect, _find_api(flask.request.path), told, time.time()),
                 ]
             )
         return response
 
 
-def _to_api(path: str) -> str:
+def _find_api(path: str) -> str:
     return "chat" if path.startswith("/v1/chat/") else "responses"
 
 
@@ -116,15 +116,15 @@ def _to_received(request: flask.Request) -> Received:
 
 def _add_errors(app: flask.Flask) -> None:
     @app.errorhandler(ApiError)
-    def to_error(error: ApiError) -> flask.Response:
+    def answer_error(error: ApiError) -> flask.Response:
         return error.to_response()
 
     @app.errorhandler(404)
-    def to_unknown(_: Any) -> flask.Response:
+    def answer_unknown(_: Any) -> flask.Response:
         return unknown_url(flask.request.method, flask.request.path).to_response()
 
     @app.errorhandler(405)
-    def to_wrong_method(error: MethodNotAllowed) -> flask.Response:
+    def answer_wrong_method(error: MethodNotAllowed) -> flask.Response:
         message = f"Invalid method for URL ({flask.request.method} {flask.request.path})"
         allow = ", ".join(sorted(error.valid_methods or ()))
         return ApiError(405, message, "method_not_allowed", headers=(("allow", allow),)).to_response()

@@ -12,19 +12,19 @@ from typing import Any
 from openai_gateway.simulator.answers import Said
 
 
-def to_completion(body: Mapping[str, Any], said: Said, number: int) -> dict[str, Any]:
+def make_completion(body: Mapping[str, Any], said: Said, number: int) -> dict[str, Any]:
     """Return a chat completion object."""
     message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None, "annotations": []}
     if said.name is not None:
-        message.update(content=None, tool_calls=[_to_tool_call(said, number)])
+        message.update(content=None, tool_calls=[_make_tool_call(said, number)])
     return {
         **_frame(body, number, "chat.completion"),
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _to_finish_reason(said)}],
-        "usage": _to_usage(said),
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _find_finish_reason(said)}],
+        "usage": _make_usage(said),
     }
 
 
-def to_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tuple[bytes, bool]]:
+def make_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tuple[bytes, bool]]:
     """Yield each event's bytes and whether it is one of the deltas that carry text or arguments."""
     frame = _frame(body, number, "chat.completion.chunk")
     options = body.get("stream_options")
@@ -41,13 +41,13 @@ def to_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tupl
         for piece in said.pieces:
             yield chunk({"content": piece}), True
     else:
-        call = _to_tool_call(said, number)
+        call = _make_tool_call(said, number)
         opening = {**call, "index": 0, "function": {"name": said.name, "arguments": ""}}
         yield chunk({"tool_calls": [opening]}), True
         yield chunk({"tool_calls": [{"index": 0, "function": {"arguments": said.arguments}}]}), True
-    yield chunk({}, _to_finish_reason(said)), False
+    yield chunk({}, _find_finish_reason(said)), False
     if has_usage:
-        yield _to_event({**frame, "choices": [], "usage": _to_usage(said)}), False
+        yield _to_event({**frame, "choices": [], "usage": _make_usage(said)}), False
     yield b"data: [DONE]\n\n", False
 
 
@@ -66,18 +66,18 @@ def _to_event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
-def _to_finish_reason(said: Said) -> str:
+def _find_finish_reason(said: Said) -> str:
     if said.name is not None:
         return "tool_calls"
     return "length" if said.is_cut else "stop"
 
 
-def _to_tool_call(said: Said, number: int) -> dict[str, Any]:
+def _make_tool_call(said: Said, number: int) -> dict[str, Any]:
     function = {"name": said.name, "arguments": said.arguments}
     return {"id": f"call_sim{number:012d}", "type": "function", "function": function}
 
 
-def _to_usage(said: Said) -> dict[str, Any]:
+def _make_usage(said: Said) -> dict[str, Any]:
     return {
         "prompt_tokens": said.input_tokens,
         "completion_tokens": said.output_tokens,

@@ -27,7 +27,7 @@ _NAMES: Final = {
 _SILENT: Final = ("gemini", "none")
 
 
-def to_headers(dialect: str, api: str, told: Mapping[str, LimitStatus], now: float) -> list[Header]:
+def make_headers(dialect: str, api: str, told: Mapping[str, LimitStatus], now: float) -> list[Header]:
     """Return the headers that tell of the limits; `now` is the Unix time, `api` responses or chat."""
     if dialect in _SILENT:
         return []
@@ -51,7 +51,7 @@ def to_headers(dialect: str, api: str, told: Mapping[str, LimitStatus], now: flo
     return headers
 
 
-def to_error(dialect: str, refusal: LimitExceeded, model: Any) -> ApiError:
+def make_error(dialect: str, refusal: LimitExceeded, model: Any) -> ApiError:
     """Return the 429 that refuses a call."""
     wait_s = None if math.isinf(refusal.wait_s) else refusal.wait_s
     headers: list[Header] = []

@@ -12,13 +12,13 @@ _SIMPLE: Final[dict[Any, Any]] = {"string": "example", "integer": 1, "number": 1
 _DEEPEST: Final = 8
 
 
-def to_example(schema: Any) -> Any:
+def make_example(schema: Any) -> Any:
     """Return the example of an object's schema; `{}` of anything else."""
-    example = _to_value(schema, schema if isinstance(schema, dict) else {}, 0)
+    example = _make_value(schema, schema if isinstance(schema, dict) else {}, 0)
     return example if isinstance(example, dict) else {}
 
 
-def _to_value(schema: Any, root: Mapping[str, Any], depth: int) -> Any:
+def _make_value(schema: Any, root: Mapping[str, Any], depth: int) -> Any:
     if not isinstance(schema, dict) or depth > _DEEPEST:
         return None
     schema = _resolve(schema, root)
@@ -31,11 +31,11 @@ def _to_value(schema: Any, root: Mapping[str, Any], depth: int) -> Any:
     if isinstance(kind, list):
         kind = kind[0] if kind else None
     if kind == "array":
-        return [_to_value(schema.get("items") or {"type": "string"}, root, depth + 1)]
+        return [_make_value(schema.get("items") or {"type": "string"}, root, depth + 1)]
     properties = schema.get("properties")
     if kind == "object" or isinstance(properties, dict):
         inner = properties if isinstance(properties, dict) else {}
-        return {name: _to_value(value, root, depth + 1) for name, value in inner.items()}
+        return {name: _make_value(value, root, depth + 1) for name, value in inner.items()}
     return _SIMPLE.get(kind, "example") if isinstance(kind, str) else "example"
 
 

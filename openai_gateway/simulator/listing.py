@@ -14,7 +14,7 @@ _DEFAULT_LIMIT: Final = 20
 _MOST: Final = 100
 
 
-def to_page(items: list[dict[str, Any]], query: Mapping[str, str], order: str) -> dict[str, Any]:
+def make_page(items: list[dict[str, Any]], query: Mapping[str, str], order: str) -> dict[str, Any]:
     """Return the page that a query asks for with `limit`, `after` and `order`. Raises ApiError."""
     limit = query.get("limit", str(_DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MOST):
@@ -28,22 +28,22 @@ def to_page(items: list[dict[str, Any]], query: Mapping[str, str], order: str) -
     if after is not None and after not in ids:
         raise ApiError(404, f"No item with id '{after}' found.", param="after")
     start = 0 if after is None else ids.index(after) + 1
-    return to_list(ordered[start : start + int(limit)], has_more=len(ordered) > start + int(limit))
+    return make_list(ordered[start : start + int(limit)], has_more=len(ordered) > start + int(limit))
 
 
-def to_list(items: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
+def make_list(items: list[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
     """Return a list object of all these items."""
     first_id, last_id = (items[0]["id"], items[-1]["id"]) if items else (None, None)
     return {"object": "list", "data": items, "first_id": first_id, "last_id": last_id, "has_more": has_more}
 
 
-def to_items(given: Any) -> list[dict[str, Any]]:
+def list_items(given: Any) -> list[dict[str, Any]]:
     """Return the items of a Responses `input`, each with an id."""
     items = given if isinstance(given, list) else [{"role": "user", "content": given}] if given is not None else []
-    return [_to_item(item, number) for number, item in enumerate(items) if isinstance(item, dict)]
+    return [_make_item(item, number) for number, item in enumerate(items) if isinstance(item, dict)]
 
 
-def to_messages(given: Any, completion_id: str) -> list[dict[str, Any]]:
+def list_messages(given: Any, completion_id: str) -> list[dict[str, Any]]:
     """Return the messages of a Chat request, each with an id."""
     messages = given if isinstance(given, list) else []
     own = {"name": None, "content_parts": None}
@@ -54,7 +54,7 @@ def to_messages(given: Any, completion_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def _to_item(item: dict[str, Any], number: int) -> dict[str, Any]:
+def _make_item(item: dict[str, Any], number: int) -> dict[str, Any]:
     if item.get("type", "message") != "message":
         return {"id": f"item_sim{number:012d}", "status": "completed", **item}
     content = item.get("content")

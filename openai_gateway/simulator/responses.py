@@ -33,7 +33,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 
 
-def to_response(body: Mapping[str, Any], said: Said, number: int, status: str | None = None) -> dict[str, Any]:
+def make_response(body: Mapping[str, Any], said: Said, number: int, status: str | None = None) -> dict[str, Any]:
     """Return a response object; `status` None is the one that follows from what was said."""
     final = "incomplete" if said.is_cut else "completed"
     is_over = status in (None, "completed", "incomplete")
@@ -45,23 +45,23 @@ def to_response(body: Mapping[str, Any], said: Said, number: int, status: str | 
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if said.is_cut and is_over else None,
         "model": body.get("model"),
-        "output": [_to_item(said, number)] if is_over else [],
+        "output": [_make_item(said, number)] if is_over else [],
         "completed_at": CREATED_AT + number if is_over and not said.is_cut else None,
         "service_tier": "default",
         **{name: default if body.get(name) is None else body[name] for name, default in _DEFAULTS.items()},
-        **_to_conversation(body),
-        "usage": to_usage(said.input_tokens, said.cached_tokens, said.output_tokens, said.reasoning_tokens)
+        **_make_conversation(body),
+        "usage": make_usage(said.input_tokens, said.cached_tokens, said.output_tokens, said.reasoning_tokens)
         if is_over
         else None,
     }
 
 
-def to_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tuple[bytes, bool]]:
+def make_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tuple[bytes, bool]]:
     """Yield each event's bytes and whether it is one of the text deltas."""
-    item = _to_item(said, number)
+    item = _make_item(said, number)
     unsaid: dict[str, Any] = {"content": []} if said.name is None else {"arguments": ""}
     opened = {**item, "status": "in_progress", **unsaid}
-    started = to_response(body, said, number, "in_progress")
+    started = make_response(body, said, number, "in_progress")
     yield from _numbered(
         [
             ("response.created", {"response": started}),
@@ -71,7 +71,7 @@ def to_events(body: Mapping[str, Any], said: Said, number: int) -> Iterator[tupl
             ("response.output_item.done", {"output_index": 0, "item": item}),
             (
                 "response.incomplete" if said.is_cut else "response.completed",
-                {"response": to_response(body, said, number)},
+                {"response": make_response(body, said, number)},
             ),
         ]
     )
@@ -104,7 +104,7 @@ def _numbered(events: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[bytes,
         yield f"event: {name}\ndata: {data}\n\n".encode(), name.endswith(".delta")
 
 
-def _to_item(said: Said, number: int) -> dict[str, Any]:
+def _make_item(said: Said, number: int) -> dict[str, Any]:
     if said.name is not None:
         return {
             "id": f"fc_sim{number:012d}",
@@ -123,7 +123,7 @@ def _to_item(said: Said, number: int) -> dict[str, Any]:
     }
 
 
-def to_usage(input_tokens: int, cached_tokens: int, output_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
+def make_usage(input_tokens: int, cached_tokens: int, output_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
     """Return the API's usage object."""
     return {
         "input_tokens": input_tokens,
@@ -134,6 +134,6 @@ def to_usage(input_tokens: int, cached_tokens: int, output_tokens: int, reasonin
     }
 
 
-def _to_conversation(body: Mapping[str, Any]) -> dict[str, Any]:
+def _make_conversation(body: Mapping[str, Any]) -> dict[str, Any]:
     given = body.get("conversation")
     return {"conversation": {"id": given} if isinstance(given, str) else given} if given else {}

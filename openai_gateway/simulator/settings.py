@@ -135,7 +135,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any]) -> SimulatorS
             raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(given, dict):
             raise SettingsError(f"{path} holds no mapping of settings")
-    values = _to_values({**given, **overrides}, _CHECKS)
+    values = _read_values({**given, **overrides}, _CHECKS)
     script = Script(**{name: value for name, value in values.items() if name in _SCRIPT_CHECKS})
     return SimulatorSettings(
         script=script, **{name: value for name, value in values.items() if name not in _SCRIPT_CHECKS}
@@ -148,10 +148,10 @@ def script_of(settings: SimulatorSettings, body: Mapping[str, Any]) -> Script:
     if not isinstance(metadata, dict):
         return settings.script
     own = {name[4:]: value for name, value in metadata.items() if name.startswith("sim_")}
-    return dataclasses.replace(settings.script, **_to_values(own, _SCRIPT_CHECKS, "sim_")) if own else settings.script
+    return dataclasses.replace(settings.script, **_read_values(own, _SCRIPT_CHECKS, "sim_")) if own else settings.script
 
 
-def _to_values(given: Mapping[str, Any], checks: Mapping[str, SettingCheck], prefix: str = "") -> dict[str, Any]:
+def _read_values(given: Mapping[str, Any], checks: Mapping[str, SettingCheck], prefix: str = "") -> dict[str, Any]:
     values, complaints = {}, []
     for name, value in given.items():
         if name not in checks:

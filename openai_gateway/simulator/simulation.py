@@ -20,7 +20,7 @@ from openai_gateway.simulator.account_limits import LimitExceeded, Limits
 from openai_gateway.simulator.answer_store import AnswerStore, Stored
 from openai_gateway.simulator.answers import Said, read_token_limit, say
 from openai_gateway.simulator.counters import Counters
-from openai_gateway.simulator.dialects import to_error
+from openai_gateway.simulator.dialects import make_error
 from openai_gateway.simulator.errors import (
     ApiError,
     missing_key,
@@ -82,13 +82,13 @@ class Simulation:
         _wait(script, is_background=is_background)
         number = next(self._numbers)
         if api == "responses":
-            answer = responses.to_response(body, said, number)
-            now = responses.to_response(body, said, number, "in_progress") if is_background else answer
+            answer = responses.make_response(body, said, number)
+            now = responses.make_response(body, said, number, "in_progress") if is_background else answer
         else:
-            answer = now = chat.to_completion(body, said, number)
+            answer = now = chat.make_completion(body, said, number)
         self._remember(api, body, Stored(now, answer, flask.request.get_data(), said, number), script, is_background)
         if body.get("stream") is True:
-            events = responses.to_events if api == "responses" else chat.to_events
+            events = responses.make_events if api == "responses" else chat.make_events
             pieces = in_stream(events(body, said, number), script, sock)
             return flask.Response(pieces, content_type="text/event-stream; charset=utf-8")
         whole = json.dumps(now).encode()
@@ -134,7 +134,7 @@ class Simulation:
         found = self.limits.admit(said.input_tokens + said.output_tokens + unused, unused)
         flask.g.told = self.limits.tell()
         if isinstance(found, LimitExceeded):
-            raise to_error(self.settings.dialect, found, body.get("model"))
+            raise make_error(self.settings.dialect, found, body.get("model"))
         flask.request.environ[ON_OVER] = found.end
         self.counters.input_tokens += said.input_tokens
         self.counters.output_tokens += said.output_tokens

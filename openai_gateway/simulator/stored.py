@@ -15,9 +15,9 @@ import flask
 from openai_gateway.simulator.answer_store import AnswerStore, Stored
 from openai_gateway.simulator.answers import count_input_tokens
 from openai_gateway.simulator.errors import ApiError, missing_parameter, unknown_model
-from openai_gateway.simulator.listing import to_items, to_list, to_messages, to_page
+from openai_gateway.simulator.listing import list_items, list_messages, make_list, make_page
 from openai_gateway.simulator.reading import read_json
-from openai_gateway.simulator.responses import CREATED_AT, to_events, to_usage
+from openai_gateway.simulator.responses import CREATED_AT, make_events, make_usage
 from openai_gateway.simulator.settings import SimulatorSettings
 
 
@@ -33,7 +33,7 @@ def make_responses_blueprint(store: AnswerStore, settings: SimulatorSettings) ->
         after = flask.request.args.get("starting_after", "-1")
         if after != "-1" and not (after.isascii() and after.isdigit()):
             raise ApiError(400, "'starting_after' must be a whole number.", "invalid_value", param="starting_after")
-        events = _to_replay(stored, store, int(after[:9]) + 1)
+        events = _replay_events(stored, store, int(after[:9]) + 1)
         return flask.Response(events, content_type="text/event-stream; charset=utf-8")
 
     @urls.delete("/<answer_id>")
@@ -52,17 +52,17 @@ def make_responses_blueprint(store: AnswerStore, settings: SimulatorSettings) ->
 
     @urls.get("/<answer_id>/input_items")
     def input_items(answer_id: str) -> dict[str, Any]:
-        items = to_items(_get_response(store, answer_id).body().get("input"))
-        return to_page(items, flask.request.args, "desc")
+        items = list_items(_get_response(store, answer_id).body().get("input"))
+        return make_page(items, flask.request.args, "desc")
 
     @urls.post("/compact")
     def compact() -> dict[str, Any]:
         body = _read_for(settings)
         tokens = count_input_tokens(body)
-        kept = [item for item in to_items(body.get("input")) if item.get("role") == "user"]
+        kept = [item for item in list_items(body.get("input")) if item.get("role") == "user"]
         compaction = {"id": "cmp_sim", "type": "compaction", "encrypted_content": f"simulated-{tokens}"}
         frame = {"id": "resp_sim_compacted", "object": "response.compaction", "created_at": CREATED_AT}
-        return {**frame, "output": [*kept, compaction], "usage": to_usage(tokens, 0, 1, 0)}
+        return {**frame, "output": [*kept, compaction], "usage": make_usage(tokens, 0, 1, 0)}
 
     @urls.post("/input_tokens")
     def count_tokens() -> dict[str, Any]:
@@ -84,7 +84,7 @@ def make_chat_blueprint(store: AnswerStore) -> flask.Blueprint:
             for answer in store.answers("chatcmpl-")
             if query.get("model") in (None, answer["model"]) and wanted.items() <= (answer["metadata"] or {}).items()
         ]
-        return to_page(found, query, "asc")
+        return make_page(found, query, "asc")
 
     @urls.get("/<answer_id>")
     def retrieve(answer_id: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def make_chat_blueprint(store: AnswerStore) -> flask.Blueprint:
     @urls.get("/<answer_id>/messages")
     def messages(answer_id: str) -> dict[str, Any]:
         given = _get_completion(store, answer_id).body().get("messages")
-        return to_page(to_messages(given, answer_id), flask.request.args, "asc")
+        return make_page(list_messages(given, answer_id), flask.request.args, "asc")
 
     return urls
 
@@ -122,13 +122,13 @@ def make_models_blueprint(names: tuple[str, ...] | None) -> flask.Blueprint:
 
     @urls.get("")
     def list_models() -> dict[str, Any]:
-        return to_list([_to_model(name) for name in names or ("simulated-model",)])
+        return make_list([_make_model(name) for name in names or ("simulated-model",)])
 
     @urls.get("/<path:name>")
     def retrieve(name: str) -> dict[str, Any]:
         if names is not None and name not in names:
             raise unknown_model(name)
-        return _to_model(name)
+        return _make_model(name)
 
     return urls
 
@@ -155,10 +155,10 @@ def _read_for(settings: SimulatorSettings) -> dict[str, Any]:
     return body
 
 
-def _to_replay(stored: Stored, store: AnswerStore, start: int) -> Iterator[bytes]:
+def _replay_events(stored: Stored, store: AnswerStore, start: int) -> Iterator[bytes]:
     """Yield the events from number `start` on, as they were when the answer was made, once it is ready."""
     time.sleep(store.wait_s(stored))
-    for event, _ in islice(to_events(stored.body(), stored.said, stored.number), start, None):
+    for event, _ in islice(make_events(stored.body(), stored.said, stored.number), start, None):
         yield event
 
 
@@ -166,5 +166,5 @@ def _is_metadata(given: Any) -> bool:
     return isinstance(given, dict) and all(isinstance(value, str) for value in given.values())
 
 
-def _to_model(name: str) -> dict[str, Any]:
+def _make_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": CREATED_AT, "owned_by": "simulator"}

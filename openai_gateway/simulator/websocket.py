@@ -65,7 +65,9 @@ class WebSocket:
                         if isinstance(event, CloseConnection):
                             return
                     elif isinstance(event, Message):
-                        self._tell({"type": "error", "status": 400, **_to_error("Binary messages are not taken.")}, "")
+                        self._tell(
+                            {"type": "error", "status": 400, **_make_error("Binary messages are not taken.")}, ""
+                        )
         except (OSError, RemoteProtocolError):
             pass
         finally:
@@ -77,14 +79,14 @@ class WebSocket:
             event = json.loads(text)
             name = event.get("stream_id") or ""
         except (ValueError, AttributeError):
-            self._tell({"type": "error", "status": 400, **_to_error("The event is not a JSON object.")}, "")
+            self._tell({"type": "error", "status": 400, **_make_error("The event is not a JSON object.")}, "")
             return
         if event.get("type") != "response.create":
             return
         lane = self._lanes.get(name)
         if lane is None:
             if len(self._lanes) >= _MOST_LANES:
-                error = _to_error("Too many streams.", "websocket_stream_limit_reached")
+                error = _make_error("Too many streams.", "websocket_stream_limit_reached")
                 self._tell({"type": "error", "status": 400, **error}, name)
                 return
             lane = self._lanes[name] = SimpleQueue()
@@ -119,7 +121,7 @@ class WebSocket:
                 response = self._simulation.call("responses")
                 is_warm_up = event.get("generate") is False
                 for piece in response.response:
-                    for data in _to_events(piece if isinstance(piece, bytes) else piece.encode()):
+                    for data in _read_events(piece if isinstance(piece, bytes) else piece.encode()):
                         if data["type"] in ("response.completed", "response.incomplete"):
                             self._known.add(data["response"]["id"])
                             if is_warm_up:
@@ -145,10 +147,10 @@ class WebSocket:
 def _do_nothing() -> None: ...
 
 
-def _to_events(piece: bytes) -> list[dict[str, Any]]:
+def _read_events(piece: bytes) -> list[dict[str, Any]]:
     lines = piece.splitlines()
     return [json.loads(line[5:]) for line in lines if line.startswith(b"data:")]
 
 
-def _to_error(message: str, code: str | None = None) -> dict[str, Any]:
+def _make_error(message: str, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}

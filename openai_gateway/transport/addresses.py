@@ -42,7 +42,7 @@ class Addresses:
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._found: Sequence[Address] = _to_literal(host, port)
+        self._found: Sequence[Address] = _read_literal(host, port)
         # An address needs no lookup.
         self.is_literal = bool(self._found)
         # Grows whenever what `has` says of some address may have changed.
@@ -125,7 +125,7 @@ def _alternate(addresses: Sequence[Address]) -> list[Address]:
     return [address for turn in turns for address in turn if address is not None]
 
 
-def _to_literal(host: str, port: int) -> list[Address]:
+def _read_literal(host: str, port: int) -> list[Address]:
     """Return the address of a host that is one already."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:

@@ -19,7 +19,7 @@ from openai_gateway.transport.errors import Unreachable
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CONNECT, FIRST_BYTE, CallWatch
-from openai_gateway.wire.body import to_decoder
+from openai_gateway.wire.body import make_decoder
 from openai_gateway.wire.headers import RequestHeaders
 
 _SEND_TOGETHER_BYTES: Final = 32 * 1024
@@ -47,20 +47,20 @@ class Exchange:
 
     def urlopen(self, method: str, url: str, body: bytes | None, headers: RequestHeaders, **_: Any) -> RawAnswer:
         """Send the request and return the answer once its head is in. Raises PeerError; Cancelled by the watch."""
-        head = _to_head(method, url, headers, body)
+        head = _make_head(method, url, headers, body)
         connection = self._pool.take()
         if connection is not None:
             try:
                 return self._exchange(connection, head, body, is_head_request=method == "HEAD")
             except ConnectionBroke as broke:
                 if self._request.sends >= self._request.most_sends:
-                    raise _to_unanswered(broke) from None
+                    raise _make_unanswered_error(broke) from None
         self._request.watch.arm(CONNECT)
         connection = self._pool.connect()
         try:
             return self._exchange(connection, head, body, is_head_request=method == "HEAD")
         except ConnectionBroke as broke:
-            raise _to_unanswered(broke) from None
+            raise _make_unanswered_error(broke) from None
 
     def upgrade(self, url: str, headers: RequestHeaders) -> RawAnswer:
         """Ask for another protocol over a connection of its own; return the answer, 101 if the peer agrees.
@@ -72,14 +72,14 @@ class Exchange:
         connection = self._pool.connect()
         self._request.watch.arm(FIRST_BYTE)
         try:
-            _send(connection, _to_head("GET", url, headers, None), None)
+            _send(connection, _make_head("GET", url, headers, None), None)
             head, received = await_head(connection, may_upgrade=True)
         except BaseException as error:
             connection.close()
             if isinstance(error, ConnectionBroke):
-                raise _to_unanswered(error) from None
+                raise _make_unanswered_error(error) from None
             raise
-        return RawAnswer(head, received, connection, self._pool, to_decoder(head, is_head_request=False))
+        return RawAnswer(head, received, connection, self._pool, make_decoder(head, is_head_request=False))
 
     def _exchange(self, connection: Connection, head: bytes, body: bytes | None, *, is_head_request: bool) -> RawAnswer:
         self._request.watch.arm(FIRST_BYTE)
@@ -92,7 +92,7 @@ class Exchange:
             raise
         if not is_sent:
             answer_head.keep_alive = False
-        decoder = to_decoder(answer_head, is_head_request=is_head_request)
+        decoder = make_decoder(answer_head, is_head_request=is_head_request)
         answer = RawAnswer(answer_head, received, connection, self._pool, decoder)
         if decoder.done:
             decoder.surplus = received
@@ -100,7 +100,7 @@ class Exchange:
         return answer
 
 
-def _to_unanswered(broke: ConnectionBroke) -> Unreachable:
+def _make_unanswered_error(broke: ConnectionBroke) -> Unreachable:
     return Unreachable(f"closed the connection before it answered ({broke})")
 
 
@@ -115,7 +115,7 @@ def _send(connection: Connection, head: bytes, body: bytes | None) -> bool:
         return False
 
 
-def _to_head(method: str, url: str, headers: RequestHeaders, body: bytes | None) -> bytes:
+def _make_head(method: str, url: str, headers: RequestHeaders, body: bytes | None) -> bytes:
     """Return the request head. Raises InvalidRequest if a value would break out of its line."""
     if "\n" in url or "\r" in url:
         raise InvalidRequest("The query string holds a line break.")

@@ -95,7 +95,7 @@ class RawAnswer:
         try:
             piece = self.connection.receive()
         except OSError as error:
-            raise to_broken_off(error) from None
+            raise make_broken_off_error(error) from None
         return None if piece is None else self.decode(piece)
 
     def decode(self, piece: bytes) -> bytes:
@@ -106,7 +106,7 @@ class RawAnswer:
         try:
             payload = decoder.feed(piece)
         except MalformedAnswer as problem:
-            raise to_malformed(problem) from None
+            raise make_malformed_error(problem) from None
         if decoder.done:
             self.finish()
         return payload
@@ -117,7 +117,7 @@ class RawAnswer:
         try:
             passed = self.decoder.pass_on(piece)
         except MalformedAnswer as problem:
-            raise to_malformed(problem) from None
+            raise make_malformed_error(problem) from None
         if self.decoder.done:
             self.finish()
         return passed
@@ -144,7 +144,7 @@ class RawAnswer:
             self.connection.close()
 
 
-def to_mocked_answer(head: Head, body: bytes) -> RawAnswer:
+def make_mocked_answer(head: Head, body: bytes) -> RawAnswer:
     """Return an answer that is whole and came over no connection of ours."""
     nothing: Any = None
     answer = RawAnswer(head, b"", nothing, nothing, LengthDecoder(0))
@@ -152,11 +152,11 @@ def to_mocked_answer(head: Head, body: bytes) -> RawAnswer:
     return answer
 
 
-def to_broken_off(error: OSError) -> BadAnswer:
+def make_broken_off_error(error: OSError) -> BadAnswer:
     """Return our error for a connection that broke within an answer."""
     return BadAnswer(f"broke off its answer ({error.strerror})")
 
 
-def to_malformed(problem: MalformedAnswer) -> BadAnswer:
+def make_malformed_error(problem: MalformedAnswer) -> BadAnswer:
     """Return our error for what isn't HTTP."""
     return BadAnswer(f"gave a malformed answer: {problem}")

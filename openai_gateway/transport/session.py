@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from openai_gateway.transport.errors import BadAnswer, PeerError, TimedOut, Unreachable
 from openai_gateway.transport.exchange import Exchange
 from openai_gateway.transport.pool import ConnectionPool, ConnectionTerms
-from openai_gateway.transport.raw_answer import RawAnswer, to_mocked_answer
+from openai_gateway.transport.raw_answer import RawAnswer, make_mocked_answer
 from openai_gateway.transport.watch import CallWatch
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders
@@ -105,7 +105,7 @@ class PeerSession(requests.Session):
 
 def _to_raw_answer(mocked: urllib3.BaseHTTPResponse) -> RawAnswer:
     head = Head(mocked.status, mocked.reason or "", list(mocked.headers.items()))
-    return to_mocked_answer(head, mocked.read(decode_content=False))
+    return make_mocked_answer(head, mocked.read(decode_content=False))
 
 
 def _to_peer_error(error: Exception) -> PeerError:

@@ -64,11 +64,11 @@ class Timeouts:
 class Phase:
     """Something that a call waits for: the name of its bound in Timeouts, and what the call ends with after that."""
 
-    __slots__ = ("bound", "to_error")
+    __slots__ = ("bound", "make_error")
 
-    def __init__(self, bound: str, to_error: Callable[[float], Exception]) -> None:
+    def __init__(self, bound: str, make_error: Callable[[float], Exception]) -> None:
         self.bound = bound
-        self.to_error = to_error
+        self.make_error = make_error
 
 
 CONNECT: Final = Phase("connect_s", lambda s: TimedOut(f"did not accept a connection within {s:g} s"))
@@ -173,7 +173,7 @@ class CallWatch:
                 self._deadline = now + self._patience_s
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
-            self._greenlet.throw(Cancelled(self._phase.to_error(self._patience_s)))
+            self._greenlet.throw(Cancelled(self._phase.make_error(self._patience_s)))
             return 0.0
         if self._total_deadline is not None and now >= self._total_deadline:
             self._total_deadline = None
@@ -232,14 +232,14 @@ class CallWatch:
 _watches: Ticker[CallWatch] = Ticker()
 
 
-def _cancel_all(to_reason: Callable[[], Exception]) -> None:
+def _cancel_all(make_reason: Callable[[], Exception]) -> None:
     for watch in _watches:
-        watch.cancel(to_reason())
+        watch.cancel(make_reason())
 
 
-def cancel_all_in(seconds: float, to_reason: Callable[[], Exception]) -> None:
-    """End every call that is still under way so many seconds from now with `to_reason()`."""
-    call_in_hub(seconds, _cancel_all, to_reason)
+def cancel_all_in(seconds: float, make_reason: Callable[[], Exception]) -> None:
+    """End every call that is still under way so many seconds from now with `make_reason()`."""
+    call_in_hub(seconds, _cancel_all, make_reason)
 
 
 def call_in_hub(seconds: float, act: Callable[..., None], *arguments: Any) -> None:

@@ -30,7 +30,7 @@ from openai_gateway.upstream.attempt import to_upstream_error
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.pump import Nowhere, Pump, Sink
 from openai_gateway.wire.head import Header
-from openai_gateway.wire.sse import takes_events, to_closing_event
+from openai_gateway.wire.sse import make_closing_event, takes_events
 from openai_gateway.wire.tail import Tail
 
 # Of the time before the last attempt.
@@ -184,7 +184,7 @@ class Answer:
         self._progress.error = reason
         if not takes_events(self.head.known):
             raise ConnectionResetError(errno.ECONNRESET, "the upstream's answer broke off") from None
-        return to_closing_event(reason, api=self._progress.call.api, tail=self._tail.end()[-4:])
+        return make_closing_event(reason, api=self._progress.call.api, tail=self._tail.end()[-4:])
 
 
 def write(sink: Sink, watch: CallWatch, piece: bytes, *, is_last: bool) -> None:
@@ -196,7 +196,7 @@ def write(sink: Sink, watch: CallWatch, piece: bytes, *, is_last: bool) -> None:
         watch.disarm()
 
 
-def to_own_headers(progress: Progress) -> list[Header]:
+def make_own_headers(progress: Progress) -> list[Header]:
     """Return the headers in which the gateway tells of a call."""
     headers = [
         ("x-gateway-request-id", progress.call.request_id),

@@ -35,7 +35,7 @@ from openai_gateway.wire.body import decode_content
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.headers import OF_CLIENT
 from openai_gateway.wire.mask import KeyMask
-from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, to_error_code
+from openai_gateway.wire.retries import HOPELESS, UNANSWERED, Outcome, is_final, read_error_code
 from openai_gateway.wire.sse import is_event_stream
 
 READ_AT_ONCE_BYTES: Final = 1024 * 1024
@@ -90,7 +90,7 @@ class Sender:
         progress.attempts += 1
         progress.last_attempt = monotonic()
         call = progress.call
-        request = self.to_request(call, watch)
+        request = self.make_request(call, watch)
         # Another send over a new connection counts as an attempt, too.
         sends_left = self._most_attempts + 1 - progress.attempts + progress.retries.count("429")
         request.most_sends = max(1, min(2, sends_left))
@@ -99,7 +99,7 @@ class Sender:
             raw = self.send(call, request)
             is_answered = True
             if raw.head.status >= 400:
-                outcome = to_outcome(raw)
+                outcome = read_outcome(raw)
                 if is_final(outcome):
                     refused, is_answered = (outcome if self.blames_key(call, request) else None), False
             return raw, None, outcome
@@ -117,7 +117,7 @@ class Sender:
         if refusal is not None and self._key.reveal() == self._key_in_own:
             raise refusal
 
-    def to_request(self, call: Call, watch: CallWatch) -> PeerRequest:
+    def make_request(self, call: Call, watch: CallWatch) -> PeerRequest:
         """Return the request of an attempt that starts now, with the key that is in use now."""
         url = self._base + call.target
         if self._query:
@@ -168,7 +168,7 @@ def _open_session(server: ServerConfig) -> PeerSession:
     return PeerSession(server.openai_base_url, tls, terms)
 
 
-def to_outcome(raw: RawAnswer) -> Outcome:
+def read_outcome(raw: RawAnswer) -> Outcome:
     """Return what decides about another attempt."""
     head = raw.head
     headers = {name.lower(): value for name, value in head.headers}
@@ -176,7 +176,7 @@ def to_outcome(raw: RawAnswer) -> Outcome:
         return Outcome(head.status, headers)
     encoding = headers.get("content-encoding", "identity").strip().lower()
     body = raw.body if encoding == "identity" else decode_content(raw.body, encoding)
-    return Outcome(head.status, headers, to_error_code(body or b""))
+    return Outcome(head.status, headers, read_error_code(body or b""))
 
 
 def to_upstream_error(error: PeerError) -> UpstreamError:

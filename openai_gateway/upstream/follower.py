@@ -19,7 +19,7 @@ _log = logging.getLogger("openai_gateway")
 class Follower(Protocol):
     """Follows one call; `added_headers` go to its client."""
 
-    def to_tail(self, head: Head) -> Tail:
+    def make_tail(self, head: Head) -> Tail:
         """Return what takes the body as it goes by."""
 
     @property
@@ -33,7 +33,7 @@ class Follower(Protocol):
         """Take what became of the call; called once, when it is over."""
 
 
-def to_followed_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[[Progress], None]:
+def follow_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[[Progress], None]:
     """Return what ends a call that is followed: the follower first, then `end`."""
 
     def end_followed(progress: Progress) -> None:

@@ -24,7 +24,7 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled
-from openai_gateway.transport.raw_answer import RawAnswer, to_broken_off
+from openai_gateway.transport.raw_answer import RawAnswer, make_broken_off_error
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.heartbeat import Heartbeat
 from openai_gateway.wire.body import ChunkedDecoder
@@ -46,7 +46,7 @@ class Sink(Protocol):
     def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
         """Send of the payload's frame what the socket takes at once and return the rest. Raises OSError."""
 
-    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+    def find_chunk_sender(self) -> Callable[[bytes], int] | None:
         """Return what sends whole chunks as they are, as a socket's `send`; None if the body doesn't go in chunks."""
 
     def count_sent(self, length: int) -> None:
@@ -67,7 +67,7 @@ class Nowhere:
         """Take everything."""
         return b""
 
-    def to_chunk_sender(self) -> None:
+    def find_chunk_sender(self) -> None:
         """Return nothing: what is read must be noted piece by piece."""
 
     def count_sent(self, length: int) -> None:
@@ -127,7 +127,7 @@ class Pump:
         # The status goes out now, with the first bytes of the body only if they are here already.
         self._offer((self._raw.receive() if self._raw.received else None) or b"")
         if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
-            self._chunks, self._send = self._decoder, self._sink.to_chunk_sender()
+            self._chunks, self._send = self._decoder, self._sink.find_chunk_sender()
         heartbeat_s = self._watch.timeouts.heartbeat_s
         if heartbeat_s is not None and takes_events(self._raw.head.known):
             self._heartbeat = Heartbeat(heartbeat_s, self._count_passed, self._beat)
@@ -192,7 +192,7 @@ class Pump:
             try:
                 piece = self._receive()
             except OSError as error:
-                raise to_broken_off(error) from None
+                raise make_broken_off_error(error) from None
             if piece is None:
                 return
             self._watch.has_moved = True

@@ -17,7 +17,7 @@ import msgspec
 from openai_gateway.config import ServerConfig
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.wire.call import CallRecord
-from openai_gateway.wire.retries import to_error_code
+from openai_gateway.wire.retries import read_error_code
 from openai_gateway.wire.sse import is_event_stream
 from openai_gateway.wire.usage import NOTHING, read_answer, read_stream
 
@@ -127,7 +127,7 @@ class Recorder:
         if progress.error is not None:
             error_code = progress.error.code
         elif is_failed and tail is not None:
-            error_code = to_error_code(tail.end())
+            error_code = read_error_code(tail.end())
         if error_code is not None:
             # The upstream's code was decoded after its bytes were looked through for keys.
             error_code = self._hide(error_code)[:_MAX_CODE_LENGTH]

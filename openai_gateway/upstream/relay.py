@@ -25,9 +25,9 @@ from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.pacing import Retries
 from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
-from openai_gateway.upstream.answer import Answer, to_own_headers
+from openai_gateway.upstream.answer import Answer, make_own_headers
 from openai_gateway.upstream.attempt import Sender
-from openai_gateway.upstream.follower import Follower, to_followed_end
+from openai_gateway.upstream.follower import Follower, follow_end
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.recorder import Capturer, Observer, Recorder
 from openai_gateway.wire.api import Api
@@ -35,7 +35,7 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, is_retryable
-from openai_gateway.wire.tail import to_tail
+from openai_gateway.wire.tail import make_tail
 
 
 class Relay:
@@ -57,7 +57,7 @@ class Relay:
         self.sender = Sender(server)
         self._retries = Retries(server, self.admission.retrying)
         self._recorder = Recorder(server, observers, capturer, self.sender.hide)
-        self.to_headers = to_own_headers if server.gateway_headers else _to_nothing
+        self.make_own_headers = make_own_headers if server.gateway_headers else _make_no_headers
         # What others ask of a server, answered where it is known.
         self.under_way, self.rate_limits = self.admission.under_way, self.admission.rate_limits
         self.close_queue = self.admission.queue.close
@@ -74,7 +74,7 @@ class Relay:
         progress = Progress(call, len(call.body or b""))
         on_over: Callable[[Progress], None] = self.end
         if follower is not None:
-            on_over = to_followed_end(follower, self.end)
+            on_over = follow_end(follower, self.end)
             watch.is_awaited = follower.is_awaited
         try:
             self.admission.admit(progress)
@@ -86,17 +86,17 @@ class Relay:
             progress.head = raw.head
             is_captured = call.received is not None
             if follower is None:
-                progress.tail = to_tail(raw.head, monotonic, is_captured=is_captured)
+                progress.tail = make_tail(raw.head, monotonic, is_captured=is_captured)
             else:
-                progress.tail = follower.to_tail(raw.head)
-            added = [*self.to_headers(progress), *(follower.added_headers if follower is not None else ())]
+                progress.tail = follower.make_tail(raw.head)
+            added = [*self.make_own_headers(progress), *(follower.added_headers if follower is not None else ())]
             capture = self._recorder.capture_whole if is_captured else None
             return Answer(raw, progress, watch, on_over, added, capture)
         except BaseException as error:
             watch.stop()
             if progress.admitted is None and not progress.attempts:
                 progress.queue_wait_s = monotonic() - progress.started
-            reason = _to_reason(error)
+            reason = _find_reason(error)
             self._end_early(progress, reason, on_over)
             if reason is error:
                 raise
@@ -118,7 +118,7 @@ class Relay:
         raw: RawAnswer | None = None
         try:
             call = Call(Api.CHAT, "GET", "/models", RequestHeaders(), None)
-            raw = self.sender.send(call, self.sender.to_request(call, watch))
+            raw = self.sender.send(call, self.sender.make_request(call, watch))
             return raw.head.status
         except Cancelled:
             return "upstream_timeout"
@@ -176,13 +176,13 @@ class Relay:
         if isinstance(reason, GatewayError):
             progress.status = reason.status
             progress.error = reason
-            reason.added_headers = self.to_headers(progress)
+            reason.added_headers = self.make_own_headers(progress)
         progress.outcome = "client_gone" if isinstance(reason, ClientGone) else "failed"
         on_over(progress)
 
     def fail(self, progress: Progress, error: BaseException) -> BaseException:
         """End a call that was never sent; return the error that it ends with."""
-        reason = _to_reason(error)
+        reason = _find_reason(error)
         self._end_early(progress, reason, self.end)
         return reason
 
@@ -194,7 +194,7 @@ class Relay:
         self._recorder.add(progress)
 
 
-def _to_reason(error: BaseException) -> BaseException:
+def _find_reason(error: BaseException) -> BaseException:
     """Return what a call ends with: the reason it was cancelled for; draining, if the server ends its greenlet."""
     if isinstance(error, Cancelled):
         return error.reason
@@ -203,5 +203,5 @@ def _to_reason(error: BaseException) -> BaseException:
     return error
 
 
-def _to_nothing(progress: Progress) -> list[Header]:
+def _make_no_headers(progress: Progress) -> list[Header]:
     return []

@@ -88,12 +88,12 @@ class Downstream:
 
     def _relay(self, data: bytes) -> None:
         if not data:
-            raise UpstreamProtocolError(f"The upstream {self._to_why()}.")
+            raise UpstreamProtocolError(f"The upstream {self._describe_why()}.")
         raw = []
         for frame in self._reader.feed(data):
             raw.append(frame.raw)
             if frame.opcode == frames.CLOSE:
-                self.close_code = frames.to_close_code(frame.payload)
+                self.close_code = frames.read_close_code(frame.payload)
                 break
             if not frame.is_control:
                 self._text += frame.payload
@@ -105,7 +105,7 @@ class Downstream:
         if self._reader.bad is not None and self.close_code is None:
             raise UpstreamProtocolError(f"The upstream broke the WebSocket protocol: {self._reader.bad}.")
 
-    def _to_why(self) -> str:
+    def _describe_why(self) -> str:
         return "broke off the connection" if self._error is None else f"broke the connection ({self._error.strerror})"
 
     def _write(self, data: bytes) -> None:

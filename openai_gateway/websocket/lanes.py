@@ -20,7 +20,7 @@ from openai_gateway.websocket.events import ServerEvent, read_error_event
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome
-from openai_gateway.wire.tail import Tail, to_tail
+from openai_gateway.wire.tail import Tail, make_tail
 
 # For how long a slot is kept for a response that the upstream is to begin by itself: it does so at once.
 _FOLLOWS_WITHIN_S: Final = 10.0
@@ -60,7 +60,7 @@ class Turn:
 
     def __init__(self, progress: Progress) -> None:
         progress.status, progress.head = 200, _EVENTS
-        progress.tail = to_tail(_EVENTS, monotonic, is_captured=progress.call.received is not None)
+        progress.tail = make_tail(_EVENTS, monotonic, is_captured=progress.call.received is not None)
         progress.drop_body()
         self.progress = progress
         self.moved_at = monotonic()
@@ -76,7 +76,7 @@ class Turn:
         if event.type == events.ERROR:
             error = read_error_event(text)
             progress.status, progress.head = error.status, _ERROR
-            progress.tail = to_tail(_ERROR, monotonic, is_captured=is_captured)
+            progress.tail = make_tail(_ERROR, monotonic, is_captured=is_captured)
             progress.tail.add(text)
             headers = {name.lower(): str(value) for name, value in (error.error.headers or {}).items()}
             return Outcome(error.status, headers, error.error.code)

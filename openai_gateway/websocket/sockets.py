@@ -13,7 +13,7 @@ from openai_gateway.limits.queue import Admitted
 from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.session import PeerRequest
 from openai_gateway.transport.watch import CallWatch
-from openai_gateway.upstream.attempt import to_outcome
+from openai_gateway.upstream.attempt import read_outcome
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.upstream.relay import Relay
 from openai_gateway.wire.call import Call
@@ -26,11 +26,11 @@ def open_socket(relay: Relay, call: Call, watch: CallWatch) -> Socket:
     """Ask the upstream for a WebSocket. Raises GatewayError, Cancelled."""
     sender = relay.sender
     sender.ask_breaker()
-    request = sender.to_request(call, watch)
+    request = sender.make_request(call, watch)
     refused, is_answered = None, False
     try:
         raw = sender.send(call, request, is_upgrade=True)
-        outcome = to_outcome(raw)
+        outcome = read_outcome(raw)
         if is_final(outcome):
             refused = outcome if sender.blames_key(call, request) else None
         else:

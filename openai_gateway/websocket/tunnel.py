@@ -31,7 +31,7 @@ from openai_gateway.transport.watch import CallWatch, Timeouts, has_left
 from openai_gateway.websocket.downstream import Downstream
 from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames
-from openai_gateway.wire.frames import FrameReader, to_close, to_frame
+from openai_gateway.wire.frames import FrameReader, make_close, to_frame
 
 MOST_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 # Of the smallest frames, what is read at once takes some 20 ms.
@@ -213,7 +213,7 @@ class Tunnel:
     def _end(self, error: GatewayError | None, code: int, reason: str) -> None:
         """End both sides with a code of our own."""
         if not self._over.is_set():
-            self._error, self._farewell = error, to_close(code, reason)
+            self._error, self._farewell = error, make_close(code, reason)
             self._over.set()
 
     def _part(self, from_client: gevent.Greenlet[[], None], from_upstream: gevent.Greenlet[[], None]) -> None:
@@ -231,7 +231,7 @@ class Tunnel:
             self._downstream.say_goodbye(self._farewell)
         if self._upstream_takes_since is None:
             with contextlib.suppress(OSError), gevent.Timeout(_CLOSE_S, False):  # type: ignore[arg-type]
-                self.send(None, to_frame(frames.CLOSE, to_close(frames.GOING_AWAY), is_masked=True))
+                self.send(None, to_frame(frames.CLOSE, make_close(frames.GOING_AWAY), is_masked=True))
 
 
 def _is_over(since: float | None, bound_s: float | None, now: float) -> bool:

@@ -33,7 +33,7 @@ _MOST_NAME_LENGTH: Final = 256
 class Turns:
     """The turns of one connection.
 
-    `to_call` makes a create's text a call, and None a call of what the upstream has begun by itself; it raises
+    `make_call` makes a create's text a call, and None a call of what the upstream has begun by itself; it raises
     GatewayError, and then has recorded it. `send` sends bytes upstream as a text message, or frames as they are; `tell`
     gives the client an event.
     """
@@ -42,13 +42,13 @@ class Turns:
         self,
         relay: TurnRelay,
         timeouts: Timeouts,
-        to_call: Callable[[bytes | None], Call],
+        make_call: Callable[[bytes | None], Call],
         send: Callable[[bytes | None, bytes], None],
         tell: Callable[[bytes], None],
     ) -> None:
         self._relay = relay
         self._timeouts = timeouts
-        self._to_call = to_call
+        self._to_call = make_call
         self._send = send
         self._tell = tell
         # Only those in which something runs, waits or is being sent.

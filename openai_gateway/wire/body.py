@@ -149,7 +149,7 @@ class ChunkedDecoder:
                 raise MalformedAnswer("the trailers are too large")
             return
         size = _KNOWN_SIZES.get(line)
-        self._left = size if size is not None else _to_size(line)
+        self._left = size if size is not None else _read_size(line)
         self._state = self._BODY if self._left else self._TRAILER
 
 
@@ -189,7 +189,7 @@ def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
     return at, length, min(mark, at)
 
 
-def _to_size(line: bytes) -> int:
+def _read_size(line: bytes) -> int:
     """Return the size that a chunk's first line gives, remembering those of chunks with something in them."""
     digits = line.partition(b";")[0].rstrip(b" \t")
     if not _HEX.fullmatch(digits):
@@ -251,7 +251,7 @@ def decode_content(body: bytes, encoding: str) -> bytes | None:
 Decoder = ChunkedDecoder | LengthDecoder | UntilCloseDecoder
 
 
-def to_decoder(head: Head, *, is_head_request: bool) -> Decoder:
+def make_decoder(head: Head, *, is_head_request: bool) -> Decoder:
     """Return the decoder for the body that follows `head` (RFC 9112 6.3)."""
     if is_head_request:
         return LengthDecoder(0)

@@ -38,11 +38,11 @@ def parse_directives(header: str) -> Directives:
     )
 
 
-def to_hit_status(*, is_joined: bool) -> str:
+def make_hit_status(*, is_joined: bool) -> str:
     """Return the Cache-Status of an answer that was there, or that another's call under way has given."""
     return f"{NAME}; fwd=miss; collapsed" if is_joined else f"{NAME}; hit"
 
 
-def to_call_status(why: str, *, is_stored: bool) -> str:
+def make_call_status(why: str, *, is_stored: bool) -> str:
     """Return the Cache-Status of an answer that a call was made for; `why` is RFC 9211's fwd."""
     return f"{NAME}; fwd={why}; stored" if is_stored else f"{NAME}; fwd={why}"

@@ -165,14 +165,14 @@ def is_given(value: msgspec.Raw | None) -> bool:
     return _start(value) not in (0, ord("n"))
 
 
-def to_rollout_key(values: Mapping[str, msgspec.Raw], environ: Mapping[str, Any]) -> str | None:
+def find_rollout_key(values: Mapping[str, msgspec.Raw], environ: Mapping[str, Any]) -> str | None:
     """Return what tells which rollout a call belongs to, of one that its path doesn't tell; None if nothing does."""
     key = values.get("prompt_cache_key") or environ.get("HTTP_SESSION_ID") or values.get("previous_response_id")
     text = str(key, "utf-8", "replace") if isinstance(key, msgspec.Raw) else key
     return text if text is None else text[-_MOST_KEY_LENGTH:]
 
 
-def to_output_tokens(values: Mapping[str, msgspec.Raw], api: Api) -> int | None:
+def read_output_tokens(values: Mapping[str, msgspec.Raw], api: Api) -> int | None:
     """Return the body's bound of output tokens, None if it has none that is a number."""
     given = values.get(api.token_limit) or values.get("max_tokens")
     digits = bytes(given) if given is not None else b""

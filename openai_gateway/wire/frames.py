@@ -181,17 +181,17 @@ def to_frame(opcode: int, payload: bytes, *, is_masked: bool) -> bytes:
     return head + mask + _mask(payload, mask)
 
 
-def to_close(code: int, reason: str = "") -> bytes:
+def make_close(code: int, reason: str = "") -> bytes:
     """Return a close frame's payload; a code that is never sent gives an empty one."""
     return b"" if code in _NOT_SENT else struct.pack("!H", code) + reason.encode()[:120]
 
 
-def to_close_code(payload: bytes) -> int:
+def read_close_code(payload: bytes) -> int:
     """Return the code of a close frame's payload, 1005 if it has none."""
     return int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
 
 
-def to_accept(key: str) -> str:
+def compute_accept(key: str) -> str:
     """Return what answers a handshake's Sec-WebSocket-Key (RFC 6455 4.2.2)."""
     return base64.b64encode(hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()).decode()
 
@@ -208,7 +208,7 @@ def _mask(payload: bytes, mask: bytes) -> bytes:
 def _check_close(payload: bytes) -> None:
     if not payload:
         return
-    code = to_close_code(payload)
+    code = read_close_code(payload)
     if len(payload) == 1 or (code not in _KNOWN and not 3000 <= code <= 4999):
         raise BadFrame(f"{code} is no close code")
     try:

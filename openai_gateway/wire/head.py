@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from openai_gateway.wire.headers import HOP_BY_HOP, to_nominated
+from openai_gateway.wire.headers import HOP_BY_HOP, read_nominated
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_NAMES: Final = 1024
@@ -72,7 +72,7 @@ class Head:
                 self.known[role] = header[1]
                 self.passing.append(header)
         if "connection" in self.known:
-            nominated = to_nominated(self.known["connection"].replace("\n", ","))
+            nominated = read_nominated(self.known["connection"].replace("\n", ","))
             if nominated:
                 self.passing = [header for header in self.passing if header[0].lower() not in nominated]
 

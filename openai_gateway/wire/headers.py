@@ -84,7 +84,7 @@ class RequestHeaders(dict[str, str]):
         return lines
 
 
-def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders:
+def select_for_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders:
     """Return the client's headers that go upstream, by their lower-case names.
 
     `accept-encoding` goes as the client sent it, none means `identity`, so that the answer needs no decoding.
@@ -92,7 +92,7 @@ def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders
     headers = RequestHeaders({"accept-encoding": environ.get("HTTP_ACCEPT_ENCODING") or "identity"})
     if has_body:
         headers["content-type"] = environ.get("CONTENT_TYPE") or "application/json"
-    nominated = to_nominated(environ.get("HTTP_CONNECTION", ""))
+    nominated = read_nominated(environ.get("HTTP_CONNECTION", ""))
     for key, value in environ.items():
         if key[:5] == "HTTP_":
             name = _to_upstream_names.get(key)
@@ -109,7 +109,7 @@ def to_upstream(environ: Mapping[str, Any], *, has_body: bool) -> RequestHeaders
     return headers
 
 
-def to_nominated(connection: str) -> frozenset[str]:
+def read_nominated(connection: str) -> frozenset[str]:
     """Return the names that a Connection header declares hop-by-hop (RFC 9110 7.6.1)."""
     if connection.lower() in ("", "keep-alive", "close"):
         return frozenset()

@@ -26,7 +26,7 @@ class KeyMask:
     """Knows the secrets of one server: configured header values, and the keys in use."""
 
     def __init__(self, configured: Sequence[str]) -> None:
-        self._configured = _to_secrets(value for value in configured if len(value) >= _LEAST_LENGTH)
+        self._configured = _list_secrets(value for value in configured if len(value) >= _LEAST_LENGTH)
         self._keys: tuple[str, ...] = ()
         self._secrets = self._configured
 
@@ -34,7 +34,7 @@ class KeyMask:
         """Mask this key from now on, too, and the one before it."""
         if key:
             self._keys = (key, *self._keys)[:_MOST_KEYS]
-            self._secrets = (*_to_secrets(self._keys), *self._configured)
+            self._secrets = (*_list_secrets(self._keys), *self._configured)
 
     def hide(self, text: str) -> str:
         """Return a text without the keys."""
@@ -69,7 +69,7 @@ class KeyMask:
         masked = plain
         for secret in self._secrets:
             if b"\\" in masked:
-                masked = _to_pattern(secret).sub(_MASK.encode(), masked)
+                masked = _make_pattern(secret).sub(_MASK.encode(), masked)
             else:
                 masked = masked.replace(secret.encode(), _MASK.encode())
         if masked == plain:
@@ -79,12 +79,12 @@ class KeyMask:
         return masked
 
 
-def _to_secrets(values: Iterable[str]) -> tuple[str, ...]:
+def _list_secrets(values: Iterable[str]) -> tuple[str, ...]:
     """Return values as they are and, where that differs, as a URL has them."""
     return tuple(dict.fromkeys(secret for value in values for secret in (value, quote(value, safe=""))))
 
 
-def _to_pattern(secret: str) -> re.Pattern[bytes]:
+def _make_pattern(secret: str) -> re.Pattern[bytes]:
     """Return what finds a secret in JSON, however its characters are escaped there (`\\/`, `\\u003d`)."""
     return re.compile(b"".join([rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(c.encode()), ord(c)) for c in secret]))
 

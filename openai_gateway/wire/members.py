@@ -39,11 +39,11 @@ def read_end(text: bytes) -> Members:
     # An odd number of them: the first one ends the string that `text` begins in.
     start = quotes[0] + 1 if len(quotes) % 2 else 0
     text = text[start:]
-    depth = sum(_to_step(match[0]) for match in _TOKEN.finditer(text))
+    depth = sum(_read_step(match[0]) for match in _TOKEN.finditer(text))
     return {(depth, key): value for depth, key, value in _members(text, -depth)}
 
 
-def _to_step(token: bytes) -> int:
+def _read_step(token: bytes) -> int:
     return (token in _OPENING) - (token in _CLOSING)
 
 
@@ -64,7 +64,7 @@ def _members(text: bytes, depth: int) -> Iterator[tuple[int, bytes, bytes]]:
                 open_objects.append((depth, key, match.start()))
             yield depth, key, token
             key = None
-        depth += _to_step(token)
+        depth += _read_step(token)
         if token == b"}" and open_objects and open_objects[-1][0] == depth:
             _, name, start = open_objects.pop()
             if match.end() - start <= _MOST_VALUE_BYTES:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from openai_gateway.wire.retries import to_duration_s, to_retry_after_s
+from openai_gateway.wire.retries import parse_duration_s, read_retry_after_s
 
 KINDS: Final = ("requests", "tokens")
 # The first dialect that says anything counts. {} is limit, remaining or reset.
@@ -148,10 +148,10 @@ def read_refusal(headers: Mapping[str, str], body: bytes, now: float) -> Refusal
     for name, words in _KIND_WORDS.items():
         kind = kind or (name if words.search(text) else None)
     limit, used, requested = (_find_number(words, text) for words in (_LIMIT, _USED, _REQUESTED))
-    wait_s = to_retry_after_s(headers, now)
+    wait_s = read_retry_after_s(headers, now)
     again = _AGAIN_IN.search(text)
     if wait_s is None and again is not None:
-        wait_s = to_duration_s(again[1].rstrip("."))
+        wait_s = parse_duration_s(again[1].rstrip("."))
     is_too_large = _TOO_LARGE.search(text) is not None or (
         limit is not None and requested is not None and requested > limit
     )
@@ -159,17 +159,17 @@ def read_refusal(headers: Mapping[str, str], body: bytes, now: float) -> Refusal
 
 
 def _read_limit(headers: Mapping[str, str], name: str, now: float) -> RateLimit | None:
-    limit, remaining = (_to_number(headers.get(name.format(what))) for what in ("limit", "remaining"))
+    limit, remaining = (_read_number(headers.get(name.format(what))) for what in ("limit", "remaining"))
     # Azure sends -1 or 0 for a limit that it doesn't tell; nothing that it then says of it means anything.
     if name.format("limit") in headers and not limit:
         return None
     if limit is None and remaining is None:
         return None
-    return RateLimit(limit, remaining, _to_reset_s(headers.get(name.format("reset"), ""), now))
+    return RateLimit(limit, remaining, _read_reset_s(headers.get(name.format("reset"), ""), now))
 
 
-def _to_reset_s(text: str, now: float) -> float | None:
-    seconds = to_duration_s(text)
+def _read_reset_s(text: str, now: float) -> float | None:
+    seconds = parse_duration_s(text)
     if seconds is not None and seconds > _UNIX_TIME:
         seconds = (seconds / 1000 if seconds > _UNIX_TIME_MS else seconds) - now
     if seconds is None and "T" in text:
@@ -180,7 +180,7 @@ def _to_reset_s(text: str, now: float) -> float | None:
     return None if seconds is None else max(0.0, seconds)
 
 
-def _to_number(text: str | None) -> float | None:
+def _read_number(text: str | None) -> float | None:
     # "100, 100;w=60" (an early draft of the IETF's headers) says the limit first.
     try:
         number = float((text or "nan").partition(",")[0])

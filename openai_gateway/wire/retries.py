@@ -69,7 +69,7 @@ class _ErrorBody(msgspec.Struct):
     error: _ErrorFields | None = None
 
 
-def to_error_code(body: bytes) -> str | None:
+def read_error_code(body: bytes) -> str | None:
     """Return `error.code` of an answer in OpenAI's error form, None for anything else."""
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
@@ -84,7 +84,7 @@ def is_retryable(outcome: Outcome, now: float) -> bool:
         return outcome is not HOPELESS
     if outcome.status < 400 or outcome.error_code in FINAL_QUOTA_CODES:
         return False
-    asked = to_retry_after_s(outcome.headers, now)
+    asked = read_retry_after_s(outcome.headers, now)
     if asked is not None and asked > MAX_RETRY_AFTER_S:
         return False
     hint = outcome.headers.get("x-should-retry")
@@ -93,37 +93,37 @@ def is_retryable(outcome: Outcome, now: float) -> bool:
     return outcome.status in (408, 409, 429) or outcome.status >= 500
 
 
-def to_wait_s(outcome: Outcome, retries_done: int, now: float, draw: Callable[[], float]) -> float:
+def choose_wait_s(outcome: Outcome, retries_done: int, now: float, draw: Callable[[], float]) -> float:
     """Return the wait before the next attempt; `draw` gives a random number in [0, 1).
 
     The upstream's own word, when it is above 0 and at most 120 s; else min(0.5 * 2^n, 8) s, less up to a quarter.
     """
-    asked = to_retry_after_s(outcome.headers, now)
+    asked = read_retry_after_s(outcome.headers, now)
     if asked is not None and 0 < asked <= MAX_RETRY_AFTER_S:
         return asked
     backoff = min(0.5 * 2.0 ** min(retries_done, 10), 8.0)
     return float(backoff * (1 - 0.25 * draw()))
 
 
-def to_pause_s(outcome: Outcome, now: float) -> float | None:
+def read_pause_s(outcome: Outcome, now: float) -> float | None:
     """Return how long a 429 or 503 asks everybody to wait, None if it doesn't say.
 
     `retry-after-ms`, `retry-after`, or else the longest reset of a rate limit of which nothing remains.
     """
     if outcome.status not in (429, 503) or outcome.error_code in FINAL_QUOTA_CODES:
         return None
-    asked = to_retry_after_s(outcome.headers, now)
+    asked = read_retry_after_s(outcome.headers, now)
     if asked is not None:
         return asked
     resets = [
-        to_duration_s(outcome.headers.get(f"x-ratelimit-reset-{kind}", ""))
+        parse_duration_s(outcome.headers.get(f"x-ratelimit-reset-{kind}", ""))
         for kind in ("requests", "tokens")
         if outcome.headers.get(f"x-ratelimit-remaining-{kind}") == "0"
     ]
     return max((reset for reset in resets if reset is not None), default=None)
 
 
-def to_duration_s(value: str) -> float | None:
+def parse_duration_s(value: str) -> float | None:
     """Return the seconds of `1s`, `6m0s`, `120ms`, `1h2m3.5s`, or a bare number of seconds; None for anything else."""
     parts = _DURATION.fullmatch(value)
     if parts is None or not value:
@@ -139,7 +139,7 @@ def is_final(outcome: Outcome) -> bool:
     return outcome.status == 429 and outcome.error_code in FINAL_QUOTA_CODES
 
 
-def to_retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+def read_retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Return `retry-after-ms`, else `retry-after` (seconds or HTTP date, RFC 9110 10.2.3), in seconds."""
     for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)

@@ -30,7 +30,7 @@ def is_at_boundary(tail: bytes) -> bool:
     return not tail or tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
 
 
-def to_closing_event(error: GatewayError, *, api: Api, tail: bytes) -> bytes:
+def make_closing_event(error: GatewayError, *, api: Api, tail: bytes) -> bytes:
     """Return the event that ends a broken stream so that the official SDKs raise an APIError.
 
     Responses get a flat `error` event, chat a `data:` with the error form; an event that broke off half-way (`tail`

@@ -280,7 +280,7 @@ class DecodingTail(Tail):
         return self._tail.kept() if self._decoder is not None else None
 
 
-def to_tail(head: Head, clock: Clock, *, is_captured: bool) -> Tail:
+def make_tail(head: Head, clock: Clock, *, is_captured: bool) -> Tail:
     """Return what keeps the tail of an answer with this head; if captured, all of it up to MAX_CAPTURED_BYTES."""
     known = head.known
     tail = Tail(clock) if is_event_stream(known.get("content-type", "")) else BodyTail(clock)

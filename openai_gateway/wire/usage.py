@@ -108,7 +108,7 @@ def read_answer(body: bytes, beginning: bytes = b"") -> Report:
     if beginning:
         return _read_parts(beginning, body)
     try:
-        return _to_report(_answer_decoder.decode(body))
+        return _make_report(_answer_decoder.decode(body))
     except _BROKEN:
         return Report(usage=_find_usage(body))
 
@@ -131,10 +131,10 @@ def read_stream(tail: bytes, beginning: bytes = b"") -> Report:
             usage = usage or _find_usage(payload)
             continue
         if event.response is not None:
-            return _to_report(event.response)
+            return _make_report(event.response)
         last = last or event
         usage = usage or _to_usage(event.usage)
-        finish_reason = finish_reason or _to_finish_reason(event)
+        finish_reason = finish_reason or _find_finish_reason(event)
         if usage is not None and finish_reason is not None:
             break
     if last is None:
@@ -172,22 +172,22 @@ def _read_parts(beginning: bytes, end: bytes) -> Report:
     if finish is not None:
         found[b"choices"] = b'[{"finish_reason":%b}]' % finish
     try:
-        return _to_report(_answer_decoder.decode(b"{%b}" % b",".join(b'"%b":%b' % pair for pair in found.items())))
+        return _make_report(_answer_decoder.decode(b"{%b}" % b",".join(b'"%b":%b' % pair for pair in found.items())))
     except _BROKEN:
         return Report(usage=_find_usage(end))
 
 
-def _to_report(answer: _Answer) -> Report:
+def _make_report(answer: _Answer) -> Report:
     return Report(
         _to_usage(answer.usage),
-        _to_finish_reason(answer),
+        _find_finish_reason(answer),
         answer.model,
         answer.service_tier,
         answer.system_fingerprint,
     )
 
 
-def _to_finish_reason(answer: _Answer) -> str | None:
+def _find_finish_reason(answer: _Answer) -> str | None:
     if answer.choices is not None:
         return next((choice.finish_reason for choice in answer.choices if choice.finish_reason is not None), None)
     return (answer.incomplete_details.reason if answer.incomplete_details is not None else None) or answer.status

@@ -18,7 +18,7 @@ import pytest
 
 from openai_gateway.accounting import spend_file
 from openai_gateway.accounting.budgets import BudgetReservation, Budgets, read_run_limit
-from openai_gateway.accounting.estimates import ASSUMED_OUTPUT_TOKENS, Asked, to_asked
+from openai_gateway.accounting.estimates import ASSUMED_OUTPUT_TOKENS, Asked, measure_call
 from openai_gateway.accounting.spend import NANO, Limit
 from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.config import Secret, ServerConfig
@@ -165,7 +165,7 @@ def test_output_is_taken_to_be_as_long_as_the_clients_last_ones_unless_it_is_bou
 def test_what_is_asked_bounds_the_output(
     api: Api, values: dict[str, Any], defaults: dict[str, Any], output: int | None, refers: bool
 ) -> None:
-    asked = to_asked(api, b"x" * 40, to_raw(values), to_raw(defaults))
+    asked = measure_call(api, b"x" * 40, to_raw(values), to_raw(defaults))
     assert (asked.output_tokens, asked.refers, asked.text_bytes) == (output, refers, 40)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from openai_gateway.accounting.capture import Captures, to_exchange
-from openai_gateway.accounting.streams import to_whole_answer
+from openai_gateway.accounting.capture import Captures, make_exchange
+from openai_gateway.accounting.streams import assemble_answer
 from openai_gateway.wire.call import CallRecord
 from tests.support.records import to_record
 
@@ -28,7 +28,7 @@ def _capture(folder: Path, record: CallRecord, request: bytes, answer: bytes | N
 
 
 def _whole(stream: bytes, api: str) -> Any:
-    found = to_whole_answer(stream, api)
+    found = assemble_answer(stream, api)
     return None if found is None else json.loads(found)
 
 
@@ -97,11 +97,11 @@ def test_stream_without_anything_is_no_answer(api: str) -> None:
     ],
 )
 def test_error_category(changes: dict[str, Any], answer: bytes, category: str | None) -> None:
-    assert to_exchange(to_record(**changes), REQUEST, answer, is_stream=False)["error_category"] == category
+    assert make_exchange(to_record(**changes), REQUEST, answer, is_stream=False)["error_category"] == category
 
 
 def test_exchange_has_nemo_gyms_fields() -> None:
-    exchange = to_exchange(to_record(), REQUEST, b'{"id": "r"}', is_stream=False)
+    exchange = make_exchange(to_record(), REQUEST, b'{"id": "r"}', is_stream=False)
     assert list(exchange) == [
         "model_call_id", "dialect", "model_ref", "started_at", "completed_at", "latency_ms", "latency_ttft_ms",
         "status_code", "error_category", "request", "response",
@@ -222,7 +222,7 @@ def test_full_disk_costs_the_line_and_no_other(tmp_path: Path) -> None:
 
 
 def _is_read(depth: int) -> bool:
-    return to_exchange(to_record(), _nest(depth), None, is_stream=False)["request"] is not None
+    return make_exchange(to_record(), _nest(depth), None, is_stream=False)["request"] is not None
 
 
 def _nest(depth: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.accounting.spend import NANO, Full, Limit, to_key
+from openai_gateway.accounting.spend import NANO, Full, Limit, hash_name
 from openai_gateway.accounting.spend_exchange import SpendPart
 from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.limits.redis_link import Command
@@ -148,10 +148,10 @@ def test_row_that_was_given_to_another_run_meanwhile_finds_its_money_in_redis(tm
     hosts = _hosts(tmp_path)
     hosts[0].spend(2.0, NIGHT)
     _rounds(hosts)
-    key = to_key(NIGHT.name)
+    key = hash_name(NIGHT.name)
     row = hosts[0].file._seek(NIGHT.name)
     assert row is not None
-    hosts[0].file._map[row : row + 16] = to_key("run other")
+    hosts[0].file._map[row : row + 16] = hash_name("run other")
     _rounds(hosts)
     hosts[0].file.reserve([NIGHT], 0, time.time())
     _rounds(hosts)
@@ -196,7 +196,7 @@ def test_unreadable_word_of_a_host_is_passed_over(tmp_path: Path) -> None:
     one, other = _hosts(tmp_path)
     one.spend(1.0)
     _rounds([one, other])
-    one.redis.hashes[f"openai-gateway:spend:{to_key('team').hex()}"][b"third"] = b"\xc1"
+    one.redis.hashes[f"openai-gateway:spend:{hash_name('team').hex()}"][b"third"] = b"\xc1"
     _rounds([one, other])
     assert other.standing()[1] == 1.0
 

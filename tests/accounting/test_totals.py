@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from openai_gateway.accounting import shared_files as shared_files_module
 from openai_gateway.accounting.aggregate import Aggregate
 from openai_gateway.accounting.metrics import render
-from openai_gateway.accounting.shared_files import SharedFiles, open_shared_files, remove_dead, to_folder_name
-from openai_gateway.accounting.snapshot import Snapshots, to_states
-from openai_gateway.accounting.spans import STEP_S, to_percentile_ms, to_spans
+from openai_gateway.accounting.shared_files import SharedFiles, make_folder_name, open_shared_files, remove_dead
+from openai_gateway.accounting.snapshot import Snapshots, merge_states
+from openai_gateway.accounting.spans import STEP_S, compute_percentile_ms, sum_up_spans
 from openai_gateway.accounting.tally import to_milliseconds, to_step
 from openai_gateway.accounting.totals import (
     BOUNDS_S,
@@ -72,16 +72,16 @@ def test_step_of_a_latency_is_near_it(seconds: float) -> None:
 
 def test_percentile() -> None:
     counts = {to_step(0.1): 98, to_step(2.0): 2}
-    assert to_percentile_ms(counts, 50) == pytest.approx(100, rel=0.1)
-    assert to_percentile_ms(counts, 99) == pytest.approx(2000, rel=0.1)
-    assert to_percentile_ms({}, 50) is None
+    assert compute_percentile_ms(counts, 50) == pytest.approx(100, rel=0.1)
+    assert compute_percentile_ms(counts, 99) == pytest.approx(2000, rel=0.1)
+    assert compute_percentile_ms({}, 50) is None
 
 
 def test_spans_add_up_and_begin_at_round_times() -> None:
     early = Second(1018, calls=98, errors=1, cost_usd=0.5, in_flight=9, durations={to_step(0.1): 98})
     late = Second(1019, calls=2, input_tokens=7, in_flight=4, durations={to_step(2.0): 2})
     seconds = [Second(900, calls=1), early, late, Second(1020, calls=5), Second(1030, calls=9)]
-    spans = to_spans(seconds, 1023, length_s=60, step_s=10)
+    spans = sum_up_spans(seconds, 1023, length_s=60, step_s=10)
     assert [span["t"] for span in spans] == [970, 980, 990, 1000, 1010, 1020]
     assert [span["calls"] for span in spans] == [0, 0, 0, 0, 100, 5]
     full = spans[4]
@@ -163,7 +163,7 @@ def test_metrics_are_what_prometheus_can_read(aggregate: Aggregate) -> None:
 def test_states_of_workers_are_put_together() -> None:
     later = ServerState("m", "u", in_flight=1, cap=8, is_breaker_open=True, rate_limits={}, limits_at=2.0)
     totals = [Totals(1, 0.0, states={"s": STATE}), Totals(2, 0.0, states={"s": later})]
-    state = to_states(totals)["s"]
+    state = merge_states(totals)["s"]
     assert (state.in_flight, state.queued, state.cap, state.is_breaker_open) == (4, 2, 16, True)
     assert state.rate_limits == {}
 
@@ -175,7 +175,7 @@ def test_limits_that_workers_share_are_put_together_by_what_both_sent() -> None:
         ServerState("m", "u", queued=2, queue_reason="rate", learned_limits={"requests": busy}, most_in_flight=8.0),
         ServerState("m", "u", queued=1, learned_limits={"requests": idle}, attempts=Attempts((10, 10), (1, 2))),
     ]
-    state = to_states([Totals(number, 0.0, states={"s": each}) for number, each in enumerate(states)])["s"]
+    state = merge_states([Totals(number, 0.0, states={"s": each}) for number, each in enumerate(states)])["s"]
     found = state.learned_limits["requests"]
     assert (found.per_minute, found.free, found.margin) == (600.0, 5.0, 6.0)
     assert found.used_shares() == (0.9, 0.5)
@@ -236,7 +236,7 @@ def test_ended_workers_keep_their_sums_but_not_their_state(tmp_path: Path, aggre
 
 
 def test_folder_of_a_master_that_ended_is_removed(tmp_path: Path) -> None:
-    own = tmp_path / to_folder_name(os.getpid())
+    own = tmp_path / make_folder_name(os.getpid())
     start = own.name.rpartition("-")[0]
     dead, reused = tmp_path / f"{start}-{2**22 + 1}.77", tmp_path / f"{start}-{os.getpid()}.77"
     for folder in (own, dead, reused):
@@ -319,7 +319,7 @@ def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(shared_files_module.tempfile, "gettempdir", lambda: str(tmp_path))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / to_folder_name(os.getpid())).symlink_to(elsewhere)
+    (tmp_path / make_folder_name(os.getpid())).symlink_to(elsewhere)
     assert open_shared_files(os.getpid()) is None
     assert list(elsewhere.iterdir()) == []
 

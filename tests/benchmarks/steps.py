@@ -21,7 +21,7 @@ from openai_gateway.config import ServerConfig
 from openai_gateway.config.secret import Secret
 from openai_gateway.server.plain import read_plain
 from openai_gateway.server.writer import RelayWriter
-from openai_gateway.transport.exchange import _to_head
+from openai_gateway.transport.exchange import _make_head
 from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
@@ -30,7 +30,7 @@ from openai_gateway.upstream.pump import Pump
 from openai_gateway.upstream.recorder import Recorder
 from openai_gateway.wire import headers
 from openai_gateway.wire.api import Api
-from openai_gateway.wire.body import ChunkedDecoder, to_decoder
+from openai_gateway.wire.body import ChunkedDecoder, make_decoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.envelope import ChatEnvelope, parse, rewrite
 from openai_gateway.wire.head import parse_head
@@ -70,7 +70,7 @@ EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"delta":{
 SCHEMA = ChatEnvelope()
 WATCH = CallWatch(Timeouts())
 MODEL = msgspec.Raw(b'"the-model"')
-SENT = headers.to_upstream(ENVIRON, has_body=True).with_own(OWN)
+SENT = headers.select_for_upstream(ENVIRON, has_body=True).with_own(OWN)
 ANSWER_HEAD = parse_head(HEAD)
 CHUNK = b"%x\r\n%b\r\n" % (len(EVENT), EVENT)
 
@@ -101,7 +101,7 @@ def read() -> bytes:
 
 def answer_head() -> None:
     head = parse_head(HEAD)
-    to_decoder(head, is_head_request=False)
+    make_decoder(head, is_head_request=False)
 
 
 def write_head() -> bytes:
@@ -124,7 +124,7 @@ def event_pump() -> Callable[[], None]:
     pump = Pump(raw, writer, Tail(monotonic), CallWatch(Timeouts(idle_s=600, client_s=60)))
     # As `run` leaves it once the head and a chunk of this size are out.
     writer.offer(raw.decoder.feed(CHUNK), is_last=False)
-    pump._chunks, pump._send = raw.decoder, writer.to_chunk_sender()
+    pump._chunks, pump._send = raw.decoder, writer.find_chunk_sender()
     return pump._on_readable
 
 
@@ -135,8 +135,10 @@ def main() -> None:
     runner.bench_func("parse and check the envelope, 1.4 KB", parse, BODY, SCHEMA)
     runner.bench_func("parse and check the envelope, 100 KB", parse, LARGE, SCHEMA)
     runner.bench_func("rewrite the body", rewrite, parse(BODY, SCHEMA), MODEL, {})
-    runner.bench_func("headers to the upstream", lambda: headers.to_upstream(ENVIRON, has_body=True).with_own(OWN))
-    runner.bench_func("request head", _to_head, "POST", "/v1/chat/completions", SENT, BODY)
+    runner.bench_func(
+        "headers to the upstream", lambda: headers.select_for_upstream(ENVIRON, has_body=True).with_own(OWN)
+    )
+    runner.bench_func("request head", _make_head, "POST", "/v1/chat/completions", SENT, BODY)
     runner.bench_func("parse the answer's head", answer_head)
     runner.bench_func("answer's head parsed, filtered and written", write_head)
     runner.bench_func("record of a call", record)

@@ -41,7 +41,7 @@ def _replay() -> ReplayedAnswer:
         body=b"data: 1\n\n" * PIECES,
         pieces=[9] * PIECES,
     )
-    relay: Any = SimpleNamespace(to_headers=lambda progress: [], capture_whole=lambda progress: None)
+    relay: Any = SimpleNamespace(make_own_headers=lambda progress: [], capture_whole=lambda progress: None)
     progress = Progress(Call(Api.CHAT, "POST", "/x", RequestHeaders(), None))
     return ReplayedAnswer(Hit(kept, 0.0, is_joined=False), relay, progress, CallWatch(Timeouts()), False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import requests
 
-from openai_gateway.cli.own_gateway import OwnGateway, to_server_url
+from openai_gateway.cli.own_gateway import OwnGateway, find_server_url
 from tests.support.processes import Gunicorn, write_config
 
 
@@ -21,5 +21,5 @@ def test_only_who_started_it_gets_in(tmp_path: Path, simulator: Gunicorn) -> Non
 
 
 def test_url_of_one_of_several_servers() -> None:
-    assert to_server_url("http://a/v1/", None) == "http://a/v1"
-    assert to_server_url("http://a/v1", "judge") == "http://a/judge/v1"
+    assert find_server_url("http://a/v1/", None) == "http://a/v1"
+    assert find_server_url("http://a/v1", "judge") == "http://a/judge/v1"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.cli.collection_summary import to_metrics, to_reason, to_summary
-from openai_gateway.cli.progress_line import to_line, to_status, to_wait
+from openai_gateway.cli.collection_summary import describe_stop, describe_sums, sum_up_run
+from openai_gateway.cli.progress_line import describe_run, describe_wait, list_status
 from openai_gateway.collect.plan import Survey
 from openai_gateway.collect.run_progress import ALL_FAIL, RunProgress
 from openai_gateway.collect.sums import Sums
@@ -41,7 +41,7 @@ def _survey(progress: RunProgress) -> Survey:
 def test_line_is_no_wider_than_the_terminal_and_keeps_what_matters_most(width: int) -> None:
     progress = _progress(waits=WaitReasons({"429": 60}), errors=Counter({"invalid_request": 3, "timeout": 12}))
     progress.failed = 15
-    line = to_line(progress, _survey(progress), width)
+    line = describe_run(progress, _survey(progress), width)
     assert len(line) <= width
     assert "600/10,000 6 %" in line
     if width >= 60:
@@ -66,20 +66,20 @@ def test_line_is_no_wider_than_the_terminal_and_keeps_what_matters_most(width: i
 )
 def test_bar_is_of_one_length_or_left_out(width: int, begin: str) -> None:
     progress = _progress()
-    assert to_line(progress, _survey(progress), width).startswith(begin)
+    assert describe_run(progress, _survey(progress), width).startswith(begin)
 
 
 def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun() -> None:
     progress = _progress()
-    assert progress.to_eta_s() == pytest.approx(940, rel=0.02)
-    assert _progress(away_s=30.0).to_eta_s() is None
+    assert progress.estimate_rest_s() == pytest.approx(940, rel=0.02)
+    assert _progress(away_s=30.0).estimate_rest_s() is None
     last = _progress(over=29, to_do=30, in_flight=1)
     last.begun = {1: monotonic() - 95}
-    assert last.to_eta_s() is None
-    assert "longest 1:35" in to_line(last, _survey(last), 79)
+    assert last.estimate_rest_s() is None
+    assert "longest 1:35" in describe_run(last, _survey(last), 79)
     slow = _progress(over=0)
     slow.samples.append((monotonic() - 30, 0, 0))
-    assert slow.to_eta_s() is None
+    assert slow.estimate_rest_s() is None
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun()
 )
 def test_rate_limit_is_told_at_usual_widths(width: int, expected: str) -> None:
     progress = _progress(waits=WaitReasons({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)}))
-    assert re.fullmatch(expected, to_line(progress, _survey(progress), width))
+    assert re.fullmatch(expected, describe_run(progress, _survey(progress), width))
 
 
 def test_slow_rates_are_told_a_minute() -> None:
     progress = _progress(over=6)
-    assert "6.0 calls/min" in [text for _, text in to_status(progress, _survey(progress))]
+    assert "6.0 calls/min" in [text for _, text in list_status(progress, _survey(progress))]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_slow_rates_are_told_a_minute() -> None:
     ],
 )
 def test_why_calls_wait_is_told(more: dict[str, Any], expected: str | None) -> None:
-    assert to_wait(_progress(**more)) == expected
+    assert describe_wait(_progress(**more)) == expected
 
 
 def test_summary_keeps_this_run_and_the_whole_apart() -> None:
@@ -141,8 +141,8 @@ def test_summary_keeps_this_run_and_the_whole_apart() -> None:
     progress.sums.add(Report(Usage(7, 3), "length"), 1.0, 9.0)
     progress.run_sums.add_attempts(13, ["429", "429", "500"])
     progress.run_sums.perhaps_billed_usd = 0.25
-    found = to_metrics(Survey(rows=11, calls=11, done=1, to_do=10), progress)
-    lines = to_summary(found, Path("o_failures.jsonl")).splitlines()
+    found = sum_up_run(Survey(rows=11, calls=11, done=1, to_do=10), progress)
+    lines = describe_sums(found, Path("o_failures.jsonl")).splitlines()
     assert lines[0].split(maxsplit=1)[1] == "11 of 11 done"
     assert "10 answers, 0 failures in" in lines[1]
     assert "13 attempts, of which failed: 429 2, 500 1" in lines[1]
@@ -159,4 +159,4 @@ def test_stop_tells_how_many_calls_had_failed_then() -> None:
         failure = None
         error = None
 
-    assert to_reason(Stopped(), None).startswith("Stopped: the last 100 calls all failed")  # type: ignore[arg-type]
+    assert describe_stop(Stopped(), None).startswith("Stopped: the last 100 calls all failed")  # type: ignore[arg-type]

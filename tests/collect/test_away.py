@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from openai_gateway.collect.away import Away, is_away
 from openai_gateway.collect.client import GatewayAnswer
-from openai_gateway.collect.failures import to_unreachable
+from openai_gateway.collect.failures import make_unreachable_failure
 
 LONG_S = 20.0
 
@@ -33,7 +33,7 @@ def _answer(status: int, code: str | None = None) -> GatewayAnswer:
         (_answer(500), False),
         (_answer(400), False),
         (_answer(200), False),
-        (to_unreachable("the gateway"), False),
+        (make_unreachable_failure("the gateway"), False),
         (None, False),
     ],
     ids=lambda value: str(getattr(value, "status", value)),

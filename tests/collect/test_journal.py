@@ -10,7 +10,7 @@ import pytest
 
 from openai_gateway.collect.entries import JournalError, read_entries
 from openai_gateway.collect.journal import Journal
-from openai_gateway.collect.run_files import to_failures_path
+from openai_gateway.collect.run_files import derive_failures_path
 
 
 def _line(task: int, rollout: int = 0) -> bytes:
@@ -104,12 +104,12 @@ def test_checksum_is_that_of_the_question_whichever_form_it_has(tmp_path: Path) 
     path.write_text(
         f'{{"messages":[1],{where}}}\n{{"chat_create_params":[1],{where}}}\n{{"responses_create_params":[2],{where}}}\n'
     )
-    first, second, third = (entry.to_checksum() for entry in read_entries(path))
+    first, second, third = (entry.compute_checksum() for entry in read_entries(path))
     assert first == second != third
 
 
 def test_failures_are_beside_the_output() -> None:
-    assert to_failures_path(Path("a/b.c.jsonl")) == Path("a/b.c_failures.jsonl")
+    assert derive_failures_path(Path("a/b.c.jsonl")) == Path("a/b.c_failures.jsonl")
 
 
 def test_gzip_output_is_compressed_appended_to_and_mended_wherever_it_was_torn(tmp_path: Path) -> None:

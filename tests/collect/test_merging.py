@@ -10,7 +10,7 @@ import pytest
 from openai_gateway.collect.collection_settings import CollectionSettings, write_settings
 from openai_gateway.collect.entries import JournalError
 from openai_gateway.collect.merging import merge
-from openai_gateway.collect.run_files import to_failures_path, to_replaced_path
+from openai_gateway.collect.run_files import derive_failures_path, derive_replaced_path
 
 
 def _write(path: Path, *tasks: int) -> None:
@@ -23,8 +23,8 @@ def test_files_beside_the_parts_are_no_parts(tmp_path: Path) -> None:
     for number, answered, failed in ((1, 0, 3), (2, 1, 4)):
         part = tmp_path / f"o_shard-{number}-of-3.jsonl"
         _write(part, answered)
-        _write(to_failures_path(part), failed)
-        _write(to_replaced_path(part), answered)
+        _write(derive_failures_path(part), failed)
+        _write(derive_replaced_path(part), answered)
         write_settings(part, [CollectionSettings(rows=6, shard=f"{number}/3")])
     output = tmp_path / "o.jsonl"
     merged = merge(sorted(tmp_path.glob("o_shard-*.jsonl")), output, may_mix=False)

@@ -239,7 +239,7 @@ def test_unknown_price_makes_an_unknown_cost(tmp_path: Path) -> None:
 def test_few_answers_are_expected_to_be_as_long_as_the_longest(tmp_path: Path) -> None:
     estimator = _estimator()
     row = next(iter(Plan(_write(tmp_path / "p.jsonl", _rows(1)), 1, None, Past()).calls())).row
-    estimator.to_cost_usd(Report(Usage(1, 9000), model="m"))
+    estimator.compute_cost_usd(Report(Usage(1, 9000), model="m"))
     assert 9000 <= estimator.output_tokens(row) <= 9000 * 1.1
 
 
@@ -247,11 +247,11 @@ def test_many_answers_are_expected_as_95_percent_of_those_to_inputs_of_the_same_
     estimator = _estimator()
     row = next(iter(Plan(_write(tmp_path / "p.jsonl", _rows(1)), 1, None, Past()).calls())).row
     for number in range(100):
-        estimator.to_cost_usd(Report(Usage(row.input_tokens, 50_000 if number < 4 else 100), model="m"))
-        estimator.to_cost_usd(Report(Usage(1_000_000, 90_000), model="m"))
+        estimator.compute_cost_usd(Report(Usage(row.input_tokens, 50_000 if number < 4 else 100), model="m"))
+        estimator.compute_cost_usd(Report(Usage(1_000_000, 90_000), model="m"))
     assert 100 <= estimator.output_tokens(row) <= 110
     for _ in range(10):
-        estimator.to_cost_usd(Report(Usage(row.input_tokens, 50_000), model="m"))
+        estimator.compute_cost_usd(Report(Usage(row.input_tokens, 50_000), model="m"))
     assert estimator.output_tokens(row) >= 50_000
 
 
@@ -274,13 +274,13 @@ def test_what_is_set_aside_for_unbounded_calls_follows_the_answers() -> None:
     assert budget.may_begin_unbounded(claim)
     budget.reserve(claim)
     assert not budget.may_begin_unbounded(claim), "another one began before any answer told what a call costs"
-    assert budget.to_reserved_usd() == pytest.approx(ASSUMED_OUTPUT_TOKENS * 1e-5)
-    cost_usd = estimator.to_cost_usd(Report(Usage(10, 60_000), model="m"))
+    assert budget.sum_up_reserved_usd() == pytest.approx(ASSUMED_OUTPUT_TOKENS * 1e-5)
+    cost_usd = estimator.compute_cost_usd(Report(Usage(10, 60_000), model="m"))
     assert cost_usd is not None
     budget.settle(claim, cost_usd)
     assert budget.may_begin_unbounded(claim)
     budget.reserve(claim)
-    assert budget.to_reserved_usd() >= 0.6
+    assert budget.sum_up_reserved_usd() >= 0.6
     assert budget.may_begin_unbounded(claim)
     assert not budget.may_take(claim)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from openai_gateway.collect.client import GatewayAnswer
-from openai_gateway.collect.failures import NOT_HELD_AGAINST, to_failure, to_unreachable
-from openai_gateway.collect.results import to_result
+from openai_gateway.collect.failures import NOT_HELD_AGAINST, make_failure, make_unreachable_failure
+from openai_gateway.collect.results import read_result
 from openai_gateway.collect.sums import Latencies, Sums
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.usage import Report, Usage
@@ -45,7 +45,7 @@ def _error(code: str | None) -> bytes:
     ],
 )
 def test_class_of_a_failure(status: int, code: str | None, expected: str, is_general: bool) -> None:
-    failure = to_failure(status, _error(code))
+    failure = make_failure(status, _error(code))
     assert (failure.failure_class, failure.code, failure.is_general) == (expected, code, is_general)
     assert failure.message == "why"
     assert failure.what_to_do
@@ -64,7 +64,7 @@ def test_class_of_a_failure(status: int, code: str | None, expected: str, is_gen
     ],
 )
 def test_what_every_call_would_meet_is_general_and_no_rows_fault(status: int, body: Any, expected: str) -> None:
-    failure = to_failure(status, json.dumps(body).encode())
+    failure = make_failure(status, json.dumps(body).encode())
     assert (failure.failure_class, failure.is_general) == (expected, True)
     assert failure.failure_class in NOT_HELD_AGAINST
 
@@ -81,12 +81,12 @@ def test_what_every_call_would_meet_is_general_and_no_rows_fault(status: int, bo
     ],
 )
 def test_message_is_found_in_whatever_form(body: bytes, message: str) -> None:
-    assert to_failure(502, body).message == message
+    assert make_failure(502, body).message == message
 
 
 def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     pretty = b'{\n  "status": "completed", "output": [7],\r\n  "big": 12345678901234567890123, "t": "a\\nb  c"\n}\n'
-    response, failure = to_result(Api.RESPONSES, GatewayAnswer(200, {}, pretty))
+    response, failure = read_result(Api.RESPONSES, GatewayAnswer(200, {}, pretty))
     assert failure is None
     assert response == b'{"status":"completed","output":[7],"big":12345678901234567890123,"t":"a\\nb  c"}'
 
@@ -131,13 +131,13 @@ def test_answer_is_kept_on_one_line_with_its_numbers_as_they_were() -> None:
     ],
 )
 def test_200_that_holds_no_answer_is_a_failure(api: Api, answer: Any, expected: str | None) -> None:
-    _, failure = to_result(api, GatewayAnswer(200, {}, json.dumps(answer).encode()))
+    _, failure = read_result(api, GatewayAnswer(200, {}, json.dumps(answer).encode()))
     assert (failure.failure_class if failure else None) == expected
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"status": "comp', b'{"t": "\xff"}'])
 def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
-    _, failure = to_result(Api.RESPONSES, GatewayAnswer(200, {}, body))
+    _, failure = read_result(Api.RESPONSES, GatewayAnswer(200, {}, body))
     assert failure is not None
     assert failure.failure_class == "broken_answer"
 
@@ -152,17 +152,17 @@ def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
     ],
 )
 def test_what_came_in_the_place_of_an_answer_is_told(answer: Any, code: str | None, said: str) -> None:
-    _, failure = to_result("chat", GatewayAnswer(200, {}, json.dumps(answer).encode()))
+    _, failure = read_result("chat", GatewayAnswer(200, {}, json.dumps(answer).encode()))
     assert failure is not None
     assert (failure.code, said in failure.message) == (code, True)
 
 
 def test_failure_tells_attempts_and_request_id() -> None:
     headers = {"x-gateway-attempts": "3", "x-gateway-request-id": "gwreq_1", "x-request-id": "req_2"}
-    _, failure = to_result("chat", GatewayAnswer(500, headers, b""))
+    _, failure = read_result("chat", GatewayAnswer(500, headers, b""))
     assert failure is not None
     assert (failure.attempts, failure.request_id) == (3, "gwreq_1")
-    assert to_result("chat", to_unreachable("x"))[1] == to_unreachable("x")
+    assert read_result("chat", make_unreachable_failure("x"))[1] == make_unreachable_failure("x")
 
 
 def test_sums_tell_unknown_from_nothing() -> None:

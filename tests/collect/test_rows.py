@@ -13,12 +13,12 @@ import pytest
 from openai_gateway.collect.lines import read_lines
 from openai_gateway.collect.params import Additions
 from openai_gateway.collect.questions import BadRow
-from openai_gateway.collect.rows import to_line, to_row
+from openai_gateway.collect.rows import parse_row, to_line
 from openai_gateway.wire.input_tokens import count_input_tokens
 
 
 def _row(row: dict[str, Any] | bytes, position: int = 0) -> Any:
-    return to_row(row if isinstance(row, bytes) else json.dumps(row).encode(), 1, position)
+    return parse_row(row if isinstance(row, bytes) else json.dumps(row).encode(), 1, position)
 
 
 @pytest.mark.parametrize(
@@ -154,24 +154,24 @@ def test_parameters_of_all_rows_win_and_stand_in_the_line() -> None:
         {"chat_create_params": {"messages": ["a"], "temperature": 1}},
         {"messages": ["a"], "temperature": 1},
     ):
-        row = to_row(json.dumps(fields).encode(), 1, 0, additions)
+        row = parse_row(json.dumps(fields).encode(), 1, 0, additions)
         assert json.loads(row.body)["temperature"] == 0.0
         assert row.max_output_tokens == 512
         kept = json.loads(to_line(row.to_fields(0), {}))
         assert (kept if row.question == "messages" else kept[row.question])["temperature"] == 0.0
         # The row asks the same whatever is given for all.
-        other = to_row(
+        other = parse_row(
             json.dumps(fields).encode(), 1, 0, Additions({**additions.params, "temperature": msgspec.Raw(b"2")})
         )
         assert other.checksum == row.checksum
 
 
 def test_each_repeat_has_a_seed_where_its_api_takes_one() -> None:
-    chat = to_row(b'{"messages": [1], "seed": 99}', 1, 0, Additions(has_seeds=True))
+    chat = parse_row(b'{"messages": [1], "seed": 99}', 1, 0, Additions(has_seeds=True))
     assert [json.loads(chat.to_body(repeat))["seed"] for repeat in range(3)] == [0, 1, 2]
     assert json.loads(to_line(chat.to_fields(2), {}))["seed"] == 2
     params = {"input": "a", "metadata": {"k": "v", "extra_body": '{"top_k": 3}'}}
-    gym = to_row(json.dumps({"responses_create_params": params}).encode(), 1, 0, Additions(has_seeds=True))
+    gym = parse_row(json.dumps({"responses_create_params": params}).encode(), 1, 0, Additions(has_seeds=True))
     metadata = json.loads(gym.to_body(1))["metadata"]
     assert metadata["k"] == "v"
     assert json.loads(metadata["extra_body"]) == {"top_k": 3, "seed": 1}
@@ -185,7 +185,7 @@ def test_agent_is_put_into_rows_without_one() -> None:
 
 
 def _row_of(fields: dict[str, Any], additions: Additions) -> Any:
-    return to_row(json.dumps(fields).encode(), 1, 0, additions)
+    return parse_row(json.dumps(fields).encode(), 1, 0, additions)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.collect.run_files import to_shard_path
-from openai_gateway.collect.shards import BadShard, Shard, to_shard
+from openai_gateway.collect.run_files import derive_shard_path
+from openai_gateway.collect.shards import BadShard, Shard, parse_shard
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from openai_gateway.collect.shards import BadShard, Shard, to_shard
     ids=["given", "all", "Slurm array", "Slurm array from 3 by 2", "Slurm tasks", "Kubernetes"],
 )  # fmt: skip
 def test_shard_is_found(text: str, environ: dict[str, str], expected: Shard) -> None:
-    assert to_shard(text, environ) == expected
+    assert parse_shard(text, environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_shard_is_found(text: str, environ: dict[str, str], expected: Shard) -> 
 )
 def test_shard_that_can_not_be_says_why(text: str, environ: dict[str, str], said: str) -> None:
     with pytest.raises(BadShard, match=said):
-        to_shard(text, environ)
+        parse_shard(text, environ)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_shard_that_can_not_be_says_why(text: str, environ: dict[str, str], said
     [("a/o.jsonl", "a/o_shard-3-of-16.jsonl"), ("o.x.jsonl.gz", "o.x_shard-3-of-16.jsonl.gz")],
 )
 def test_output_of_a_shard_tells_which_it_is(output: str, expected: str) -> None:
-    assert to_shard_path(Path(output), Shard(3, 16)) == Path(expected)
+    assert derive_shard_path(Path(output), Shard(3, 16)) == Path(expected)

@@ -21,8 +21,8 @@ def test_quantiles_are_true_to_within_a_step_and_bars_hold_every_value() -> None
         spread.add(value)
     values.sort()
     for share in (0.1, 0.5, 0.95):
-        assert spread.to_quantile(share) == pytest.approx(values[int(share * len(values))], rel=0.1)
-    bars = spread.to_bars(36)
+        assert spread.find_quantile(share) == pytest.approx(values[int(share * len(values))], rel=0.1)
+    bars = spread.make_bars(36)
     assert len(bars) <= 36
     assert sum(bar.count for bar in bars) == len(values)
     for bar in bars:
@@ -33,7 +33,7 @@ def test_nothing_and_zeros_are_drawn_without_harm() -> None:
     spread = Spread()
     assert "nothing to show" in draw_spread(spread, str)
     spread.add(0)
-    assert spread.to_quantile(0.5) == 0
+    assert spread.find_quantile(0.5) == 0
     assert "nothing to show" in draw_spread(spread, str)
     spread.add(3)
     assert "<svg" in draw_spread(spread, lambda value: f"{value:.0f}")

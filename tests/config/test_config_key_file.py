@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openai_gateway.config import watched_file
-from openai_gateway.config.key_file import open_client_keys, open_upstream_keys, to_keys
+from openai_gateway.config.key_file import open_client_keys, open_upstream_keys, read_keys
 from tests.config.folder import PLANTED_KEY
 
 
@@ -110,4 +110,4 @@ def test_change_without_a_listener_is_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_comments_and_blank_lines_are_no_keys() -> None:
-    assert to_keys("# mine\n\n one \ntwo\n") == ("one", "two")
+    assert read_keys("# mine\n\n one \ntwo\n") == ("one", "two")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.config.price_files import SHIPPED, BadPrices, read_prices, to_usual_file
+from openai_gateway.config.price_files import SHIPPED, BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import LongContext, Price, PriceTable
 from openai_gateway.wire.usage import Usage, read_answer
 
@@ -113,26 +113,26 @@ def test_usage_costs_what_the_price_pages_say(case: str) -> None:
 
 def test_shipped_table_says_when_and_where_its_prices_were_read() -> None:
     table = read_prices(SHIPPED)
-    assert table.to_warning(datetime.date.fromisoformat(table.read_on)) is None
+    assert table.describe_age(datetime.date.fromisoformat(table.read_on)) is None
     assert table.source.startswith("https://")
     assert all(0 < price.input < price.output for price in table.models.values())
     assert all(price.cached is None or price.cached < price.input for price in table.models.values())
 
 
 def test_shipped_table_is_used_wherever_there_is_no_other(tmp_path: Path) -> None:
-    assert to_usual_file(tmp_path) == SHIPPED
+    assert find_usual_file(tmp_path) == SHIPPED
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "prices.yaml").write_text("models: {}")
-    assert to_usual_file(tmp_path) == tmp_path / "conf" / "prices.yaml"
+    assert find_usual_file(tmp_path) == tmp_path / "conf" / "prices.yaml"
 
 
 def test_old_table_says_so() -> None:
     table = PriceTable(read_on="2026-01-01")
-    assert table.to_warning(datetime.date(2026, 3, 2)) is None
-    warning = table.to_warning(datetime.date(2026, 3, 3))
+    assert table.describe_age(datetime.date(2026, 3, 2)) is None
+    warning = table.describe_age(datetime.date(2026, 3, 3))
     assert warning is not None
     assert "2026-01-01, 61 days ago" in warning
-    assert PriceTable(read_on="in spring").to_warning() is None
+    assert PriceTable(read_on="in spring").describe_age() is None
 
 
 def _read(tmp_path: Path, text: str) -> PriceTable:

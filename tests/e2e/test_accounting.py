@@ -16,7 +16,7 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from openai_gateway.accounting.shared_files import SharedFiles, to_folder_name
+from openai_gateway.accounting.shared_files import SharedFiles, make_folder_name
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 
 PRICES = {"models": {"the-model": {"input": 1.0, "cached": 0.1, "output": 2.0}}}
@@ -78,7 +78,7 @@ def _settled(gateway: Gunicorn, name: str, value: float) -> Metrics:
 
 def _count_in_shared_files(gateway: Gunicorn) -> int:
     """Return how many calls the workers have told each other of."""
-    files = SharedFiles(Path(tempfile.gettempdir()) / to_folder_name(gateway.pid), gateway.pid)
+    files = SharedFiles(Path(tempfile.gettempdir()) / make_folder_name(gateway.pid), gateway.pid)
     living, ended = files.read_others()
     accounts = [account for totals in [*living, *ended] for account in totals.accounts.values()]
     return sum(sum(account.calls.values()) for account in accounts)

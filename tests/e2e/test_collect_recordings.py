@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.cli.target import to_recorded_headers
+from openai_gateway.cli.target import make_recorded_headers
 from tests.e2e.test_collect import PRICED, _read, _run, _stats
 from tests.support.processes import Gunicorn, run_simulator, write_config
 
@@ -59,7 +59,7 @@ def test_second_collection_has_the_same_answers_and_pays_nothing(tmp_path: Path,
 
 
 def test_answers_that_are_to_be_asked_again_are_not_taken_from_the_recordings(tmp_path: Path) -> None:
-    plain = to_recorded_headers(tmp_path / "ö.jsonl", is_redo=False)
+    plain = make_recorded_headers(tmp_path / "ö.jsonl", is_redo=False)
     assert list(plain) == ["x-gateway-run"]
     assert plain["x-gateway-run"].isascii()
-    assert to_recorded_headers(tmp_path / "ö.jsonl", is_redo=True) == {**plain, "cache-control": "no-cache"}
+    assert make_recorded_headers(tmp_path / "ö.jsonl", is_redo=True) == {**plain, "cache-control": "no-cache"}

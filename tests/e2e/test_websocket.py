@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
 from openai_gateway.wire import frames
-from openai_gateway.wire.frames import to_accept, to_frame
+from openai_gateway.wire.frames import compute_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
 from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
 from tests.support.websockets import RawWebSocket, accept_websocket, ask_for_websocket, open_websocket, to_server_event
@@ -523,9 +523,8 @@ def _shake_hands(conversation: Conversation) -> None:
     asked = conversation.read_head()
     assert asked is not None
     key = Request(asked, b"").headers["sec-websocket-key"]
-    head = (
-        f"HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: {to_accept(key)}\r\n\r\n"
-    )
+    agreed = "HTTP/1.1 101 x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    head = f"{agreed}sec-websocket-accept: {compute_accept(key)}\r\n\r\n"
     conversation.send(head.encode())
 
 

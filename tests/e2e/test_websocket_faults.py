@@ -20,7 +20,7 @@ import requests
 import yaml
 
 from openai_gateway.wire import frames
-from openai_gateway.wire.frames import to_close, to_frame
+from openai_gateway.wire.frames import make_close, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gunicorn, to_config
 from tests.support.upstreams import Conversation, Request, ScriptedUpstream, to_answer
 from tests.support.websockets import (
@@ -236,7 +236,7 @@ class Row:
 
 def _close_with(code: int | None) -> Fault:
     def fault(upstream: RawWebSocket) -> None:
-        upstream.send(to_close(code, "so be it") if code else b"", frames.CLOSE)
+        upstream.send(make_close(code, "so be it") if code else b"", frames.CLOSE)
         upstream.receive()
 
     return fault
@@ -285,7 +285,7 @@ ROWS = [
     Row("end within an event's head", _then_leave(b"\x81"), 1011),
     Row("reset within an event", _then_leave(_EVENT[:50], by_reset=True), 1011),
     Row("end after half a message", _then_leave(_FRAGMENT), 1011),
-    Row("close within a message", _raw(_FRAGMENT + to_frame(frames.CLOSE, to_close(1001), is_masked=False)), 1001),
+    Row("close within a message", _raw(_FRAGMENT + to_frame(frames.CLOSE, make_close(1001), is_masked=False)), 1001),
     Row("silence", _hang, 1011, ("failed", 200, "upstream_timeout"), "error", "hasty"),
     Row("silence within an event", lambda upstream: _hang(upstream, _EVENT[:-4]), 1011,
         ("failed", 200, "upstream_timeout"), "error", "hasty"),
@@ -395,7 +395,7 @@ def test_whatever_is_whole_passes_byte_for_byte(lanes: list[str], data: bytes, b
         client = _begin(bench, lanes, name)
         while (frame := client.receive()) is not None and frame.opcode != frames.CLOSE:
             pass
-        assert bytes(client.got).endswith(data + to_frame(frames.CLOSE, to_close(1000, "so be it"), is_masked=False))
+        assert bytes(client.got).endswith(data + to_frame(frames.CLOSE, make_close(1000, "so be it"), is_masked=False))
         client.leave()
     eventually(lambda: bench.read_records(name)[-len(lanes) :] == [("completed", 200, None)] * len(lanes))
 

@@ -22,7 +22,7 @@ from openai_gateway.config import GatewayConfig, Secret, ServerConfig
 from openai_gateway.page.feed import Feed
 from openai_gateway.page.figures import UNKNOWN, to_count, to_duration, to_rate, to_usd
 from openai_gateway.page.layout import CHARTS, TABLES
-from openai_gateway.page.view import to_view
+from openai_gateway.page.view import make_view
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.wire.rate_limits import Attempts, LearnedLimit, RateLimit
 from openai_gateway.wire.usage import Usage
@@ -40,7 +40,7 @@ def _aggregate(**changes: Any) -> Aggregate:
 
 
 def _view(aggregate: Aggregate) -> dict[str, Any]:
-    return to_view(Snapshots(aggregate).snapshot())
+    return make_view(Snapshots(aggregate).snapshot())
 
 
 def _show(standing: Standing) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def test_every_row_has_a_cell_for_each_column() -> None:
         Standing("team", 1.0, "day", 0.25, 0.5, 3, ClientSums(calls=7)),
         Standing("b", None, "total", 0, 0, 0, ClientSums()),
     ]
-    tables = to_view({**Snapshots(aggregate).snapshot(), "clients": [_show(client) for client in clients]})["tables"]
+    tables = make_view({**Snapshots(aggregate).snapshot(), "clients": [_show(client) for client in clients]})["tables"]
     assert tables["clients"][0][:7] == ["team", ["75%", "meter", 0.75], "$1.00 a day", "$0.25", "$0.5", "3", "7"]
     assert tables["clients"][1][:3] == ["b", "", "none"]
     assert [table.id for table in TABLES if not tables[table.id]] == []
@@ -383,7 +383,7 @@ class _StuckSink:
     def offer(self, payload: bytes, *, is_last: bool) -> bytes | memoryview:
         return payload
 
-    def to_chunk_sender(self) -> None:
+    def find_chunk_sender(self) -> None:
         return None
 
     def count_sent(self, length: int) -> None:

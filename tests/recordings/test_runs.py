@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.recordings.key import NOBODY, is_named, to_asker, to_key, to_unnamed_asker
+from openai_gateway.recordings.key import NOBODY, compute_asker, compute_key, is_named, make_unnamed_asker
 from openai_gateway.recordings.runs import Candidate, Fly, Join, RunNotes, Serve
 
 KEY = b"k" * 32
-A, B = to_asker(None, "a"), to_asker(None, "b")
+A, B = compute_asker(None, "a"), compute_asker(None, "b")
 assert A is not None
 assert B is not None
 
@@ -136,7 +136,7 @@ def test_torn_note_is_passed_over(piece: int, tmp_path: Path) -> None:
 
 def test_key_is_the_whole_call_whatever_the_order_of_its_keys() -> None:
     def key(body: bytes, base: str = "http://u/v1", target: str = "/responses") -> bytes:
-        return to_key(base, target, body, {})
+        return compute_key(base, target, body, {})
 
     assert key(b'{"a":1,"b":{"y":1,"x":2}}') == key(b'{"b":{"y":1,"x":2},"a":1}')
     others = [
@@ -147,14 +147,14 @@ def test_key_is_the_whole_call_whatever_the_order_of_its_keys() -> None:
         key(b'{"a":1}', target="/chat/completions"),
         key(b'{"a":{"y":1,"x":2}}'),
         key(b'{"a":{"x":2,"y":1}}'),
-        to_key("http://u/v1", "/responses", b'{"a":1}', {"x-h": "1"}, ["x-h"]),
+        compute_key("http://u/v1", "/responses", b'{"a":1}', {"x-h": "1"}, ["x-h"]),
     ]
     assert len(set(others)) == len(others)
 
 
 def test_askers_are_told_apart_by_repeat_else_by_rollout() -> None:
-    assert to_asker(None, None) is None
-    assert to_asker("1", "a") == to_asker("1", "b") != to_asker("2", "a")
-    assert to_asker(None, "1") != to_asker("1", None)
+    assert compute_asker(None, None) is None
+    assert compute_asker("1", "a") == compute_asker("1", "b") != compute_asker("2", "a")
+    assert compute_asker(None, "1") != compute_asker("1", None)
     assert is_named(A)
-    assert not is_named(to_unnamed_asker())
+    assert not is_named(make_unnamed_asker())

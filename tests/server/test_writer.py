@@ -37,9 +37,9 @@ def test_chunks_that_go_past_it_are_counted() -> None:
     sock = _Socket()
     writer = _writer(sock)
     writer.start_response("200 OK", [])
-    assert writer.to_chunk_sender() is None, "the head isn't out"
+    assert writer.find_chunk_sender() is None, "the head isn't out"
     writer.offer(b"ab", is_last=False)
-    send = writer.to_chunk_sender()
+    send = writer.find_chunk_sender()
     assert send is not None
     send(b"2\r\ncd\r\n")
     writer.count_sent(2)
@@ -52,4 +52,4 @@ def test_body_of_known_length_takes_no_chunks() -> None:
     writer = _writer(_Socket())
     writer.start_response("200 OK", [("content-length", "4")])
     writer.offer(b"ab", is_last=False)
-    assert writer.to_chunk_sender() is None
+    assert writer.find_chunk_sender() is None

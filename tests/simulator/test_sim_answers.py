@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openai_gateway.simulator.answers import say
-from openai_gateway.simulator.examples import to_example
+from openai_gateway.simulator.examples import make_example
 from openai_gateway.simulator.settings import Script
 from tests.simulator.calling import chat, make_client, respond
 
@@ -38,12 +38,12 @@ NESTED = {"type": "function", "function": {"name": "g"}}
     ],
 )
 def test_arguments_fit_the_schema(schema: Any, example: Any) -> None:
-    assert to_example(schema) == example
+    assert make_example(schema) == example
 
 
 def test_schema_that_refers_to_itself_ends() -> None:
-    assert len(json.dumps(to_example({"type": "object", "properties": {"inner": {"$ref": "#"}}}))) < 200
-    assert to_example({"$ref": "#"}) == {}
+    assert len(json.dumps(make_example({"type": "object", "properties": {"inner": {"$ref": "#"}}}))) < 200
+    assert make_example({"$ref": "#"}) == {}
 
 
 @pytest.mark.parametrize(

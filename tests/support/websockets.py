@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from openai_gateway.wire import frames
-from openai_gateway.wire.frames import Frame, FrameReader, to_accept, to_close, to_frame
+from openai_gateway.wire.frames import Frame, FrameReader, compute_accept, make_close, to_frame
 from tests.support.upstreams import Conversation, Request
 
 KEY = base64.b64encode(bytes(16)).decode()
@@ -37,7 +37,7 @@ class RawWebSocket:
 
     def close_with(self, code: int, reason: str = "") -> None:
         """Send a close frame."""
-        self.send(to_close(code, reason), frames.CLOSE)
+        self.send(make_close(code, reason), frames.CLOSE)
 
     def receive(self) -> Frame | None:
         """Return the next frame; None once the other side is gone."""
@@ -69,7 +69,7 @@ class RawWebSocket:
         text = b""
         while (frame := self.receive()) is not None:
             if frame.opcode == frames.CLOSE:
-                return events, frames.to_close_code(frame.payload)
+                return events, frames.read_close_code(frame.payload)
             if not frame.is_control:
                 text += frame.payload
                 if frame.is_final:
@@ -138,7 +138,7 @@ def accept_websocket(talk: Conversation, headers: str = "") -> RawWebSocket:
 
 def to_agreement(request: Request, headers: str = "") -> bytes:
     """Return an upstream's answer to a handshake."""
-    accept = to_accept(request.headers["sec-websocket-key"])
+    accept = compute_accept(request.headers["sec-websocket-key"])
     return (
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
         f"sec-websocket-accept: {accept}\r\n{headers}\r\n"

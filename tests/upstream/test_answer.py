@@ -16,7 +16,7 @@ from openai_gateway.errors import Cancelled, ClientGone
 from openai_gateway.transport.errors import BadAnswer
 from openai_gateway.transport.exchange import Exchange
 from openai_gateway.transport.pool import ConnectionPool
-from openai_gateway.transport.raw_answer import RawAnswer, to_mocked_answer
+from openai_gateway.transport.raw_answer import RawAnswer, make_mocked_answer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
 from openai_gateway.upstream.progress import Progress
@@ -126,7 +126,7 @@ class _Sink:
         self.got += frame[:7]
         return memoryview(frame)[7:]
 
-    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+    def find_chunk_sender(self) -> Callable[[bytes], int] | None:
         return None
 
     def count_sent(self, length: int) -> None:
@@ -140,7 +140,7 @@ class _Sink:
 def test_whole_answer_goes_out_in_one_piece() -> None:
     for way in ("iterated", "pumped"):
         ended, sink = list[str](), _Sink()
-        answer = _answer(to_mocked_answer(Head(200, "OK", []), b"data: 1\n\n"), ended)
+        answer = _answer(make_mocked_answer(Head(200, "OK", []), b"data: 1\n\n"), ended)
         if way == "pumped":
             answer.pump_into(sink)
         else:
@@ -200,7 +200,7 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
 
 def test_whole_answer_to_a_client_that_stopped_reading_is_cut() -> None:
     ended = list[str]()
-    answer = _answer(to_mocked_answer(Head(200, "OK", []), b"{}"), ended)
+    answer = _answer(make_mocked_answer(Head(200, "OK", []), b"{}"), ended)
     with pytest.raises(ConnectionResetError):
         answer.pump_into(_GoneSink(Cancelled(ClientGone())))
     answer.close()

@@ -86,7 +86,7 @@ class _Client:
         self.got += self.to_frame(payload, is_last=is_last)
         return b""
 
-    def to_chunk_sender(self) -> Callable[[bytes], int] | None:
+    def find_chunk_sender(self) -> Callable[[bytes], int] | None:
         return self._send
 
     def _send(self, chunks: bytes) -> int:

@@ -25,7 +25,7 @@ from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
-from openai_gateway.wire.frames import FrameReader, to_close, to_frame
+from openai_gateway.wire.frames import FrameReader, make_close, to_frame
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome
 
@@ -219,16 +219,16 @@ def test_nothing_is_changed_but_creates_however_it_is_cut(
     # Creates are sent by greenlets of their own.
     for _ in range(20):
         gevent.sleep(0.001)
-    close = to_frame(frames.CLOSE, to_close(1000), is_masked=True)
+    close = to_frame(frames.CLOSE, make_close(1000), is_masked=True)
     peers.client.sendall(close)
     peers.client.shutdown(gevent.socket.SHUT_WR)
     gevent.sleep(0.01)
-    peers.upstream.sendall(to_frame(frames.CLOSE, to_close(1000), is_masked=False))
+    peers.upstream.sendall(to_frame(frames.CLOSE, make_close(1000), is_masked=False))
     peers.running.join(10)
     gevent.joinall(readers, timeout=10)
     got_upstream, got_client = readers[0].value, readers[1].value
     peers.end()
-    assert got_client == from_upstream + to_frame(frames.CLOSE, to_close(1000), is_masked=False)
+    assert got_client == from_upstream + to_frame(frames.CLOSE, make_close(1000), is_masked=False)
     assert _split(got_upstream, is_masked=True) == _to_expected(from_client + close)
     assert peers.relay.begun == peers.relay.ended
     del peers, readers, senders
@@ -243,7 +243,7 @@ def _without_close(got: bytes, from_client: bytes) -> bytes:
     reader = FrameReader(is_masked=True, most_bytes=MOST)
     list(reader.feed(from_client))
     assert reader.bad is not None
-    assert frames.to_close_code(got_frames[-1].payload) == reader.bad.code
+    assert frames.read_close_code(got_frames[-1].payload) == reader.bad.code
     return got.removesuffix(got_frames[-1].raw)
 
 

@@ -173,10 +173,10 @@ def test_message_of_empty_frames_is_too_large_at_some_time() -> None:
 
 
 def test_handshake_is_answered_as_in_the_rfc() -> None:
-    assert frames.to_accept("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    assert frames.compute_accept("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 @pytest.mark.parametrize(("code", "payload"), [(1000, b"\x03\xe8"), (1006, b""), (1012, b"\x03\xf4")])
 def test_close_code_goes_over_the_wire_unless_it_stands_for_none(code: int, payload: bytes) -> None:
-    assert frames.to_close(code) == payload
-    assert frames.to_close_code(payload) == (code if payload else 1005)
+    assert frames.make_close(code) == payload
+    assert frames.read_close_code(payload) == (code if payload else 1005)

@@ -17,7 +17,7 @@ from openai_gateway.wire.body import (
     LengthDecoder,
     UntilCloseDecoder,
     decode_content,
-    to_decoder,
+    make_decoder,
 )
 from openai_gateway.wire.head import Head, MalformedAnswer, parse_head
 
@@ -82,15 +82,15 @@ def test_connection_is_kept_as_the_version_and_header_say(raw: bytes, keep_alive
 
 def test_body_framing_follows_the_head() -> None:
     assert isinstance(
-        to_decoder(parse_head(_head("transfer-encoding: chunked")), is_head_request=False), ChunkedDecoder
+        make_decoder(parse_head(_head("transfer-encoding: chunked")), is_head_request=False), ChunkedDecoder
     )
-    assert isinstance(to_decoder(parse_head(_head("content-length: 5")), is_head_request=False), LengthDecoder)
-    assert isinstance(to_decoder(parse_head(_head()), is_head_request=False), UntilCloseDecoder)
-    same = to_decoder(parse_head(_head("content-length: 5", "content-length: 5")), is_head_request=False)
+    assert isinstance(make_decoder(parse_head(_head("content-length: 5")), is_head_request=False), LengthDecoder)
+    assert isinstance(make_decoder(parse_head(_head()), is_head_request=False), UntilCloseDecoder)
+    same = make_decoder(parse_head(_head("content-length: 5", "content-length: 5")), is_head_request=False)
     assert not same.done
     for raw in (_head(status="HTTP/1.1 204 No"), _head("content-length: 5", status="HTTP/1.1 304 Same")):
-        assert to_decoder(parse_head(raw), is_head_request=False).done
-    assert to_decoder(parse_head(_head("content-length: 5")), is_head_request=True).done
+        assert make_decoder(parse_head(raw), is_head_request=False).done
+    assert make_decoder(parse_head(_head("content-length: 5")), is_head_request=True).done
 
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)

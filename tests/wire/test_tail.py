@@ -14,7 +14,7 @@ import pytest
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.tail import Tail, to_tail
+from openai_gateway.wire.tail import Tail, make_tail
 from openai_gateway.wire.usage import Report, Usage, read_answer, read_stream
 
 CHAT = Report(Usage(10, 5, 3, None, 2), "length", "m-1", "flex", "fp")
@@ -118,7 +118,7 @@ def test_report_is_read_however_long_the_answer_and_however_it_comes(
     sizes = random.Random(size)
     # The smallest pieces make large answers slow to test and tell nothing new.
     for most in [64 * 1024, 5_000, 1_400, *([40] if len(body) < 10_000 else [])]:
-        tail = to_tail(head, monotonic, is_captured=is_captured)
+        tail = make_tail(head, monotonic, is_captured=is_captured)
         _add(tail, body, sizes, most)
         assert _report(tail, head) == expected
         assert tail.length == len(body)
@@ -129,7 +129,7 @@ def test_report_is_read_however_long_the_answer_and_however_it_comes(
 
 def test_compressed_answer_that_grows_without_end_is_given_up() -> None:
     head = Head(200, "OK", [("content-type", "application/json"), ("content-encoding", "gzip")])
-    tail = to_tail(head, monotonic, is_captured=True)
+    tail = make_tail(head, monotonic, is_captured=True)
     for _ in range(3):
         tail.add(gzip.compress(b"x" * 10_000_000))
     assert (tail.end(), tail.kept(), _report(tail, head)) == (b"", None, Report())
@@ -138,6 +138,6 @@ def test_compressed_answer_that_grows_without_end_is_given_up() -> None:
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip"])
 def test_what_cant_be_decoded_is_unknown(encoding: str) -> None:
     head = Head(200, "OK", [("content-type", "application/json"), ("content-encoding", encoding)])
-    tail = to_tail(head, monotonic, is_captured=True)
+    tail = make_tail(head, monotonic, is_captured=True)
     tail.add(json.dumps(_chat(0)).encode())
     assert (tail.end(), tail.kept(), _report(tail, head)) == (b"", None, Report())

@@ -17,12 +17,12 @@ from openai_gateway.wire.envelope import (
     ModelEnvelope,
     ResponsesEnvelope,
     drop_reasoning_items,
+    find_rollout_key,
     is_true,
     parse,
+    read_output_tokens,
     rewrite,
-    to_output_tokens,
     to_raw,
-    to_rollout_key,
 )
 
 MODEL = msgspec.Raw(b'"the-model"')
@@ -206,7 +206,7 @@ def test_damaged_json_is_refused_or_still_an_object(values: dict[str, Any], data
     ],
 )
 def test_rollout_is_told_by_the_most_telling(body: bytes, headers: dict[str, str], key: str | None) -> None:
-    assert to_rollout_key(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), headers) == key
+    assert find_rollout_key(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), headers) == key
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_rollout_is_told_by_the_most_telling(body: bytes, headers: dict[str, str
     ],
 )
 def test_bound_of_the_answer_is_read(body: bytes, api: Api, tokens: int | None) -> None:
-    assert to_output_tokens(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), api) == tokens
+    assert read_output_tokens(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), api) == tokens
 
 
 def test_rollouts_key_is_kept_by_its_end_if_it_is_long() -> None:
     values = {"prompt_cache_key": msgspec.Raw(b'"' + b"x" * 1_000_000 + b'7"')}
-    assert to_rollout_key(values, {}) == "x" * 254 + '7"'
+    assert find_rollout_key(values, {}) == "x" * 254 + '7"'

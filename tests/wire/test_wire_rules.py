@@ -17,7 +17,7 @@ from openai_gateway.wire import head, headers, paths, retries
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
-from openai_gateway.wire.sse import is_event_stream, to_closing_event
+from openai_gateway.wire.sse import is_event_stream, make_closing_event
 
 OWN = {"host": "up", "authorization": "Bearer key"}
 
@@ -29,7 +29,7 @@ OWN = {"host": "up", "authorization": "Bearer key"}
 )  # fmt: skip
 def test_header_of_the_client_stays_out(name: str) -> None:
     environ = {"HTTP_" + name.upper().replace("-", "_"): "close"}
-    assert name not in headers.to_upstream(environ, has_body=False)
+    assert name not in headers.select_for_upstream(environ, has_body=False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_header_of_the_client_stays_out(name: str) -> None:
 )  # fmt: skip
 def test_header_of_the_client_goes_upstream(name: str) -> None:
     environ = {"HTTP_" + name.upper().replace("-", "_"): "v"}
-    assert headers.to_upstream(environ, has_body=False)[name] == "v"
+    assert headers.select_for_upstream(environ, has_body=False)[name] == "v"
 
 
 def test_headers_named_by_connection_stay_out_and_own_ones_win() -> None:
@@ -52,14 +52,14 @@ def test_headers_named_by_connection_stay_out_and_own_ones_win() -> None:
         "CONTENT_TYPE": "application/json; charset=utf-8",
     }
     own = {**OWN, "api-key": "azure"}
-    given = headers.to_upstream(environ, has_body=True)
+    given = headers.select_for_upstream(environ, has_body=True)
     assert given.with_own(own) is given.with_own(own)
     assert given.with_own(own) == {
         "accept-encoding": "identity", "content-type": "application/json; charset=utf-8", "host": "up",
         "authorization": "Bearer key", "api-key": "azure",
     }  # fmt: skip
     assert given.with_own({**OWN, "authorization": "Bearer new"})["authorization"] == "Bearer new"
-    assert headers.to_upstream({"HTTP_ACCEPT_ENCODING": "gzip"}, has_body=False) == {"accept-encoding": "gzip"}
+    assert headers.select_for_upstream({"HTTP_ACCEPT_ENCODING": "gzip"}, has_body=False) == {"accept-encoding": "gzip"}
 
 
 def test_answer_headers_pass_but_for_cookies_hops_date_and_server() -> None:
@@ -74,7 +74,7 @@ def test_answer_headers_pass_but_for_cookies_hops_date_and_server() -> None:
 
 def test_caches_of_names_stay_bounded() -> None:
     for number in range(3000):
-        headers.to_upstream({f"HTTP_X_{number}": "1"}, has_body=False)
+        headers.select_for_upstream({f"HTTP_X_{number}": "1"}, has_body=False)
         Head(200, "OK", [(f"x-{number}", "1")])
     assert len(headers._to_upstream_names) <= 1024
     assert len(head._roles) <= 1024
@@ -147,16 +147,16 @@ def test_decision_and_wait_are_the_sdks(
     assert retries.is_retryable(outcome, NOW) == SDK._should_retry(response)
     options = SimpleNamespace(get_max_retries=lambda most: 2)
     expected = SDK._calculate_retry_timeout(1, options, given_headers)
-    assert retries.to_wait_s(outcome, 1, NOW, lambda: 0.0) == pytest.approx(expected)
+    assert retries.choose_wait_s(outcome, 1, NOW, lambda: 0.0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("code", sorted(FINAL_QUOTA_CODES))
 def test_used_up_quota_is_final(code: str) -> None:
     body = b'{"error": {"message": "m", "type": "t", "param": null, "code": "' + code.encode() + b'"}}'
-    outcome = Outcome(429, {"retry-after": "1"}, retries.to_error_code(body))
+    outcome = Outcome(429, {"retry-after": "1"}, retries.read_error_code(body))
     assert retries.is_final(outcome)
     assert not retries.is_retryable(outcome, NOW)
-    assert retries.to_pause_s(outcome, NOW) is None
+    assert retries.read_pause_s(outcome, NOW) is None
 
 
 def test_unanswered_attempt_may_be_tried_again_and_a_refused_key_is_final() -> None:
@@ -171,11 +171,11 @@ def test_unanswered_attempt_may_be_tried_again_and_a_refused_key_is_final() -> N
 
 @pytest.mark.parametrize("body", [b"", b"x", b"[]", b"null", b'{"error": null}', b'{"error": "x"}', b'{"error": {}}'])
 def test_body_without_error_code_has_none(body: bytes) -> None:
-    assert retries.to_error_code(body) is None
+    assert retries.read_error_code(body) is None
 
 
 def test_error_code_may_be_a_number() -> None:
-    assert retries.to_error_code(b'{"error": {"code": 42}}') == "42"
+    assert retries.read_error_code(b'{"error": {"code": 42}}') == "42"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_error_code_may_be_a_number() -> None:
     ],
 )
 def test_pause_is_what_the_upstream_asks_for(status: int, given_headers: dict[str, str], pause_s: float | None) -> None:
-    assert retries.to_pause_s(Outcome(status, given_headers), NOW) == pause_s
+    assert retries.read_pause_s(Outcome(status, given_headers), NOW) == pause_s
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_pause_is_what_the_upstream_asks_for(status: int, given_headers: dict[st
     [("1s", 1), ("6m0s", 360), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("5", 5), ("1m", 60), ("", None), ("x", None)],
 )
 def test_duration_is_read(text: str, seconds: float | None) -> None:
-    assert retries.to_duration_s(text) == seconds
+    assert retries.parse_duration_s(text) == seconds
 
 
 @pytest.mark.parametrize("api", Api)
@@ -210,7 +210,7 @@ def test_duration_is_read(text: str, seconds: float | None) -> None:
 def test_closing_event_is_an_error_to_the_sdk_wherever_a_stream_breaks(api: Api, data: st.DataObject) -> None:
     stream = b'event: x\ndata: {"a": 1}\n\n' * 3
     cut = data.draw(st.integers(0, len(stream)))
-    whole = stream[:cut] + to_closing_event(errors.UpstreamProtocolError("broke"), api=api, tail=stream[:cut][-4:])
+    whole = stream[:cut] + make_closing_event(errors.UpstreamProtocolError("broke"), api=api, tail=stream[:cut][-4:])
     events = list(SSEDecoder().iter_bytes(iter([whole])))
     last = events[-1].json()
     assert last["error"] == {"message": "broke", "type": "upstream_error", "param": None,

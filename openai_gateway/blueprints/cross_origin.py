@@ -35,7 +35,7 @@ class CrossOrigin:
             is_foreign = environ.get("HTTP_SEC_FETCH_SITE") in _FOREIGN
         else:
             is_foreign = not _is_own(origin, environ.get("HTTP_HOST", ""))
-        if is_foreign and not self._may(origin):
+        if is_foreign and not self._may_call(origin):
             raise Forbidden(
                 "A web page of this origin may not use this gateway; gateway_api_keys lets in those that have a key,"
                 " and cors_origins says which.",
@@ -45,7 +45,7 @@ class CrossOrigin:
     def make_headers(self, environ: Mapping[str, Any]) -> list[Header]:
         """Return what an answer needs to be read by the page that asked; nothing if there is none, or it may not."""
         origin = environ.get("HTTP_ORIGIN")
-        if origin is None or not self._may(origin):
+        if origin is None or not self._may_call(origin):
             return []
         return [
             ("access-control-allow-origin", origin),
@@ -66,7 +66,7 @@ class CrossOrigin:
             ]
         return headers
 
-    def _may(self, origin: str | None) -> bool:
+    def _may_call(self, origin: str | None) -> bool:
         if not self._needs_key:
             return False
         return self._origins is None or "*" in self._origins or str(origin).lower() in self._origins

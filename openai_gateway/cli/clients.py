@@ -23,7 +23,7 @@ from openai_gateway.accounting.budgets import Budgets, derive_budgets_path
 from openai_gateway.accounting.spend import NANO, Spend
 from openai_gateway.config import ConfigError, load_config
 from openai_gateway.config.clients import PERIODS, Client, Clients, hash_key, parse_clients
-from openai_gateway.config.files import read
+from openai_gateway.config.files import read_sources
 from openai_gateway.config.load import find_servers
 from openai_gateway.config.watched_file import BadContent
 
@@ -143,7 +143,7 @@ def remove(name: str, given: Path | None) -> None:
 
 def _find(given: Path | None) -> tuple[Path, frozenset[str], bool]:
     """Return the clients file, the names of the servers that the config has, and whether it names any clients file."""
-    merged = read(os.environ, (), Path.cwd(), [])
+    merged = read_sources(os.environ, (), Path.cwd(), [])
     servers = find_servers(merged.tree)
     named = [merged.tree.get("clients_file"), *(settings.get("clients_file") for settings in servers.values())]
     configured = next((path for path in named if isinstance(path, str) and "${" not in path), _DEFAULT)

@@ -161,7 +161,7 @@ def write_metrics(output: Path, found: Mapping[str, Any]) -> Path:
     return path
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Write to stdout, whose reader may have left: what was done is done all the same."""
     try:
         click.echo(text)
@@ -251,12 +251,12 @@ def _finish(
             files.append(path)
     except (OSError, JournalError) as failed:
         error = failed
-    say(f"{describe_sums(found, derive_failures_path(options.output))}\nfiles     {', '.join(files)}")
+    print_line(f"{describe_sums(found, derive_failures_path(options.output))}\nfiles     {', '.join(files)}")
     reason = describe_stop(run, options.max_cost)
     if reason:
         click.echo(reason, err=True)
     if error is not None:
-        click.echo(f"Not all files were written: {exits.describe(error)}", err=True)
+        click.echo(f"Not all files were written: {exits.describe_error(error)}", err=True)
     if run.progress.stopping == INTERRUPTED:
         return exits.INTERRUPTED
     is_all_done = survey.done + run.progress.answered == survey.calls

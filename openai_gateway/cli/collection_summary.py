@@ -160,14 +160,6 @@ def to_duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
-def to_short(number: float) -> str:
-    """Return `950`, `12.3k` or `4.5M`."""
-    for bound, unit in ((1e6, "M"), (1e3, "k")):
-        if number >= bound:
-            return f"{number / bound:.1f}{unit}"
-    return f"{number:.0f}"
-
-
 def to_plural(count: int, one: str, many: str | None = None) -> str:
     """Return `1 call` or `2 calls`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

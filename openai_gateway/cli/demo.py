@@ -43,10 +43,10 @@ def demo_command(once: bool, port: int) -> int:
       openai-gateway demo --port 8000                  # then call http://127.0.0.1:8000/v1 as if it were OpenAI's
       openai-gateway demo --once && echo all went well
     """
-    return show(port, is_once=once)
+    return play_demo(port, is_once=once)
 
 
-def show(port: int, *, is_once: bool) -> int:
+def play_demo(port: int, *, is_once: bool) -> int:
     """Play the scenes, serve on until Ctrl-C unless it is only for once, and return the exit code."""
     _end_servers_on_signals()
     is_all_well = False

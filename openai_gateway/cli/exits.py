@@ -54,7 +54,7 @@ def is_broken_pipe(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the error as a person reads it."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped"

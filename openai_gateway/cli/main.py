@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
             code = exits.find_exit_code(error)
             if code is None or exits.is_broken_pipe(error):
                 raise
-            raise _end(exits.describe(error), code, is_whole_page=exits.is_whole_page(error)) from None
+            raise _end(exits.describe_error(error), code, is_whole_page=exits.is_whole_page(error)) from None
         if code:
             ctx.exit(code)
 

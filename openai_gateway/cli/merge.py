@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from openai_gateway.cli.collection import say, write_metrics
+from openai_gateway.cli.collection import print_line, write_metrics
 from openai_gateway.cli.collection_summary import sum_up_merged, to_plural
 from openai_gateway.cli.exits import FAILED, OK
 from openai_gateway.cli.target import read_price_table
@@ -62,10 +62,10 @@ def merge_parts(
     write_metrics(output, sum_up_merged(merged, past))
     if report is not None:
         write_report(report, output, estimator, group_by)
-    say(
+    print_line(
         f"{to_plural(merged.answers, 'answer')} of {to_plural(merged.parts, 'part')} in {output}; "
         f"missing {merged.missing:,}, doubled {merged.doubled:,}"
     )
     for note in merged.notes:
-        say(note)
+        print_line(note)
     return FAILED if merged.missing or merged.is_incomplete else OK

@@ -12,8 +12,9 @@ from typing import Final
 
 import click
 
-from openai_gateway.cli.collection_summary import to_cost, to_duration, to_short
+from openai_gateway.cli.collection_summary import to_cost, to_duration
 from openai_gateway.collect.plan import Survey
+from openai_gateway.collect.report import to_count
 from openai_gateway.collect.run_progress import INTERRUPTED, RunProgress
 from openai_gateway.collect.wait_reasons import QUEUED, WaitReasons
 from openai_gateway.remedies import RATE_LIMITED, UPSTREAM_UNAVAILABLE, UPSTREAM_UNREACHABLE
@@ -115,7 +116,7 @@ def list_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:
     if eta_s is not None:
         parts.append((1, f"ETA {to_duration(eta_s)}"))
     parts.append((4, _describe_cost(progress)))
-    parts.append((8, f"{to_short(tokens_per_s)} tokens/s"))
+    parts.append((8, f"{to_count(tokens_per_s)} tokens/s"))
     parts.append((7, f"{progress.in_flight:,} in flight"))
     if (why := describe_wait(progress)) is not None:
         parts.append((2, why))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from openai_gateway.config.files import read
+from openai_gateway.config.files import read_sources
 from openai_gateway.config.load import find_servers
 from openai_gateway.config.names import OLD_NAMES
 
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*)\s*\}")
 
 def make_overrides(environ: Mapping[str, str], base_url: str) -> list[str]:
     """Return overrides that lead each server to `base_url` and stand in for what only a real endpoint needs."""
-    merged = read(environ, (), Path.cwd(), [])
+    merged = read_sources(environ, (), Path.cwd(), [])
     servers = find_servers(merged.tree)
     made = [f"++{name}={_MODEL}" for name in sorted({*_find_references(servers)} - merged.tree.keys())]
     for server, settings in servers.items():

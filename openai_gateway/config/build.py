@@ -22,7 +22,7 @@ from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.price_files import SHIPPED, BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import PriceTable
 from openai_gateway.config.proxy_url import ENVIRONMENT, find_environment_proxy
-from openai_gateway.config.redact import show
+from openai_gateway.config.redact import show_value
 
 PARENTS: Final = ("responses_api_models", "openai_model")
 _UNSET_CURE: Final = "is ??? and must be set, in env.yaml, in a config file or on the command line"
@@ -146,7 +146,7 @@ class ServerBuilder:
             values: dict[str, Any] = _SCHEMA.load(known)
         except ValidationError as error:
             for key, messages in sorted(error.messages_dict.items(), key=lambda item: list(known).index(item[0])):
-                self.complain(key, messages[0].replace(INPUT, show(known[key], self._context.secrets)))
+                self.complain(key, messages[0].replace(INPUT, show_value(known[key], self._context.secrets)))
             values = dict(error.valid_data)  # type: ignore[arg-type]
         return values
 

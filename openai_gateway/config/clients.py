@@ -20,7 +20,7 @@ from marshmallow import Schema, ValidationError
 from openai_gateway.config.checks import INPUT, Check, Integer, Number, OneOf, SecretText
 from openai_gateway.config.declaration import key as setting
 from openai_gateway.config.declaration import keys_of
-from openai_gateway.config.parse import NotYaml, parse
+from openai_gateway.config.parse import NotYaml, parse_yaml
 from openai_gateway.config.secret import Secret
 from openai_gateway.config.watched_file import BadContent, WatchedFile
 
@@ -155,7 +155,7 @@ def hash_key(key: str) -> bytes:
 def parse_clients(text: str, servers: frozenset[str]) -> Clients:
     """Return the clients that a file's text names; none if it is empty. Raises BadContent with all that is wrong."""
     try:
-        tree = parse(text)
+        tree = parse_yaml(text)
     except NotYaml as error:
         raise BadContent(f"is not valid YAML ({error}{f', line {error.line}' if error.line else ''})") from None
     if tree is None:

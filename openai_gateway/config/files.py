@@ -19,7 +19,7 @@ from openai_gateway.config.complaints import Problem
 from openai_gateway.config.inherit import carry_out_directives
 from openai_gateway.config.merged_tree import UNSET, MergedTree
 from openai_gateway.config.overrides import COMMAND_LINE, Override, apply_override, parse_overrides
-from openai_gateway.config.parse import NotYaml, parse
+from openai_gateway.config.parse import NotYaml, parse_yaml
 
 DEFAULT_CONFIG_PATH: Final = "conf/openai_model.yaml"
 BUILT_IN: Final = "the built-in openai_model.yaml"
@@ -34,7 +34,9 @@ _NOTHING_YET: Final = (
 )
 
 
-def read(environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]) -> MergedTree:
+def read_sources(
+    environ: Mapping[str, str], arguments: Sequence[str], cwd: Path, problems: list[Problem]
+) -> MergedTree:
     """Return everything merged, Gym's directives carried out; what is wrong is appended to `problems`.
 
     Without any file named, and none at the usual place, the built-in one is read.
@@ -121,7 +123,7 @@ class _Reader:
         if paths is None:
             if not (self._cwd / DEFAULT_CONFIG_PATH).is_file():
                 self.is_built_in = True
-                return [(BUILT_IN, parse(read_built_in()))]
+                return [(BUILT_IN, parse_yaml(read_built_in()))]
             paths = [DEFAULT_CONFIG_PATH]
         trees: list[tuple[str, dict[str, Any]]] = []
         known, named_by, children = list(dict.fromkeys(paths)), dict[str, str](), dict[str, list[str]]()
@@ -143,7 +145,7 @@ class _Reader:
         """Return a file's mapping; `variable` is the one that says where such files are."""
         option = " or --config" if variable == CONFIG_PATHS_VARIABLE else ""
         try:
-            tree = parse((self._cwd / path).read_text(encoding="utf-8"))
+            tree = parse_yaml((self._cwd / path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             self._complain(path, f"there is no such file in {self._cwd}; {variable}{option} says where it is")
         except NotYaml as error:

@@ -16,7 +16,7 @@ from openai_gateway.config import names
 from openai_gateway.config.build import PARENTS, Context, ServerBuilder
 from openai_gateway.config.client_faults import find_open_doors, read_clients
 from openai_gateway.config.complaints import ConfigError, Problem
-from openai_gateway.config.files import read
+from openai_gateway.config.files import read_sources
 from openai_gateway.config.interpolate import Interpolation
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, GatewayConfig, ServerConfig
 from openai_gateway.config.merged_tree import MergedTree
@@ -44,7 +44,7 @@ def load_config(
     """Return the config that files, env.yaml and overrides (`+a.b=1`, `++a.b=1`) make. Raises ConfigError."""
     folder = cwd or Path.cwd()
     problems: list[Problem] = []
-    merged = read(environ, overrides, folder, problems)
+    merged = read_sources(environ, overrides, folder, problems)
     found, foreign = _find_servers(merged.tree)
     interpolation = Interpolation(merged, environ, problems)
     shared = interpolation.resolve_shared(SHARED_KEYS) if found else {}

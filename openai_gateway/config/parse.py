@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(_PREFIX + "float", _FLOAT, list("-+0123456789."))
 
 
-def parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Return null, booleans, numbers, strings, lists or mappings with string keys, as the text says. Raises NotYaml."""
     try:
         return _to_plain(yaml.load(text, Loader=_Loader))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openai_gateway.config.parse import NotYaml, parse
+from openai_gateway.config.parse import NotYaml, parse_yaml
 from openai_gateway.config.prices import Price, PriceTable, Usd
 
 USUAL: Final = "conf/prices.yaml"
@@ -81,7 +81,7 @@ def _parse(text: str) -> Any:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
             pass
-    return parse(text)
+    return parse_yaml(text)
 
 
 def _to_table(table: _Table) -> PriceTable:

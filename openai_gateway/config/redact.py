@@ -36,7 +36,7 @@ def _strings_under(node: Any, *, is_secret: bool) -> Iterator[str]:
         yield node
 
 
-def show(value: Any, secrets: Iterable[str]) -> str:
+def show_value(value: Any, secrets: Iterable[str]) -> str:
     """Return a short form of a value; one that is, or holds, a secret is masked whole."""
     text = repr(value)
     if isinstance(value, str) and value in secrets:

@@ -14,7 +14,7 @@ import yaml
 
 from openai_gateway.config.build import PARENTS
 from openai_gateway.config.keys import ServerConfig
-from openai_gateway.config.parse import NotYaml, parse
+from openai_gateway.config.parse import NotYaml, parse_yaml
 from openai_gateway.config.redact import mask_url
 
 FILE_NAME: Final = "replay.yaml"
@@ -25,7 +25,7 @@ def write_replay_config(folder: Path, servers: Iterable[ServerConfig]) -> None:
     """Put the config for some servers into a folder, beside what is there of others. Raises OSError."""
     path = folder / FILE_NAME
     try:
-        there = parse(path.read_text(encoding="utf-8"))
+        there = parse_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotYaml):
         there = {}
     tree = {**(there if isinstance(there, dict) else {}), **{server.name: _to_entry(server) for server in servers}}

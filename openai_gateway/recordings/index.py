@@ -46,7 +46,7 @@ class Index:
     def __len__(self) -> int:
         return sum(1 if isinstance(places, int) else len(places) for places in self._places.values())
 
-    def to_keys(self) -> list[bytes]:
+    def list_keys(self) -> list[bytes]:
         """Return every key there is."""
         return list(self._places)
 

@@ -48,7 +48,7 @@ class BadLine(Exception):
 
 def read_all(index: Index, start: str = "") -> Iterator[tuple[RecordHeader, KeptAnswer]]:
     """Give every answer whose key starts with some hex digits, those of a key in their order; none that is damaged."""
-    for key in index.to_keys():
+    for key in index.list_keys():
         if key.hex().startswith(start):
             for place, header in index.find(key):
                 payload = index.read(place, header)

@@ -27,7 +27,7 @@ from gunicorn.http.wsgi import create
 from openai_gateway.server.bodies import LengthBody, Unreader
 from openai_gateway.server.lingering import linger, silences
 from openai_gateway.server.plain import PlainRequest, read_plain
-from openai_gateway.server.refusals import describe, make_refusal
+from openai_gateway.server.refusals import describe_refusal, make_refusal
 from openai_gateway.server.request_heads import CheckedRequest, gather_head, may_be_drained
 from openai_gateway.server.waits import Wait, Waits
 from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
@@ -121,7 +121,7 @@ class ClientConnection:
         except NoMoreData:
             self._worker.log.debug("Ignored premature client disconnection.")
         except ParseException as error:
-            status, code, message = describe(error)
+            status, code, message = describe_refusal(error)
             self._worker.log.warning("a request from %s was refused: %d %s", self._peer(), status, code)
             self._refuse(status, code, message)
         except ssl.SSLError as error:

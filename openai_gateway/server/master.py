@@ -15,7 +15,7 @@ _ENOUGH_FILES: Final = 65_536
 _last_good: GatewayConfig | None = None
 
 
-def read() -> ConfigError | None:
+def read_config() -> ConfigError | None:
     """Read the config and keep it; return what is wrong with it, if so, and keep the one before."""
     global _last_good
     try:

@@ -37,7 +37,7 @@ _KNOWN: Final[dict[type[Exception], tuple[int, str, str]]] = {
 _OTHER: Final = (400, "malformed_request", "The request is malformed.")
 
 
-def describe(error: errors.ParseException) -> tuple[int, str, str]:
+def describe_refusal(error: errors.ParseException) -> tuple[int, str, str]:
     """Return status, code and message for what gunicorn's parser raised."""
     return _KNOWN.get(type(error), _OTHER)
 

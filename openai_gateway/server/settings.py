@@ -42,7 +42,7 @@ limit_request_field_size = 16_380
 def on_starting(server: Any) -> None:
     """Read the config once, before any worker is started; a bad one ends here, with one message and exit code 2."""
     master.raise_file_limit()
-    problem = master.read()
+    problem = master.read_config()
     if problem is not None:
         print(problem, file=sys.stderr, flush=True)
         sys.exit(2)
@@ -51,7 +51,7 @@ def on_starting(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """Read the config again on SIGHUP; a bad one is reported, and the last good one serves on."""
-    problem = master.read()
+    problem = master.read_config()
     if problem is not None:
         server.log.error("%s\nThe last good config stays in use.", problem)
 

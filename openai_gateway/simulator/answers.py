@@ -49,7 +49,7 @@ class Said:
         return said + self.reasoning_tokens
 
 
-def say(body: Mapping[str, Any], script: Script) -> Said:
+def compose_answer(body: Mapping[str, Any], script: Script) -> Said:
     """Return the answer to a request body of either API."""
     asked = body.get("input", body.get("messages", ""))
     items = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]

@@ -63,7 +63,7 @@ def missing_key() -> ApiError:
 
 def wrong_key(key: str) -> ApiError:
     """Return the answer to a call with a key that isn't the account's; it shows the key masked, as OpenAI's does."""
-    return ApiError(401, f"Incorrect API key provided: {mask(key)}.", "invalid_api_key")
+    return ApiError(401, f"Incorrect API key provided: {mask_key(key)}.", "invalid_api_key")
 
 
 def unknown_model(model: str) -> ApiError:
@@ -92,14 +92,14 @@ def scripted(script: Script, *, key: str, model: Any) -> ApiError:
     headers = [("retry-after", script.retry_after), ("x-should-retry", script.should_retry)]
     return ApiError(
         script.status,
-        message.format(key=mask(key), model=model),
+        message.format(key=mask_key(key), model=model),
         code,
         kind=kind,
         headers=tuple((name, value) for name, value in headers if value),
     )
 
 
-def mask(key: str) -> str:
+def mask_key(key: str) -> str:
     """Return a key as OpenAI shows it: `sk-proj-****wxyz`; of a short one only the first character."""
     if len(key) < 2 * (_SHOWN_START + _SHOWN_END):
         return key[:1] + "*" * len(key[1:])

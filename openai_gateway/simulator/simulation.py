@@ -18,7 +18,7 @@ import flask
 from openai_gateway.simulator import chat, responses
 from openai_gateway.simulator.account_limits import LimitExceeded, Limits
 from openai_gateway.simulator.answer_store import AnswerStore, Stored
-from openai_gateway.simulator.answers import Said, read_token_limit, say
+from openai_gateway.simulator.answers import Said, compose_answer, read_token_limit
 from openai_gateway.simulator.counters import Counters
 from openai_gateway.simulator.dialects import make_error
 from openai_gateway.simulator.errors import (
@@ -77,7 +77,7 @@ class Simulation:
                 return flask.Response("<html><h1>502 Bad Gateway</h1></html>", 502, content_type="text/html")
             raise scripted(script, key=read_key(), model=body.get("model"))
         self._check(api, body)
-        said = say(body, script)
+        said = compose_answer(body, script)
         self._admit(said, body)
         _wait(script, is_background=is_background)
         number = next(self._numbers)

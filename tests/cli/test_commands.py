@@ -178,7 +178,7 @@ def test_exit_code_and_message_of_what_ends_a_command() -> None:
         (Unforeseen(), None),
     ]
     assert [exits.find_exit_code(error) for error, _ in ends] == [code for _, code in ends]
-    assert exits.describe(missing) == "x.yaml: No such file or directory"
+    assert exits.describe_error(missing) == "x.yaml: No such file or directory"
 
 
 def test_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.simulator.answers import say
+from openai_gateway.simulator.answers import compose_answer
 from openai_gateway.simulator.examples import make_example
 from openai_gateway.simulator.settings import Script
 from tests.simulator.calling import chat, make_client, respond
@@ -71,7 +71,7 @@ def test_schema_that_refers_to_itself_ends() -> None:
     ],
 )
 def test_function_is_called_as_chosen(tools: Any, choice: Any, name: str | None) -> None:
-    assert say({"input": "x", "tools": tools, "tool_choice": choice}, Script()).name == name
+    assert compose_answer({"input": "x", "tools": tools, "tool_choice": choice}, Script()).name == name
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_function_is_called_as_chosen(tools: Any, choice: Any, name: str | None)
     ],
 )
 def test_last_text_of_the_user_is_echoed(asked: Any, text: str) -> None:
-    assert say({"input": asked}, Script()).text.startswith(text)
+    assert compose_answer({"input": asked}, Script()).text.startswith(text)
 
 
 @pytest.mark.parametrize("events", [1, 2, 40])

@@ -15,35 +15,14 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.gate import Gate, call_for_status
 from tests.support.processes import Gunicorn, eventually, run_gateway
 from tests.support.redis_server import RedisServer, needs_redis, run_redis
-from tests.support.upstreams import PATHS, Conversation, run_upstream, to_answer, to_request_body
+from tests.support.upstreams import Conversation, run_upstream
 
 pytestmark = needs_redis
 CAP = 6
 KEY = "sk-upstream-key"
-
-
-class Gate:
-    """Counts calls in flight at the upstream; holds each until it is open, and then for a moment."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running = self.most = self.done = 0
-        self.is_open = threading.Event()
-
-    def script(self, talk: Conversation) -> None:
-        while talk.read_request() is not None:
-            with self.lock:
-                self.running += 1
-                self.most = max(self.most, self.running)
-            if not self.is_open.wait(60):
-                return
-            time.sleep(0.03)
-            with self.lock:
-                self.running -= 1
-                self.done += 1
-            talk.send(to_answer(b"{}"))
 
 
 @pytest.fixture
@@ -68,13 +47,6 @@ def _run_hosts(
         yield hosts
 
 
-def _call(host: Gunicorn) -> int:
-    try:
-        return requests.post(host.url + PATHS["responses"], json=to_request_body("responses"), timeout=90).status_code
-    except requests.RequestException:
-        return 0
-
-
 def _metric(host: Gunicorn, name: str) -> float | None:
     text = requests.get(f"{host.url}/metrics", timeout=10).text
     found = re.search(rf'^openai_gateway_{name}{{server="policy_model"}} (\S+)$', text, re.MULTILINE)
@@ -88,7 +60,7 @@ def _all_see(hosts: list[Gunicorn], count: int | None = None) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, hosts: list[Gunicorn], calls: int) -> list[Future[int]]:
-    return [pool.submit(_call, hosts[number % len(hosts)]) for number in range(calls)]
+    return [pool.submit(call_for_status, hosts[number % len(hosts)].url) for number in range(calls)]
 
 
 @pytest.mark.parametrize(("count", "workers"), [(2, 1), (2, 2), (4, 1)])
@@ -141,7 +113,7 @@ def test_redis_away_frozen_restarted_and_emptied_stops_no_call_and_breaks_no_cap
 
         def call_on(host: Gunicorn) -> None:
             while not is_over.is_set():
-                statuses.append(_call(host))
+                statuses.append(call_for_status(host.url))
 
         callers = [pool.submit(call_on, hosts[number % 2]) for number in range(20)]
         eventually(lambda: gate.done > 50, 30)
@@ -213,12 +185,12 @@ def test_hosts_started_while_redis_is_away_serve_and_share_once_it_is_there(tmp_
         run_upstream(gate.script) as upstream,
         _run_hosts(tmp_path, upstream.url, redis, max_concurrent_requests_total=CAP) as hosts,
     ):
-        assert [_call(host) for host in hosts] == [200, 200]
+        assert [call_for_status(host.url) for host in hosts] == [200, 200]
         eventually(lambda: all(_metric(host, "limits_redis_up") == 0 for host in hosts))
         redis.start()
         try:
             _all_see(hosts)
-            eventually(lambda: [_call(host) for host in hosts] == [200, 200])
+            eventually(lambda: [call_for_status(host.url) for host in hosts] == [200, 200])
         finally:
             redis.stop()
 
@@ -228,7 +200,7 @@ def test_wrong_password_is_told_in_one_line_without_it(tmp_path: Path, redis: Re
     gate = Gate()
     gate.is_open.set()
     with run_upstream(gate.script) as upstream, _run_hosts(tmp_path, upstream.url, redis, 1) as hosts:
-        assert _call(hosts[0]) == 200
+        assert call_for_status(hosts[0].url) == 200
         hosts[0].wait_for_log(r"Redis is away \(it refuses the user or password")
         time.sleep(1)
         log = hosts[0].log()
@@ -248,11 +220,11 @@ def test_nothing_in_redis_tells_the_key_or_the_upstream(tmp_path: Path, redis: R
             talk.send(head.encode() + body)
 
     with run_upstream(script) as upstream, _run_hosts(tmp_path, upstream.url, redis) as hosts:
-        assert _call(hosts[0]) == 200
-        _call(hosts[0])
+        assert call_for_status(hosts[0].url) == 200
+        call_for_status(hosts[0].url)
         # The other host has made no call, and knows the limit nevertheless.
         eventually(lambda: "learned_limit_per_minute" in requests.get(f"{hosts[1].url}/metrics", timeout=10).text)
-        assert _call(hosts[1]) == 200
+        assert call_for_status(hosts[1].url) == 200
         _all_see(hosts, 2)
         names = redis.ask("KEYS", "*").decode()
         keys = re.findall(r"openai-gateway:\S+", names)

@@ -24,7 +24,7 @@ from websockets.sync.server import ServerConnection, serve
 from openai_gateway.wire import frames
 from openai_gateway.wire.frames import compute_accept, to_frame
 from tests.support.processes import Gunicorn, eventually, run_gateway, run_simulator
-from tests.support.upstreams import Conversation, Request, answer_always, run_upstream, to_answer
+from tests.support.upstreams import Conversation, Request, ScriptedUpstream, answer_always, run_upstream, to_answer
 from tests.support.websockets import RawWebSocket, accept_websocket, ask_for_websocket, open_websocket, to_server_event
 
 # The official client, too, uses what the package would rather have as a context manager.
@@ -43,6 +43,54 @@ def through(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn
     }
     with run_simulator(folder) as simulator, run_gateway(folder, simulator.url, settings) as gateway:
         yield gateway, simulator, folder
+
+
+class _Upstream:
+    """WebSockets on which it happens what the test's script says."""
+
+    def __init__(self, script: Callable[[ServerConnection], None]) -> None:
+        self.script = script
+        self._server = serve(lambda connection: self.script(connection), "127.0.0.1", 0, max_size=None)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        host, port = self._server.socket.getsockname()
+        self.url = f"http://{host}:{port}"
+
+    def __enter__(self) -> _Upstream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+
+
+def _echo(upstream: ServerConnection) -> None:
+    for message in upstream:
+        upstream.send(message)
+
+
+@pytest.fixture(scope="module")
+def plain_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, _Upstream, Path]]:
+    folder = tmp_path_factory.mktemp("scripted")
+    settings = {"usage_log": str(folder / "usage.jsonl")}
+    with _Upstream(_echo) as upstream, run_gateway(folder, upstream.url, settings) as gateway:
+        yield gateway, upstream, folder
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, ScriptedUpstream]]:
+    """The same in front of bare sockets."""
+    with (
+        run_upstream(answer_always) as upstream,
+        run_gateway(tmp_path_factory.mktemp("raw"), upstream.url) as gateway,
+    ):
+        yield gateway, upstream
+
+
+@pytest.fixture
+def scripted(plain_gateway: tuple[Gunicorn, _Upstream, Path]) -> Iterator[tuple[Gunicorn, _Upstream, Path]]:
+    """A gateway with no settings of note, for one test at a time: what the last one held is given back."""
+    gateway, _, _ = plain_gateway
+    yield plain_gateway
+    eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
 
 def _open(gateway: Gunicorn, path: str = "/v1/responses", name: str = "") -> ClientConnection:
@@ -102,7 +150,7 @@ def test_official_async_client(through: tuple[Gunicorn, Gunicorn, Path]) -> None
     assert asyncio.run(ask())[0] == "response.created"
 
 
-class _Upstream:
+class _Dropping:
     """Drops the first connection within its response, answers over the next."""
 
     def __init__(self, drop: Callable[[RawWebSocket], None]) -> None:
@@ -124,20 +172,22 @@ _DROPS = [(lambda upstream: upstream.leave(), 1011), (lambda upstream: upstream.
 
 
 @pytest.mark.parametrize(("drop", "code"), _DROPS, ids=["broken off", "closed with 1012"])
-def test_official_client_reconnects_after_a_dropped_connection(drop: Any, code: int, tmp_path: Path) -> None:
-    upstream = _Upstream(drop)
+def test_official_client_reconnects_after_a_dropped_connection(
+    drop: Any, code: int, raw: tuple[Gunicorn, ScriptedUpstream]
+) -> None:
+    gateway, running = raw
+    running.script = upstream = _Dropping(drop)
     codes: list[int] = []
-    with run_upstream(upstream) as running, run_gateway(tmp_path, running.url) as gateway:
-        client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="k")
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="k")
 
-        def ask_again(event: Any) -> None:
-            codes.append(event.close_code)
-            # Kept by the SDK until there is a connection again.
-            connection.response.create(model="x", input="hello")
+    def ask_again(event: Any) -> None:
+        codes.append(event.close_code)
+        # Kept by the SDK until there is a connection again.
+        connection.response.create(model="x", input="hello")
 
-        with client.responses.connect(on_reconnecting=ask_again) as connection:
-            connection.response.create(model="x", input="hello")
-            assert _names_until_completed(connection) == ["response.created"] * 2 + ["response.completed"]
+    with client.responses.connect(on_reconnecting=ask_again) as connection:
+        connection.response.create(model="x", input="hello")
+        assert _names_until_completed(connection) == ["response.created"] * 2 + ["response.completed"]
     assert (codes, upstream.created) == ([code], 2)
 
 
@@ -151,8 +201,11 @@ def _names_until_completed(connection: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(("drop", "code"), _DROPS, ids=["broken off", "closed with 1012"])
-def test_official_async_client_reconnects_after_a_dropped_connection(drop: Any, code: int, tmp_path: Path) -> None:
-    upstream = _Upstream(drop)
+def test_official_async_client_reconnects_after_a_dropped_connection(
+    drop: Any, code: int, raw: tuple[Gunicorn, ScriptedUpstream]
+) -> None:
+    gateway, running = raw
+    running.script = upstream = _Dropping(drop)
     codes: list[int] = []
 
     async def ask(url: str) -> list[str]:
@@ -172,8 +225,7 @@ def test_official_async_client_reconnects_after_a_dropped_connection(drop: Any, 
                     break
         return names
 
-    with run_upstream(upstream) as running, run_gateway(tmp_path, running.url) as gateway:
-        assert asyncio.run(ask(gateway.url)) == ["response.created"] * 2 + ["response.completed"]
+    assert asyncio.run(ask(gateway.url)) == ["response.created"] * 2 + ["response.completed"]
     assert (codes, upstream.created) == ([code], 2)
 
 
@@ -288,55 +340,44 @@ def test_refused_handshake_is_answered_as_the_upstream_answers_it(tmp_path: Path
         assert b"sk-upstream-key" not in (refused.value.response.body or b"")
 
 
-def _run_upstream(script: Callable[[ServerConnection], None]) -> Any:
-    server = serve(script, "127.0.0.1", 0, max_size=None)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
 def _begin(upstream: ServerConnection) -> None:
     upstream.recv(timeout=20)
     upstream.send(json.dumps({"type": "response.created", "response": {"id": "r"}}))
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013])
-def test_upstreams_close_code_is_the_clients(code: int, tmp_path: Path) -> None:
+def test_upstreams_close_code_is_the_clients(code: int, scripted: tuple[Gunicorn, _Upstream, Path]) -> None:
+    gateway, upstream, folder = scripted
+
     def script(upstream: ServerConnection) -> None:
         _begin(upstream)
         upstream.close(code, "so be it")
 
-    settings = {"usage_log": str(tmp_path / "usage.jsonl")}
-    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
-        with _open(gateway) as client:
-            client.send(_create())
-            assert json.loads(client.recv(timeout=10))["type"] == "response.created"
-            with pytest.raises(ConnectionClosed):
-                client.recv(timeout=10)
-            assert client.close_code == code
-        eventually(lambda: gateway.inspect()["in_flight"] == 0 and len(_read_usage(tmp_path)) == 1)
-        server.shutdown()
+    upstream.script = script
+    with _open(gateway, name=f"close {code}") as client:
+        client.send(_create())
+        assert json.loads(client.recv(timeout=10))["type"] == "response.created"
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert client.close_code == code
+    eventually(lambda: gateway.inspect()["in_flight"] == 0 and len(_read_usage(folder, f"close {code}")) == 1)
 
 
-def _to_url(server: Any) -> str:
-    host, port = server.socket.getsockname()
-    return f"http://{host}:{port}"
+def test_upstream_that_breaks_off_is_1011_and_a_failed_call(scripted: tuple[Gunicorn, _Upstream, Path]) -> None:
+    gateway, upstream, folder = scripted
 
-
-def test_upstream_that_breaks_off_is_1011_and_a_failed_call(tmp_path: Path) -> None:
     def script(upstream: ServerConnection) -> None:
         _begin(upstream)
         upstream.socket.shutdown(socket.SHUT_RDWR)
 
-    settings = {"usage_log": str(tmp_path / "usage.jsonl")}
-    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
-        with _open(gateway) as client:
-            client.send(_create())
+    upstream.script = script
+    with _open(gateway, name="broken off") as client:
+        client.send(_create())
+        client.recv(timeout=10)
+        with pytest.raises(ConnectionClosed):
             client.recv(timeout=10)
-            with pytest.raises(ConnectionClosed):
-                client.recv(timeout=10)
-            assert client.close_code == 1011
-        eventually(lambda: [line["outcome"] for line in _read_usage(tmp_path)] == ["failed"])
-        server.shutdown()
+        assert client.close_code == 1011
+    eventually(lambda: [line["outcome"] for line in _read_usage(folder, "broken off")] == ["failed"])
 
 
 @pytest.mark.parametrize("phase", ["queued", "running"])
@@ -351,7 +392,7 @@ def test_client_that_leaves_ends_the_upstreams_connection_and_its_calls(phase: s
             ended.set()
 
     settings = {"max_concurrent_requests": 1, "usage_log": str(tmp_path / "usage.jsonl")}
-    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+    with _Upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
         client = _open(gateway)
         client.send(_create(stream_id="a"))
         client.recv(timeout=10)
@@ -364,7 +405,6 @@ def test_client_that_leaves_ends_the_upstreams_connection_and_its_calls(phase: s
         assert ended.wait(5)
         eventually(lambda: gateway.inspect()["in_flight"] == 0 and gateway.inspect()["queued"] == 0)
         eventually(lambda: [line["outcome"] for line in _read_usage(tmp_path)] == ["client_gone"] * count)
-        server.shutdown()
 
 
 def test_response_for_which_nothing_comes_ends_in_an_error(tmp_path: Path) -> None:
@@ -373,7 +413,7 @@ def test_response_for_which_nothing_comes_ends_in_an_error(tmp_path: Path) -> No
         upstream.recv(timeout=20)
 
     settings = {"first_byte_timeout_s": 0.3}
-    with _run_upstream(script) as server, run_gateway(tmp_path, _to_url(server), settings) as gateway:
+    with _Upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
         with _open(gateway) as client:
             time.sleep(0.6)  # idle is no reason
             client.send(_create())
@@ -383,7 +423,6 @@ def test_response_for_which_nothing_comes_ends_in_an_error(tmp_path: Path) -> No
                 client.recv(timeout=10)
             assert client.close_code == 1011
         eventually(lambda: gateway.inspect()["in_flight"] == 0)
-        server.shutdown()
 
 
 def test_stop_lets_the_running_response_finish_then_closes_with_1012(tmp_path: Path) -> None:
@@ -403,22 +442,18 @@ def test_stop_lets_the_running_response_finish_then_closes_with_1012(tmp_path: P
         gateway.process.wait(15)
 
 
-def test_frames_of_any_size_and_shape_pass_as_they_are(tmp_path: Path) -> None:
-    def echo(upstream: ServerConnection) -> None:
-        for message in upstream:
-            upstream.send(message)
-
-    with _run_upstream(echo) as server, run_gateway(tmp_path, _to_url(server)) as gateway:
-        with connect(gateway.url.replace("http", "ws") + "/v1/responses", max_size=None, compression=None) as client:
-            for message in ("{}", "no json", '{"type":"response.steer"}', "é" * 40_000, b"\x00\xff", "x" * 15_000_000):
-                client.send(message)
-                assert client.recv(timeout=30) == message
-            client.send(iter(["frag", "men", "ted"]))
-            assert client.recv(timeout=10) == "fragmented"
-            client.ping().wait(5)
-            client.send(iter(['{"type":"response.create",', '"model":"a","input":[]}']))
-            assert json.loads(client.recv(timeout=10)) == {"type": "response.create", "model": "the-model", "input": []}
-        server.shutdown()
+def test_frames_of_any_size_and_shape_pass_as_they_are(scripted: tuple[Gunicorn, _Upstream, Path]) -> None:
+    gateway, upstream, _ = scripted
+    upstream.script = _echo
+    with connect(gateway.url.replace("http", "ws") + "/v1/responses", max_size=None, compression=None) as client:
+        for message in ("{}", "no json", '{"type":"response.steer"}', "é" * 40_000, b"\x00\xff", "x" * 15_000_000):
+            client.send(message)
+            assert client.recv(timeout=30) == message
+        client.send(iter(["frag", "men", "ted"]))
+        assert client.recv(timeout=10) == "fragmented"
+        client.ping().wait(5)
+        client.send(iter(['{"type":"response.create",', '"model":"a","input":[]}']))
+        assert json.loads(client.recv(timeout=10)) == {"type": "response.create", "model": "the-model", "input": []}
 
 
 @pytest.mark.parametrize(
@@ -438,29 +473,30 @@ def test_broken_frame_closes_with_1002_and_leaks_nothing(
 
 def test_message_above_the_configs_bound_closes_with_1009(tmp_path: Path) -> None:
     with (
-        _run_upstream(_echo) as server,
-        run_gateway(tmp_path, _to_url(server), {"max_body_bytes": 1000}) as gateway,
+        _Upstream(_echo) as upstream,
+        run_gateway(tmp_path, upstream.url, {"max_body_bytes": 1000}) as gateway,
+        _open(gateway) as client,
     ):
-        with _open(gateway) as client:
-            client.send("x" * 900)
-            assert client.recv(timeout=10) == "x" * 900
-            client.send("x" * 1001)
-            with pytest.raises(ConnectionClosed):
-                client.recv(timeout=10)
-            assert client.close_code == 1009
-        server.shutdown()
+        client.send("x" * 900)
+        assert client.recv(timeout=10) == "x" * 900
+        client.send("x" * 1001)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=10)
+        assert client.close_code == 1009
 
 
-def test_key_that_a_browser_names_as_a_subprotocol_stays_here(tmp_path: Path) -> None:
+def test_key_that_a_browser_names_as_a_subprotocol_stays_here(raw: tuple[Gunicorn, ScriptedUpstream]) -> None:
+    gateway, upstream = raw
+
     def script(talk: Conversation) -> None:
         accept_websocket(talk, "sec-websocket-protocol: realtime\r\n").receive()
 
-    with run_upstream(script) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
-        asked = "sec-websocket-protocol: realtime, openai-insecure-api-key.secret\r\n"
-        status, headers, _, sock = ask_for_websocket(gateway.url, headers=asked)
-        sock.close()
-        assert (status, headers["sec-websocket-protocol"]) == (101, "realtime")
-        assert upstream.requests[0].headers["sec-websocket-protocol"] == "realtime"
+    upstream.script = script
+    asked = "sec-websocket-protocol: realtime, openai-insecure-api-key.secret\r\n"
+    status, headers, _, sock = ask_for_websocket(gateway.url, headers=asked)
+    sock.close()
+    assert (status, headers["sec-websocket-protocol"]) == (101, "realtime")
+    assert upstream.requests[-1].headers["sec-websocket-protocol"] == "realtime"
 
 
 def test_message_that_never_ends_is_not_kept_for_ever(tmp_path: Path) -> None:
@@ -474,24 +510,20 @@ def test_message_that_never_ends_is_not_kept_for_ever(tmp_path: Path) -> None:
             client.leave()
 
 
-def test_handshake_that_is_malformed_never_reaches_the_upstream(tmp_path: Path) -> None:
-    with run_upstream(answer_always) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
-        good = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-        url = f"{gateway.url}/v1/responses"
-        no_key = requests.get(url, headers=good, timeout=5)
-        assert (no_key.status_code, no_key.json()["error"]["code"]) == (400, "invalid_handshake")
-        old = requests.get(url, headers={**good, "sec-websocket-version": "8"}, timeout=5)
-        assert (old.status_code, old.headers["sec-websocket-version"]) == (426, "13")
-        foreign = requests.get(url, headers={**good, "origin": "https://evil.example"}, timeout=5)
-        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "cross_site_request")
-        elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=5)
-        assert elsewhere.status_code == 426
-        assert not upstream.requests
-
-
-def _echo(upstream: ServerConnection) -> None:
-    for message in upstream:
-        upstream.send(message)
+def test_handshake_that_is_malformed_never_reaches_the_upstream(raw: tuple[Gunicorn, ScriptedUpstream]) -> None:
+    gateway, upstream = raw
+    upstream.requests.clear()
+    good = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    url = f"{gateway.url}/v1/responses"
+    no_key = requests.get(url, headers=good, timeout=5)
+    assert (no_key.status_code, no_key.json()["error"]["code"]) == (400, "invalid_handshake")
+    old = requests.get(url, headers={**good, "sec-websocket-version": "8"}, timeout=5)
+    assert (old.status_code, old.headers["sec-websocket-version"]) == (426, "13")
+    foreign = requests.get(url, headers={**good, "origin": "https://evil.example"}, timeout=5)
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "cross_site_request")
+    elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=5)
+    assert elsewhere.status_code == 426
+    assert not upstream.requests
 
 
 @pytest.mark.parametrize(
@@ -506,17 +538,19 @@ def _echo(upstream: ServerConnection) -> None:
     ],
     ids=["stream_id no text", "lone surrogate", "binary", "fragments, key repeated", "NaN", "UTF-16"],
 )
-def test_no_create_gets_past_the_model_and_the_slots(message: Any, code: str | None, tmp_path: Path) -> None:
-    with _run_upstream(_echo) as server, run_gateway(tmp_path, _to_url(server)) as gateway:
-        with _open(gateway) as client:
-            client.send(message)
-            got = json.loads(client.recv(timeout=10))
-            if code is None:
-                assert (got["type"], got["model"]) == ("response.create", "the-model")
-                assert gateway.inspect()["in_flight"] == 1
-            else:
-                assert (got["type"], got["status"]) == ("error", 400)
-        server.shutdown()
+def test_no_create_gets_past_the_model_and_the_slots(
+    message: Any, code: str | None, scripted: tuple[Gunicorn, _Upstream, Path]
+) -> None:
+    gateway, upstream, _ = scripted
+    upstream.script = _echo
+    with _open(gateway) as client:
+        client.send(message)
+        got = json.loads(client.recv(timeout=10))
+        if code is None:
+            assert (got["type"], got["model"]) == ("response.create", "the-model")
+            assert gateway.inspect()["in_flight"] == 1
+        else:
+            assert (got["type"], got["status"]) == ("error", 400)
 
 
 def _shake_hands(conversation: Conversation) -> None:
@@ -565,8 +599,8 @@ def test_side_that_does_not_read_holds_nothing_for_ever(who: str, tmp_path: Path
 
 def test_lanes_of_a_connection_are_bounded_and_forgotten(tmp_path: Path) -> None:
     with (
-        _run_upstream(_echo) as server,
-        run_gateway(tmp_path, _to_url(server), {"max_concurrent_requests": 1}) as gateway,
+        _Upstream(_echo) as upstream,
+        run_gateway(tmp_path, upstream.url, {"max_concurrent_requests": 1}) as gateway,
     ):
         with _open(gateway) as client:
             for number in range(300):
@@ -580,7 +614,6 @@ def test_lanes_of_a_connection_are_bounded_and_forgotten(tmp_path: Path) -> None
                 pass
             assert (refused["status"], refused["error"]["param"]) == (400, "stream_id")
         eventually(lambda: gateway.inspect()["in_flight"] + gateway.inspect()["queued"] == 0)
-        server.shutdown()
 
 
 def test_one_clients_bad_handshake_does_not_end_the_websockets_of_others(tmp_path: Path) -> None:

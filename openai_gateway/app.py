@@ -260,19 +260,21 @@ def create_app(config: GatewayConfig) -> GatewayApp:
     for module in (responses, chat, conversations, models, operations, status):
         app.register_blueprint(module.blueprint)
     app.register_error_handler(GatewayError, to_error_response)
-    app.register_error_handler(HTTPException, _from_werkzeug)
+    names = ", ".join(config.servers)
+    app.register_error_handler(HTTPException, lambda error: _from_werkzeug(error, names))
     app.register_error_handler(Exception, lambda error: _answer_internal_error())
     return app
 
 
-def _from_werkzeug(error: HTTPException) -> flask.Response:
+def _from_werkzeug(error: HTTPException, servers: str) -> flask.Response:
     request = flask.request
     if isinstance(error, WerkzeugMethodNotAllowed):
         allow = ", ".join(sorted(error.valid_methods or ()))
         return to_error_response(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allow}.", allow))
     if isinstance(error, NotFound):
         asked = request.environ.get("RAW_URI", request.path).partition("?")[0]
-        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {asked[:200]}. {_SERVED}"))
+        told = f"{_SERVED} Servers: {servers}; a server's base URL has its name before /v1."
+        return to_error_response(UnknownUrl(f"Unknown request URL: {request.method} {asked[:200]}. {told}"))
     return to_error_response(InvalidRequest(str(error.description)))
 
 

@@ -172,7 +172,7 @@ def _show_worker(totals: Totals) -> dict[str, Any]:
 
 def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]:
     accounts = [account for (server, _), account in total.accounts.items() if server == name]
-    outcomes = [(outcome, count) for account in accounts for (_, outcome, _), count in account.calls.items()]
+    outcomes = [(key, count) for account in accounts for key, count in account.calls.items()]
     used = Consumption()
     for (server, _), consumption in total.consumption.items():
         if server == name:
@@ -197,7 +197,7 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "redis_up": state.is_redis_up,
         "hosts": state.hosts,
         "calls": sum(count for _, count in outcomes),
-        "failed": sum(count for outcome, count in outcomes if outcome == "failed"),
+        "failed": sum(count for (status, outcome, _), count in outcomes if _is_failure(status, outcome)),
         "client_gone": sum(account.client_gone for account in accounts),
         "retries": sum(sum(account.retries.values()) for account in accounts),
         "retry_reasons": _sum_retries(accounts),
@@ -209,6 +209,10 @@ def _show_server(name: str, state: ServerState, total: Totals) -> dict[str, Any]
         "calls_without_usage": sum(account.without_usage for account in accounts),
         "saved": msgspec.structs.asdict(total.saved.get(name, Saved())),
     }
+
+
+def _is_failure(status: str, outcome: str) -> bool:
+    return outcome == "failed" or (outcome == "completed" and status in ("4xx", "5xx"))
 
 
 def _show_client(standing: Standing) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.accounting.line_file import append_line, end_torn_line
+from openai_gateway.errors import Unauthorized
 from openai_gateway.wire.call import CallRecord
 
 _log = logging.getLogger("openai_gateway")
@@ -46,7 +47,12 @@ class UsageLog:
         self._lost_now = 0
 
     def observe(self, record: CallRecord) -> None:
-        """Append a record; a disk that is full costs the line and a warning, never the call."""
+        """Append a record; a disk that is full costs the line and a warning, never the call.
+
+        Calls without a valid key are left out: they cost nothing, and anybody could fill the disk with them.
+        """
+        if record.error_code == Unauthorized.code and not record.attempts:
+            return
         line = _encoder.encode(record) + b"\n"
         try:
             append_line(self._open(), line)

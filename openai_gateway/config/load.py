@@ -35,6 +35,8 @@ _SNIPPET: Final = """no server is defined; one looks like this:
           openai_base_url: https://api.openai.com/v1
           openai_api_key: ${policy_api_key}
           openai_model: gpt-5-mini"""
+# Gym's files all have it, ours too: that it means nothing here needs no line at each start.
+_IN_EVERY_FILE: Final = frozenset({"entrypoint"})
 _RESERVED_NAMES: Final = frozenset({"v1", "ng-rollout", "metrics", "status", "healthz", "readyz", ".", ".."})
 
 
@@ -60,7 +62,7 @@ def load_config(
             builder.complain("", _WANTED_NAME)
         if (server := builder.build(settings[name])) is not None:
             servers[name] = server
-        ignored |= builder.ignored
+        ignored |= builder.ignored - _IN_EVERY_FILE
         origins.update(builder.origins)
     problems += _find_misplaced(merged, found)
     clients = read_clients(servers, found, merged, problems)

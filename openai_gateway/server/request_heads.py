@@ -12,7 +12,7 @@ from typing import Any, Final
 import gevent
 from gunicorn.config import Config
 from gunicorn.http.body import ChunkedReader
-from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, NoMoreData
+from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, NoMoreData, UnsupportedTransferCoding
 from gunicorn.http.message import Request
 
 from openai_gateway.server.bodies import ChunkedBody, LengthBody, Unreader
@@ -23,6 +23,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LEFT_BYTES: Final = 64 * 1024
 _END: Final = b"\r\n\r\n"
 _NO_START: Final = re.compile(rb"[^\r\n\x21-\x7e]")
+_COMPRESSED: Final = re.compile("compress|deflate|gzip", re.IGNORECASE)
 _BARE_FEED: Final = re.compile(rb"(?<!\r)\n")
 
 
@@ -57,6 +58,10 @@ class CheckedRequest(Request):  # type: ignore[misc]
     def set_body_reader(self) -> None:
         """Choose how the body is read. Raises what gunicorn raises if its length can't be told."""
         super().set_body_reader()
+        for name, value in self.headers:
+            # gunicorn takes these, too, and leaves it to the app to undo them.
+            if name == "TRANSFER-ENCODING" and _COMPRESSED.search(value):
+                raise UnsupportedTransferCoding(value)
         sock, reader = self.unreader.sock, self.body.reader
         # gunicorn would answer it before anybody has looked at the request.
         expects_continue, self._expected_100_continue = self._expected_100_continue, False

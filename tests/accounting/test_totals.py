@@ -114,7 +114,7 @@ def test_snapshot_shows_calls_tokens_cost_and_state(aggregate: Aggregate) -> Non
         second.t -= STEP_S
     snapshot = Snapshots(aggregate).snapshot()
     server = snapshot["servers"][0]
-    assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 0, 1, 1)
+    assert (server["calls"], server["failed"], server["client_gone"], server["retries"]) == (3, 1, 1, 1)
     assert (server["in_flight"], server["queued"], server["cap"]) == (3, 2, 8)
     assert (server["input_tokens"], server["cost_usd"], server["calls_without_usage"]) == (100, 0.25, 1)
     assert server["rate_limits"] == {"requests": {"limit": 100.0, "remaining": 99.0, "reset_s": 0.5}}

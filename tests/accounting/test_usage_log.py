@@ -35,6 +35,17 @@ def test_line_is_the_record(tmp_path: Path) -> None:
     assert _records(tmp_path / "u.jsonl") == [record]
 
 
+def test_calls_without_a_valid_key_leave_no_line_and_those_that_the_upstream_refuses_do(tmp_path: Path) -> None:
+    """Anybody could fill the disk with them: 33 MB for 100,000."""
+    log = UsageLog(str(tmp_path / "u.jsonl"))
+    refused = to_record(status=401, outcome="failed", error_code="invalid_api_key", attempts=0)
+    by_upstream = to_record(status=401, error_code="invalid_api_key", attempts=1)
+    by_breaker = to_record(status=401, outcome="failed", error_code="upstream_key_refused", attempts=0)
+    for record in (refused, by_upstream, by_breaker):
+        log.observe(record)
+    assert _records(tmp_path / "u.jsonl") == [by_upstream, by_breaker]
+
+
 def test_torn_last_line_is_ended_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "u.jsonl"
     path.write_bytes(b'{"time": 1, "ser')

@@ -139,7 +139,9 @@ def test_path_that_could_lead_elsewhere_is_unknown(path: str, gateway: Gunicorn,
     request = requests.Request("GET", gateway.url).prepare()
     request.url = gateway.url + path
     answer = session.send(request, timeout=10)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "unknown_url")
+    assert "Servers: policy_model" in error["message"], "whoever misspelt a server's name sees what there is"
     assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["requests"] == 0
 
 

@@ -57,6 +57,16 @@ def test_malformed_request_is_refused_and_never_sent_on(request_bytes: bytes, tm
     assert not seen
 
 
+@pytest.mark.parametrize("coding", ["gzip, chunked", "deflate, chunked", "br, chunked"])
+def test_a_transfer_coding_that_is_not_undone_is_refused(coding: str, hostile: tuple[Gunicorn, list[object]]) -> None:
+    """RFC 9112 6.1: else the upstream would get compressed bytes as if they were the body."""
+    gateway, seen = hostile
+    answer = _send_raw(gateway, HEAD + f"transfer-encoding: {coding}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"unsupported_transfer_coding" in answer
+    assert not seen
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("hostile")

@@ -47,7 +47,7 @@ OF_THE_MOMENT = {
     # Timers, on a machine so busy that a call takes as long.
     "server/waits.py:tick",
     "wire/rate_limits.py:<genexpr>",
-    "wire/rate_limits.py:_to_number",
+    "wire/rate_limits.py:_read_number",
 }
 
 

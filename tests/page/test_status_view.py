@@ -131,6 +131,17 @@ def test_many_errors_are_bad_and_each_tells_what_to_do() -> None:
     assert [row[1][0] for row in view["tables"]["recent"]] == ["200, broke off", "502", "client left"]
 
 
+def test_a_servers_failed_calls_are_all_that_gave_no_answer_but_an_error() -> None:
+    """Those with an error's status, which the upstream gave or the gateway, and those that broke off."""
+    aggregate = _aggregate()
+    aggregate.observe(to_record())
+    aggregate.observe(to_record(status=429, error_code="rate_limit_exceeded"))
+    aggregate.observe(to_record(status=502, outcome="failed", error_code="upstream_unreachable"))
+    aggregate.observe(to_record(status=200, outcome="failed", error_code="upstream_protocol_error"))
+    aggregate.observe(to_record(status=None, outcome="client_gone"))
+    assert _view(aggregate)["tables"]["servers"][0][6:9] == ["5", "3", "1"]
+
+
 def test_cost_of_unknown_prices_is_unknown_not_zero() -> None:
     aggregate = _aggregate()
     aggregate.observe(to_record(cost_usd=None))

@@ -32,6 +32,7 @@ from openai_gateway.limits.news import LedgerNews
 from openai_gateway.wire.rate_limits import RateLimit
 
 _TAU_S: Final = 2.0
+_TAU_UNITS: Final = 8.0
 _SPREAD_S: Final = 3.0
 _CATCH_UP_S: Final = 0.1
 _MARGIN_OF_LIMIT: Final = 0.005
@@ -250,5 +251,6 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             return  # A full bucket takes in nothing.
         if drain < self.drain and not self._is_reference:
             return  # It holds more than was known, that is all.
-        share = 1 - math.exp(-passed_s / _TAU_S)
+        # What remains is told in whole units: where few flow in, what flowed between two answers is mostly rounding.
+        share = 1 - math.exp(-passed_s / max(_TAU_S, _TAU_UNITS * self._unit / self.rate))
         self.drain = min(self.drain + share * (drain - self.drain), (1 - _SLOWEST) * self.rate)

@@ -90,7 +90,7 @@ class Limiter:
 
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
-        wait_s, reason = 0.0, ""
+        wait_s, reason, fair_s = 0.0, "", 0.0
         # One above the limit is refused at once, or our estimate is wrong: no bucket is to fill for it.
         tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
         if not self._is_bound:
@@ -102,13 +102,13 @@ class Limiter:
         for ledger, charge, name in self._ledgers(tokens):
             held_s = ledger.wait_s(charge, now)
             if held_s > wait_s:
-                wait_s, reason = held_s, name
+                wait_s, reason, fair_s = held_s, name, charge / (ledger.rate or math.inf)
         held_s = max(self.blind.wait_s(now), self.held.free_at - now)
         if held_s > wait_s:
-            wait_s, reason = held_s, "rate"
+            wait_s, reason, fair_s = held_s, "rate", 0.0
         if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
-            # Nobody is under way who could tell us more.
-            wait_s = min(wait_s, max(0.0, self._started_at + self._probe_s - now))
+            # Nobody is under way who could tell us more; that a call's charge has to flow in first needs no telling.
+            wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
         if wait_s <= 0 and not self.window.admits(running, now):
             return self.window.wait_s(now), "window"
         return wait_s, reason

@@ -77,7 +77,7 @@ class _ItemId(BaseConverter):
 
 
 class _Rule(Rule):
-    """A rule to find a view by; nothing here makes URLs of rules, and to get ready for it would take 40 ms of a start."""
+    """A rule to find a view by; nothing here makes URLs of rules: to get ready for it would take 40 ms of a start."""
 
     def _compile_builder(self, append_unknown: bool = True) -> Any:
         return lambda *given: None

@@ -15,9 +15,8 @@ from marshmallow import Schema, ValidationError
 from openai_gateway.config import names
 from openai_gateway.config.checks import INPUT
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.interpolate import UNRESOLVED
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, ServerConfig
-from openai_gateway.config.merged_tree import UNSET, MergedTree
+from openai_gateway.config.merged_tree import UNRESOLVED, UNSET, UNSET_CURE, MergedTree
 from openai_gateway.config.origins import DEFAULT, Origins
 from openai_gateway.config.price_files import SHIPPED, BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import PriceTable
@@ -25,7 +24,6 @@ from openai_gateway.config.proxy_url import ENVIRONMENT, find_environment_proxy
 from openai_gateway.config.redact import show_value
 
 PARENTS: Final = ("responses_api_models", "openai_model")
-_UNSET_CURE: Final = "is ??? and must be set, in env.yaml, in a config file or on the command line"
 _SCHEMA: Final = Schema.from_dict({name: key.check for name, key in KEYS.items()}, name="ServerSchema")()
 
 
@@ -122,7 +120,7 @@ class ServerBuilder:
                 continue
             self._note_origin(key, value)
             if value == UNSET:
-                self.complain(key, _UNSET_CURE)
+                self.complain(key, UNSET_CURE)
             elif value is not UNRESOLVED:
                 known[key] = value
         return known

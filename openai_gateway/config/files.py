@@ -12,9 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from openai_gateway.config.complaints import Problem
 from openai_gateway.config.inherit import carry_out_directives
 from openai_gateway.config.merged_tree import UNSET, MergedTree
@@ -199,8 +196,7 @@ def _resolve(value: Any, tree: Mapping[str, Any]) -> Any:
     """Return the value with the interpolations in it resolved in a tree; as it is if they can't be."""
     if "${" not in str(value):
         return value
-    try:
-        resolved = OmegaConf.create({**tree, _PATHS: value})[_PATHS]
-        return OmegaConf.to_container(resolved, resolve=True) if OmegaConf.is_config(resolved) else resolved
-    except OmegaConfBaseException:
-        return value
+    # Imported where it is needed: see plain_values.
+    from openai_gateway.config.interpolate import resolve_entry
+
+    return resolve_entry({**tree, _PATHS: value}, _PATHS)

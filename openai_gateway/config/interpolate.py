@@ -1,21 +1,21 @@
 """Resolves `${...}` in the merged tree with OmegaConf; each value that can't be is one complaint.
 
 Only what is asked for is resolved: the other entries of a Gym run's files may need variables that we don't have.
+See also: plain_values (trees without any interpolation).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openai_gateway.config.complaints import Problem
-from openai_gateway.config.merged_tree import UNSET, MergedTree
+from openai_gateway.config.merged_tree import UNRESOLVED, UNSET, UNSET_CURE, MergedTree, walk_leaves
 
-UNRESOLVED: Final = object()
 _MISSING_KEY: Final = re.compile(r"Interpolation key '([\w.-]+)' not found")
 
 
@@ -44,7 +44,7 @@ class Interpolation:
         if OmegaConf.is_missing(node, key) and dotted not in self._unparsable:
             return UNSET
         value = self._resolve_value(node, key, dotted)
-        return UNRESOLVED if any(leaf is UNRESOLVED for leaf in _leaves(value)) else value
+        return UNRESOLVED if any(leaf is UNRESOLVED for _, leaf in walk_leaves(value, dotted)) else value
 
     def _resolve_value(self, node: DictConfig | ListConfig, key: Any, dotted: str) -> Any:
         if dotted in self._unparsable:
@@ -52,7 +52,7 @@ class Interpolation:
             return UNRESOLVED
         try:
             if OmegaConf.is_missing(node, key):
-                self._complain(dotted, "is ??? and must be set, in env.yaml, in a config file or on the command line")
+                self._complain(dotted, UNSET_CURE)
                 return UNRESOLVED
             value = node[key]
         except OmegaConfBaseException as error:
@@ -81,18 +81,7 @@ class Interpolation:
         return value
 
     def _complain(self, dotted: str, message: str) -> None:
-        # An override is one origin for all that is below it.
-        parts = dotted.split(".")
-        above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        self._problems.append(Problem(self._merged.place_of(*above), dotted, message))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(inner)
-    else:
-        yield value
+        self._problems.append(self._merged.to_problem(dotted, message))
 
 
 def _find_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseException) -> str:
@@ -138,3 +127,12 @@ def _from_environ(environ: Mapping[str, str], name: str, *default: Any) -> Any:
     if default:
         return default[0]
     raise _UnsetVariable(name)
+
+
+def resolve_entry(tree: Mapping[str, Any], key: str) -> Any:
+    """Return an entry of a tree resolved; as it is if it can't be."""
+    try:
+        resolved = OmegaConf.create(dict(tree))[key]
+        return OmegaConf.to_container(resolved, resolve=True) if OmegaConf.is_config(resolved) else resolved
+    except OmegaConfBaseException:
+        return tree[key]

@@ -10,19 +10,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from openai_gateway.config import names
 from openai_gateway.config.build import PARENTS, Context, ServerBuilder
 from openai_gateway.config.client_faults import find_open_doors, read_clients
 from openai_gateway.config.complaints import ConfigError, Problem
 from openai_gateway.config.files import read_sources
-from openai_gateway.config.interpolate import Interpolation
 from openai_gateway.config.keys import KEYS, SHARED_KEYS, GatewayConfig, ServerConfig
 from openai_gateway.config.merged_tree import MergedTree
 from openai_gateway.config.origins import Origins
 from openai_gateway.config.overrides import COMMAND_LINE
+from openai_gateway.config.plain_values import PlainValues
 from openai_gateway.config.redact import find_secrets, without_secrets
+
+if TYPE_CHECKING:
+    from openai_gateway.config.interpolate import Interpolation
 
 SERVER_VARIABLE: Final = "OPENAI_GATEWAY_SERVER"
 PREFERRED_SERVER: Final = "policy_model"
@@ -48,9 +51,9 @@ def load_config(
     problems: list[Problem] = []
     merged = read_sources(environ, overrides, folder, problems)
     found, foreign = _find_servers(merged.tree)
-    interpolation = Interpolation(merged, environ, problems)
-    shared = interpolation.resolve_shared(SHARED_KEYS) if found else {}
-    settings = {name: {**shared, **interpolation.resolve([name, *PARENTS])} for name in found}
+    values = _open_values(merged, environ, problems)
+    shared = values.resolve_shared(SHARED_KEYS) if found else {}
+    settings = {name: {**shared, **values.resolve([name, *PARENTS])} for name in found}
     secrets = find_secrets(merged.tree, settings)
     context = Context(merged, Origins(merged, environ), folder, problems, secrets)
     servers: dict[str, ServerConfig] = {}
@@ -71,6 +74,16 @@ def load_config(
         raise ConfigError([without_secrets(problem, secrets) for problem in problems])
     notes = (*_list_notes(foreign, ignored), *find_open_doors(servers))
     return GatewayConfig(servers, default, notes, origins, clients, tuple(_find_unused(merged)))
+
+
+def _open_values(
+    merged: MergedTree, environ: Mapping[str, str], problems: list[Problem]
+) -> PlainValues | Interpolation:
+    if "${" not in str(merged.tree):
+        return PlainValues(merged, problems)
+    from openai_gateway.config.interpolate import Interpolation
+
+    return Interpolation(merged, environ, problems)
 
 
 def find_servers(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

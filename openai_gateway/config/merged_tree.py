@@ -11,7 +11,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from openai_gateway.config.complaints import Problem
+
 UNSET: Final = "???"
+UNSET_CURE: Final = "is ??? and must be set, in env.yaml, in a config file or on the command line"
+# In the place of a value that can't be had.
+UNRESOLVED: Final = object()
 _REFERENCE: Final = re.compile(r"\$\{\s*([A-Za-z_][\w.-]*)\s*\}")
 
 
@@ -39,6 +44,12 @@ class MergedTree:
                 if key == wanted or key.startswith(f"{wanted}."):
                     return place
         return ""
+
+    def to_problem(self, dotted: str, message: str) -> Problem:
+        """Return the complaint of a value; an override is one origin for all that is below it."""
+        parts = dotted.split(".")
+        above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        return Problem(self.place_of(*above), dotted, message)
 
     def _expand_references(self, tree: Mapping[str, Any]) -> None:
         """Put an entry in the place of a reference to it (`judge: ${policy_model}`) if a mapping is merged into it."""
@@ -70,3 +81,15 @@ def list_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from list_leaves(value, f"{dotted}.")
         else:
             yield dotted
+
+
+def walk_leaves(value: Any, dotted: str) -> Iterator[tuple[str, Any]]:
+    """Give each value in mappings and lists with its dotted name, `dotted` being the name of the whole."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from walk_leaves(inner, f"{dotted}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from walk_leaves(inner, f"{dotted}[{index}]")
+    else:
+        yield dotted, value

@@ -25,6 +25,17 @@ def read_config() -> ConfigError | None:
     return None
 
 
+def keep_config(config: GatewayConfig) -> None:
+    """Keep a config that was just read by a command that becomes the master."""
+    global _last_good
+    _last_good = config
+
+
+def has_config() -> bool:
+    """Tell whether there is a config already."""
+    return _last_good is not None
+
+
 def current() -> GatewayConfig:
     """Return the config that the master has read, else read it now. Raises ConfigError."""
     return _last_good or load_config()

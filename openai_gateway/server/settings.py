@@ -42,7 +42,7 @@ limit_request_field_size = 16_380
 def on_starting(server: Any) -> None:
     """Read the config once, before any worker is started; a bad one ends here, with one message and exit code 2."""
     master.raise_file_limit()
-    problem = master.read_config()
+    problem = None if master.has_config() else master.read_config()
     if problem is not None:
         print(problem, file=sys.stderr, flush=True)
         sys.exit(2)

@@ -1,6 +1,7 @@
 """Makes the Flask app: the one place where objects are made and wired. GatewayConfig in, Flask app out.
 
-Knows which URL prefix means which server; what a URL does is the blueprints'.
+Knows which URL prefix means which server. See also: blueprints (what a URL does), config (where the GatewayConfig
+comes from), wsgi (who calls it).
 """
 
 from __future__ import annotations

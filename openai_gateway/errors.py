@@ -1,6 +1,7 @@
 """The errors the gateway itself answers with; each knows its status, type and code (OpenAI's error form).
 
-Answers of the upstream are never turned into these: they are relayed as they are.
+Answers of the upstream are never turned into these: they are relayed as they are. See also: remedies (what to do
+about each), blueprints.reply (how one becomes an answer), transport.errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tells a living process from one that has ended, also when its number was given to another since.
 
-Source: /proc/<pid>/stat (proc(5)), whose third field is the state, the fourth the parent, the 22nd when it was started.
-Whose files are left behind by whom is `limits.sharing`'s, `recordings.runs`' and `accounting.shared_files`' to know.
+Source: /proc/<pid>/stat (proc(5)), whose third field is the state, the fourth the parent, the 22nd when it was
+started. See also: limits.sharing, recordings.runs, accounting.shared_files (whose files are left behind by whom).
 """
 
 from __future__ import annotations

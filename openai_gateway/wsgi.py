@@ -1,6 +1,7 @@
 """The app that gunicorn's workers serve, made from the environment: `gunicorn -k gevent wsgi:app`.
 
-Patches first; a bad config ends the worker with its one message, and gunicorn with it.
+Patches first; a bad config ends the worker with its one message, and gunicorn with it. See also: app (what is
+served), server.worker, server.settings.
 """
 
 # ruff: noqa: E402 (nothing may be imported before the patching)

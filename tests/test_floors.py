@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -127,3 +128,16 @@ def test_a_class_name_stands_for_one_thing() -> None:
     trees = [ast.parse(module.read_text()) for module in MODULES]
     names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
     assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_names_its_neighbours_and_they_are_there(module: Path) -> None:
+    """A docstring ends with `See also: name (why), other.name.`, names as in this room or from the package on."""
+    if module.name == "__init__.py":
+        return
+    doc = " ".join((ast.get_docstring(ast.parse(module.read_text())) or "").split())
+    _, colon, named = doc.partition("See also: ")
+    assert colon
+    for name in re.split(", | and ", re.sub(r" \([^)]*\)", "", named).removesuffix(".")):
+        places = [folder / name.replace(".", "/") for folder in (module.parent, PACKAGE)]
+        assert any(place.is_dir() or place.with_suffix(".py").exists() for place in places), name

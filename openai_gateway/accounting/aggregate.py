@@ -1,7 +1,7 @@
 """Adds each finished call of this worker to its totals.
 
 This runs for every call, so it only counts and adds; percentiles and rates are worked out when somebody asks for
-them. See also: totals, the structs that are counted in; spans, which makes percentiles of them.
+them. See also: totals (the structs that are counted in), spans (which makes percentiles of them).
 """
 
 from __future__ import annotations

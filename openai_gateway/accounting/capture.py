@@ -5,7 +5,7 @@ empty file `<rollout id>.capture.incomplete`. Bodies go in as they are written, 
 30 times their memory. An answer that is too long to be kept is left out.
 
 Nothing here waits: not for a FIFO's reader, nor for who holds the lock of a file (BlockingIOError: try again later).
-See also: capturing, which does that; streams, which makes one answer of a stream's events.
+See also: capturing (which does that), streams (which makes one answer of a stream's events).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ call itself waits for it. Bodies of megabytes and slow disks must not stop the w
 a thread. A call waits for so long at most; then, and while that thread is still at work (a disk that doesn't answer),
 calls are not captured but counted.
 
-See also: capture, which makes and writes the lines; upstream.recorder, which says when.
+See also: capture (which makes and writes the lines), upstream.recorder (which says when).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Appends whole lines to a file: a line is one write to its end, and goes in as a whole or not at all.
 
-Several processes may append to the same file (opened with O_APPEND): their lines don't mix, as each is one write. What
-ends a process leaves whole lines and at most one torn last one, which whoever opens the file next has to end or cut.
+Several processes may append to the same file (opened with O_APPEND): their lines don't mix, as each is one write.
+What ends a process leaves whole lines and at most one torn last one, which whoever opens the file next has to end or
+cut. See also: usage_log, capture (who appends).
 """
 
 from __future__ import annotations

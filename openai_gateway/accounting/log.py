@@ -1,7 +1,7 @@
 """The log: a line for each call that failed or took long, or for every call; JSON, or plain for a terminal.
 
-Bodies, headers, query strings and keys never get here: a call is logged by its record, which has none of them.
-See also: usage_log, which has a line for every call, for programs.
+Bodies, headers, query strings and keys never get here: a call is logged by its record, which has none of them. See
+also: usage_log (which has a line for every call, for programs).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shows the totals of all workers in Prometheus' text format.
 
-prometheus-client only writes the text. Its multiprocess mode is not used: there, each increment is a write to a mapped
-file, four times as much work for every call. See also: snapshot, which adds the workers' totals up.
+prometheus-client only writes the text. Its multiprocess mode is not used: there, each increment is a write to a
+mapped file, four times as much work for every call. See also: snapshot (which adds the workers' totals up).
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ The folder is named after the master's PID namespace, pid and start time. Who fi
 it. Whether a master in another namespace lives, as in another container that has the same /tmp, can't be seen by its
 pid: its workers hold a shared lock on a file of the folder, and a folder is kept for a day beside that. A folder that
 somebody else removed is made anew with the next totals; what ended workers had left in it is lost then.
+
+See also: snapshot (what is written and read), processes (who lives).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adds up the totals of all workers, and makes of them the plain values that the status page shows.
 
 Twice a second this worker's totals are written for the other workers to read, if they have changed. See also:
-shared_files, which writes and reads them; metrics, which shows the same totals to Prometheus.
+shared_files (which writes and reads them), metrics (which shows the same totals to Prometheus).
 """
 
 from __future__ import annotations

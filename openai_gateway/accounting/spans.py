@@ -1,6 +1,7 @@
 """Sums, peaks and percentiles of the calls that ended within a span of time, for the page's tables and charts.
 
-Works on the seconds that `totals.Second` counts. See also: aggregate, which counts them; page.charts, which draws them.
+Works on the seconds that `totals.Second` counts. See also: aggregate (which counts them), page.charts (which draws
+them).
 """
 
 from __future__ import annotations

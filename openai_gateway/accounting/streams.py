@@ -2,7 +2,7 @@
 
 A Responses stream ends with the whole response, which is taken as it is written; of a chat stream the pieces are put
 together, with whatever an upstream adds to them (vLLM: `prompt_token_ids`, `token_ids`). Works on a copy: what is
-relayed to the client is never touched.
+relayed to the client is never touched. See also: capture (who asks), wire.sse.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What many values come to: percentiles, and sums of tokens. One way for the page, for `collect` and for `bench`.
 
 Latencies that are counted as they come are kept as steps of a logarithmic scale, so that any number of them takes the
-same memory and counts of several workers can be added: eight steps to each doubling tell latencies apart to within 9 %.
+same memory and counts of several workers can be added: eight steps to each doubling tell latencies apart to within
+9 %. See also: totals, spans, collect.sums, probe.bench_load (who counts).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the calls of one worker, or of all workers, add up to: counts, sums and histograms that can be added.
 
-Structs, so that they go between workers as msgpack. See also: aggregate, which counts each call; metrics and
-snapshot, which show the totals; shared_files, which carries them from worker to worker.
+Structs, so that they go between workers as msgpack. See also: aggregate (which counts each call), metrics and
+snapshot (which show the totals), shared_files (which carries them from worker to worker).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """OpenTelemetry traces, if the standard variables name a collector: one span a call, with `gen_ai.*` attributes.
 
 A span is made when its call is over, from the call's record. If the client sent a `traceparent`, the span is a child
-of that one; the header goes on upstream as it came.
+of that one; the header goes on upstream as it came. See also: aggregate, log (the other observers), wire.call (the
+record).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The usage log: one JSON line for each call that is over, appended whole by one write.
 
 All workers append to the same file without a lock: the kernel keeps writes of O_APPEND apart. A line that could be
-written only in part (a full disk) is taken back. See also: usage_summary, which sums the lines up.
+written only in part (a full disk) is taken back. See also: usage_summary (which sums the lines up).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sums up usage logs by model, server, API, rollout, hour or status, one line at a time.
 
-A log may be far larger than the memory, so nothing but the sums is kept. See also: usage_log, which writes the lines;
-cli.usage, which shows the sums.
+A log may be far larger than the memory, so nothing but the sums is kept. See also: usage_log (which writes the
+lines), cli.usage (which shows the sums).
 """
 
 from __future__ import annotations

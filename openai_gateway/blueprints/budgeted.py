@@ -2,7 +2,7 @@
 
 A call without a bound on its output may cost many times what is assumed of it. So until some of a client's calls to a
 server have told what they cost, only a few more than those that have may be under way; the others wait here, before
-they take a slot. With a bound nothing has to wait. See also: accounting.budgets, which holds the money.
+they take a slot. With a bound nothing has to wait. See also: accounting.budgets (which holds the money).
 """
 
 from __future__ import annotations

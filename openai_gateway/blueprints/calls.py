@@ -1,6 +1,7 @@
 """Relays one request of a client: the way of a request, written out once for every endpoint.
 
-Endpoints differ in an `Endpoint` value; which URL is which is in `responses` and `chat`.
+Endpoints differ in an `Endpoint` value. See also: responses and chat (which URL is which), intake, reply,
+upstream.relay.
 """
 
 from __future__ import annotations

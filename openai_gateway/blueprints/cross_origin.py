@@ -1,7 +1,8 @@
 """Web pages of other origins (CORS): which may call, and the headers by which their browsers let them (Fetch, 3.2).
 
 Without client keys no page of another origin may call: any site that a user visits could spend the upstream key. With
-keys a page needs one as any client does, so by default all may; `cors_origins` narrows that.
+keys a page needs one as any client does, so by default all may; `cors_origins` narrows that. See also: intake (the
+keys).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`/v1/models`: the one configured model, answered by the gateway itself.
 
-No upstream call is made: a client asks this at its start, and often without a key.
+No upstream call is made: a client asks this at its start, and often without a key. See also: serving (which server is
+asked).
 """
 
 from __future__ import annotations

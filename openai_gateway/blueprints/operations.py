@@ -1,6 +1,7 @@
 """What operators, probes and NeMo Gym ask of the process itself.
 
-Never behind the cap, and behind a key only where calls end by it; no upstream call is made.
+Never behind the cap, and behind a key only where calls end by it; no upstream call is made. See also:
+accounting.metrics, page.status, kept_probe.
 """
 
 from __future__ import annotations

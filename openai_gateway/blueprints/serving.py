@@ -1,6 +1,6 @@
 """Finds the server that the current request is for; the only reader of Flask's request and app.
 
-The names come from `app`, which takes prefixes off the path.
+See also: app (which takes prefixes off the path and names the server).
 """
 
 from __future__ import annotations

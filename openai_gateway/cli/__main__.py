@@ -1,6 +1,6 @@
 """Calls the command line; `python -m openai_gateway.cli` is `openai-gateway`.
 
-No command here needs gevent's patching: servers run as gunicorn processes of their own.
+No command here needs gevent's patching: servers run as gunicorn processes of their own. See also: main.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`openai-gateway bench`: a small load test of a gateway, and of its upstream beside it.
 
-See also: probe.bench_load (how calls are made). Here is what their times come to.
+Here is what their times come to. See also: probe.bench_load (how calls are made).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`openai-gateway check`: tries the upstream of each server and says what works, and what to do about the rest.
 
-See also: probe.examination (what is tried, and what a finding means). Here is how findings are shown.
+Here is how findings are shown. See also: probe.examination (what is tried, and what a finding means).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `config_options` gives a command its `config` and `overrides` parameters; `make_environ` makes of them the environment
 that the gateway's processes read, and `load` the config that they will have.
 
-See also: the package config (how files, env.yaml and overrides become one config).
+See also: config (how files, env.yaml and overrides become one config).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`openai-gateway collect`: the answers to a file of prompts, through a running gateway or one of its own.
 
-Here are the options and how errors end it. See also: collection (the order of things), openai_gateway.collect (the
-work).
+Here are the options and how errors end it. See also: collection (the order of things).
 """
 
 from __future__ import annotations

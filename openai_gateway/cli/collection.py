@@ -1,6 +1,6 @@
 """What `collect` does, in its order: survey the rows, tell what they come to, make the calls, and sum up.
 
-See also: collect (options, and how errors end the command), openai_gateway.collect (each step's work).
+See also: cli.collect (options, and how errors end the command), collect (the room of each step's work).
 """
 
 from __future__ import annotations

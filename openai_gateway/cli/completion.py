@@ -1,6 +1,6 @@
 """`openai-gateway completion`: the script that completes commands and options in a shell.
 
-click makes the script, which asks `openai-gateway` itself what may come next.
+click makes the script, which asks `openai-gateway` itself what may come next. See also: main (the commands).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`openai-gateway docs`: shows the documentation that is installed with the package, in a pager on a terminal.
 
-The pages are openai_gateway/docs/*.md. Elsewhere than on a terminal they are printed as they are, in Markdown.
+The pages are openai_gateway/docs/*.md. Elsewhere than on a terminal they are printed as they are, in Markdown. See
+also: screen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How commands end: the exit codes, and which error ends a command with which of them. The only place that knows.
 
 A command is a plain function that returns an exit code; what it can't go on with it raises. Errors of other rooms are
-known by their names here, so that one command's `--help` doesn't import what only another one needs.
+known by their names here, so that one command's `--help` doesn't import what only another one needs. See also: main
+(where it is asked).
 """
 
 from __future__ import annotations

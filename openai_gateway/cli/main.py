@@ -1,6 +1,6 @@
 """The command group: names each command, imports it only when it is called, and ends it with its exit code.
 
-See also: exits (which error is which code). `--help` imports click and nothing else of weight.
+`--help` imports click and nothing else of weight. See also: exits (which error is which code).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`openai-gateway recordings`: looks at a folder of kept answers, tidies it, and takes it elsewhere.
 
-See also: the package recordings (what is kept, for whom, and in which form).
+See also: recordings (what is kept, for whom, and in which form).
 """
 
 from __future__ import annotations

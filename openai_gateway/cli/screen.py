@@ -2,7 +2,7 @@
 
 On a terminal everything fits its width and has colours (unless NO_COLOR is set). Elsewhere there are plain lines, as
 long as they are: somebody will search or cut them. rich is imported when something is drawn, for `--help` is not to
-wait for it.
+wait for it. See also: progress_line, check, bench (what is drawn).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Runs gunicorn for a command: on a port of its own, waited for, and ended with the command; or in the command's place.
 
-A server that a command starts for itself is waited for, and ends with the command even if that is killed.
+A server that a command starts for itself is waited for, and ends with the command even if that is killed. See also:
+serve, demo, simulate, own_gateway (who runs servers), server.settings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`openai-gateway simulate`: runs the simulator under gunicorn.
 
-See also: the package simulator (what it answers), servers (how gunicorn is run).
+See also: simulator (what it answers), servers (how gunicorn is run).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Has a config lead to the simulator, whatever endpoint and key it names or lacks.
 
-See also: serve --simulate, which starts the simulator itself.
+See also: serve (which starts the simulator itself).
 """
 
 from __future__ import annotations

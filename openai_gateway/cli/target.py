@@ -1,6 +1,7 @@
 """Where `collect` sends its calls: a running gateway, or one that is started for as long as it runs.
 
-With what its calls are thought to cost, and with what it asks beyond the rows.
+With what its calls are thought to cost, and with what it asks beyond the rows. See also: collection (who sends),
+own_gateway (the one that is started), collect.estimate (costs).
 """
 
 from __future__ import annotations

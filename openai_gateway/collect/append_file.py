@@ -5,7 +5,8 @@ In a `.gz` file each line is a gzip member of its own, so that this holds there,
 members for one file.
 
 What can't be written, as on a full disk, is kept and tried again before the next line, and at the end written beside.
-What the file held when it was removed or replaced is written again: its answers are paid for.
+What the file held when it was removed or replaced is written again: its answers are paid for. See also: journal
+(which lines), accounting.line_file (the same for files that several processes share).
 """
 
 from __future__ import annotations

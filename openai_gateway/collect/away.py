@@ -6,7 +6,7 @@ after a few tries. While it is away only one call at a time asks, first after 5 
 to nothing, however many wait, and should an upstream charge for what looks like a refusal, an hour of it is some sixty
 calls. An answer to any call has all others go on at once.
 
-Retries within seconds are the gateway's; this is for minutes. See also: run, which asks.
+Retries within seconds are the gateway's; this is for minutes. See also: run (which asks).
 """
 
 from __future__ import annotations

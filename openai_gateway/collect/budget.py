@@ -1,7 +1,7 @@
 """The allowed cost: what is spent of it, and what the calls in flight may still cost.
 
-See also: estimate (what a call may cost). What is set aside for unbounded calls follows the answers: it is reckoned
-anew from what the last answers say, not from what was thought when the calls began.
+What is set aside for unbounded calls follows the answers: it is reckoned anew from what the last answers say, not
+from what was thought when the calls began. See also: estimate (what a call may cost).
 """
 
 from __future__ import annotations

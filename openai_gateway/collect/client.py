@@ -1,6 +1,7 @@
 """Talks to the gateway: one call at a time posted and its whole answer read, each under its rollout's id.
 
-Retries against the upstream are the gateway's; here only a gateway that did not take the call is asked again.
+Retries against the upstream are the gateway's; here only a gateway that did not take the call is asked again. See
+also: run (who calls), away (whom a gateway that is away holds up), wait_reasons.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """With what an output was collected: model, parameters, input. Kept beside it, so that no output mixes two unknowingly.
 
-A run that resumes with other settings is refused unless it is told to mix them.
+A run that resumes with other settings is refused unless it is told to mix them. See also: run_files (where it is
+kept), merging (parts with other settings).
 """
 
 from __future__ import annotations

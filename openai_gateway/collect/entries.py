@@ -1,6 +1,6 @@
 """The lines of a run's two files, as far as they are looked at again: what was asked, and what came of it.
 
-Who writes them is `journal`; what they come to is `past`'s.
+See also: journal (which writes them), past (what they come to).
 """
 
 from __future__ import annotations

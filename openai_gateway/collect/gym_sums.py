@@ -2,6 +2,7 @@
 
 Numbers at the top level of a line and in its response's `usage` are summed: mean, most, least, median and standard
 deviation. Gym's own adds what a verifier computes; there is none here. Each number is held in memory until the end.
+See also: sums (our own), run_files (where they go).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is known of each call, in a byte: nothing, how often it failed, or done. And of each task, its checksum.
 
-A million calls take a megabyte; what the bytes are read from is `journal`'s.
+A million calls take a megabyte. See also: journal and entries (what the bytes are read from), past.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 An input may have been edited between two runs: rows put in, taken out, moved. A row whose question the output knows
 keeps the index it has there, wherever it stands now, so that nothing is paid twice; a row that nobody asked before
 keeps its place as its index if that is free, and else gets one that is.
+
+See also: plan (who asks), questions (the checksum).
 """
 
 from __future__ import annotations

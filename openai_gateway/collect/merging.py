@@ -1,6 +1,6 @@
 """Puts the outputs of a run's parts into one, whole lines as they are, and finds what is missing or doubled.
 
-Which part has which rows is told by the settings beside each output.
+Which part has which rows is told by the settings beside each output. See also: collection_settings, cli.merge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which calls are to be made: those of the input, without those that earlier runs have done or failed too often.
 
 The input is read as a stream: to check and count it before anything is paid, to find its rows in the output if there
-is one, and to make the calls.
+is one, and to make the calls. See also: rows (one row), past (what was done), matching (which index a row has), run
+(who makes the calls).
 """
 
 from __future__ import annotations

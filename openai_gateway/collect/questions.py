@@ -1,7 +1,7 @@
 """What a row asks: in which of its fields it stands, of which API, and a checksum that tells it from others.
 
 The same for a row of the input and for its copy in the output, whatever white space, escapes and order of keys each
-was written with.
+was written with. See also: rows, matching (who compares checksums).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a run stands: counts, rates, why calls wait, and why it stops.
 
-Who counts is `run`; who shows it, `cli.progress_line`.
+See also: run (who counts), cli.progress_line (who shows it).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Which part of the rows one of many machines takes: every n-th, so that rows keep their indices.
 
-`auto` asks Slurm's or Kubernetes' own variables. Parts are put together by `merge`.
+`auto` asks Slurm's or Kubernetes' own variables. See also: plan (who leaves rows out), merging (which puts parts
+together).
 """
 
 from __future__ import annotations

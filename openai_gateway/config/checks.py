@@ -1,7 +1,7 @@
 """What a key's value may be: marshmallow fields that turn it into ours, or say what is wanted instead.
 
 A complaint that ends in INPUT may show what was given, which `build` puts in, masked; without it nothing is shown.
-What names a file is checked by `path_checks`.
+See also: build (which puts in what was given, masked), path_checks (what names a file).
 """
 
 from __future__ import annotations

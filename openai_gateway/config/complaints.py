@@ -1,6 +1,7 @@
 """What is said of a config that can't be used: one error that lists every problem.
 
-Who finds them: `files`, `interpolate`, `load` and `build`; none of them may put a secret in.
+None of those who find them may put a secret in. See also: files, interpolate, load and build (who finds them),
+redact.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads config files, env.yaml and overrides, and merges them as NeMo Gym does.
 
 Which file wins: one named later over one named earlier, a file over those that it names itself, env.yaml over files,
-overrides over all. Interpolations stay for `interpolate`. See also: keys (what the keys mean).
-See also: merged_tree (the rules of merging), overrides, inherit (Gym's directives).
+overrides over all. Interpolations are left as they are. See also: merged_tree (the rules of merging), overrides,
+inherit (Gym's directives), interpolate, keys (what the keys mean).
 """
 
 from __future__ import annotations

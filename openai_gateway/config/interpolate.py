@@ -1,7 +1,7 @@
 """Resolves `${...}` in the merged tree with OmegaConf; each value that can't be is one complaint.
 
-Only what is asked for is resolved: the other entries of a Gym run's files may need variables that we don't have.
-See also: plain_values (trees without any interpolation).
+Only what is asked for is resolved: the other entries of a Gym run's files may need variables that we don't have. See
+also: merged_tree, plain_values (trees without any interpolation), origins, build (who asks).
 """
 
 from __future__ import annotations

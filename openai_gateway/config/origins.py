@@ -1,6 +1,6 @@
 """Says in a person's words where a value of the config came from, through the interpolations in it.
 
-What was merged from where is `files`'; nothing here says what a value is.
+Nothing here says what a value is. See also: files (what is merged from where), interpolate.
 """
 
 from __future__ import annotations

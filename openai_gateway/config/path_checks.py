@@ -1,6 +1,6 @@
 """What a key that names a file or folder may be: `locate` looks at what lies there, once the value itself is sound.
 
-All paths are taken from the working folder on. Other values are checked by `checks`.
+All paths are taken from the working folder on. See also: checks (all other values).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ What stands in a table of our own has to be right: a key that isn't known, a neg
 it would make wrong costs. LiteLLM's file has much that isn't about tokens, which is left out. Its prices are those of
 one token; those of a tier or of long inputs have names like `input_cost_per_token_above_272k_tokens_flex`.
 
-The table in the package was made of that file by `.ci/make_prices`.
+The table in the package was made of that file by `.ci/make_prices`. See also: prices (what a table says of a call).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Strategy: a price is found by the name of the model that answered, and told by what the answer reports. Whatever the
 table doesn't say (a model, a tier, audio, a tier's price of long inputs) makes a cost unknown, never zero or a guess.
-See also: price_files, which reads tables; wire.usage, where token counts come from.
+See also: price_files (which reads tables), wire.usage (where token counts come from).
 """
 
 from __future__ import annotations

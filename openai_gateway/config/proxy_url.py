@@ -1,6 +1,7 @@
 """What `upstream_proxy` may be: an HTTP proxy's URL, or `environment` for what `https_proxy` and its kin say.
 
-A URL may hold a password, so it is never shown. What is said to a proxy is the transport's.
+A URL may hold a password, so it is never shown. See also: redis_url (the other URL with a password), transport.proxy
+(what is said to a proxy).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keeps secrets out of what is shown: which strings are secret, and what of a value may be shown.
 
-Everything that ends in a ConfigError, and every value that is shown, goes through here.
+Everything that ends in a ConfigError, and every value that is shown, goes through here. See also: secret, complaints.
 """
 
 from __future__ import annotations

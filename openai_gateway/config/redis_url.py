@@ -1,6 +1,6 @@
 """What `limits_url` may be: the URL of a Redis or Valkey, which may hold a password, so it is never shown.
 
-What is said to it is `limits.redis_link`'s.
+See also: proxy_url, limits.redis_link (what is said to it).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A config that replays what a gateway has recorded, kept beside the answers: the folder is all that a replay needs.
 
-It holds what calls are made of (base URL, model, defaults) and no secret.
+It holds what calls are made of (base URL, model, defaults) and no secret. See also: recordings.opening (the folder).
 """
 
 from __future__ import annotations

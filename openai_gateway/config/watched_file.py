@@ -2,7 +2,9 @@
 
 What is in use stays in use when the file can't be read or holds what can't be used; that is logged once, and `problem`
 says it until it is over. Secrets are swapped by renaming: a file that is away for a moment changes nothing; if it stays
-away, `when_gone` comes into use, if there is one. What the text means is the parsers' (key_file, clients).
+away, `when_gone` comes into use, if there is one.
+
+See also: key_file, clients (what the text means).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Refused again and again with nothing admitted, we wait longer each time: there i
 
 An interval that is slower only because nobody called for a while says nothing; it counts only if it is faster.
 
-Pure: the clock (monotonic seconds) is an argument. See also: `ledger` for upstreams that tell.
+Pure: the clock (monotonic seconds) is an argument. See also: ledger (upstreams that tell).
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ nothing (whoever calls `settle` sees to that), and a refusal is answered in the 
 answer may tell of its client.
 
 States: closed (with no or one refusal) -> open (calls are refused until a probe is due) -> probing (one call is let
-through; the others are refused) -> open or closed. A new key closes.
+through; the others are refused) -> open or closed. A new key closes. See also: upstream.attempt (who asks and
+settles).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Calls go evenly, no more than the rate held; it grows again by itself, in 15 minutes by a factor.
 
-Pure: the clock (monotonic seconds) is an argument.
+Pure: the clock (monotonic seconds) is an argument. See also: ledger, limiter (who holds calls to it).
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The strategy. A file of a few bytes holds who leads, and when that was last confirmed; it is locked (flock) for each
 look. A leader confirms four times a second. One whose process has ended is replaced at the next look of any other, one
 that stands still after three seconds; it asks again before it acts on what it was told meanwhile.
+
+See also: redis_exchange (what the leader does).
 """
 
 from __future__ import annotations

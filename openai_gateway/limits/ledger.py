@@ -18,7 +18,7 @@ the others are drain.
 
 A fixed window is told from a bucket by its end, which stays the same while nothing flows in. It is spent evenly.
 
-Pure: the clock (monotonic seconds) is an argument. See also: `limiter`, which asks this for both kinds of limit.
+Pure: the clock (monotonic seconds) is an argument. See also: limiter (which asks this for both kinds of limit).
 """
 
 from __future__ import annotations

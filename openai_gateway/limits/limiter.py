@@ -13,7 +13,7 @@ refused three times while others pass, and none of them is refused, can't pass a
 for it. A first refusal that nothing explains changes nothing for others until a second call is refused, too: it may be
 that call's own affair. Nor do they keep its Retry-After before; the call itself does, unless a ledger tells its time.
 
-Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: `queue`.
+Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: queue.
 """
 
 from __future__ import annotations

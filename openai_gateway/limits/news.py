@@ -1,7 +1,7 @@
 """What one host tells the others of an upstream's limits: values only, as they go through Redis.
 
-Times are given as how long ago something was, for each host has a monotonic clock of its own. What is made of them is
-`host_ledger`'s.
+Times are given as how long ago something was, for each host has a monotonic clock of its own. See also: host_ledger
+(what is made of them).
 """
 
 from __future__ import annotations

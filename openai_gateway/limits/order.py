@@ -15,7 +15,7 @@ median: most calls of old rollouts hardly wait at all.) `fifo` has calls go in t
 Between clients, the one that has had least by its weight goes first (virtual counters, arXiv 2401.00588); one that
 comes back starts with as much as the least of those waiting. With one client, all this is one heap.
 
-Pure: the clock (monotonic seconds) is an argument.
+Pure: the clock (monotonic seconds) is an argument. See also: queue (who waits).
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ stopped to use before. Redis gives it more only of what no other host has. So at
   they have. (Its own memory of before may be older than theirs: it is dropped.) One that never had permits starts none
   meanwhile.
 
-Not exact therefore: a host that is cut off from Redis, or stands still with calls under way, for longer than its lease,
-while others reach it; and hosts that were never in touch with a Redis that is away, each of which takes the cap as its
-own.
+Not exact therefore: a host that is cut off from Redis, or stands still with calls under way, for longer than its
+lease, while others reach it; and hosts that were never in touch with a Redis that is away, each of which takes the
+cap as its own. See also: host_exchange (who asks Redis), sharing (the cap of one host).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The one connection of this process to Redis (or Valkey): commands in one round trip, each bounded in time.
 
-Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). When to ask what is `redis_exchange`'s.
+Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). See also: redis_exchange (when to ask
+what).
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ With several hosts, `host_exchange` in one worker of each tells them of one anot
 part of what was learnt here, and how many calls this host may have in flight stands in the file, for a time (its
 lease).
 
-flock, not lockf: that is lost when any descriptor of the file is closed in the process. The descriptor is opened after
-the fork, for a lock belongs to the open file, which a forked process would share.
+flock, not lockf: that is lost when any descriptor of the file is closed in the process. The descriptor is opened
+after the fork, for a lock belongs to the open file, which a forked process would share. See also: limits_file (the
+layout and its lock), queue (whose calls are counted), host_exchange.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ sample by what is known of the limits; the totals are published twice a second, 
 hour's figures are differences between samples. What was sent before a limit was known counts for neither.
 
 Used are charges that the upstream took; refused ones are counted apart. Pure: the clock (monotonic seconds) is an
-argument. See also: `limiter`, which decides what may start.
+argument. See also: limiter (which decides what may start).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ seconds; refused, the next try comes after ten, and so on to a minute. A try tha
 answer until the next refusal. Refused again within that time, the limit fell: the window is cut by a fifth at a time.
 It grows only when it is full.
 
-Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight.
+Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: limiter, blind
+(upstreams that tell nothing).
 """
 
 from __future__ import annotations

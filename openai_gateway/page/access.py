@@ -1,6 +1,6 @@
 """Decides who may see the status page: whoever has a gateway key; without any keys, whoever sits at this machine.
 
-See also: blueprints.intake, which holds and compares the keys.
+See also: blueprints.intake (which holds and compares the keys).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Makes the lines of the status page's charts out of a snapshot's series.
 
-Lines are lists of figures, one for each point in time; status.js draws them.
+Lines are lists of figures, one for each point in time; status.js draws them. See also: layout (which charts there
+are), accounting.spans (the series).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keeps the viewers of the status page up to date: one snapshot a second, made once however many look.
 
 A viewer is a stream that may last for minutes; its place is given back when it leaves or stops reading. See also:
-view, which makes of a snapshot what is sent; access, which decides who is let in.
+view (which makes of a snapshot what is sent), access (which decides who is let in).
 """
 
 from __future__ import annotations

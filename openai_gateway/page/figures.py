@@ -1,6 +1,6 @@
 """Numbers as people read them on the status page.
 
-Three digits that count; an unknown number is a dash, never zero.
+Three digits that count; an unknown number is a dash, never zero. See also: view, charts, limit_rows (who shows them).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is on the status page, in its order: charts with their lines, tables with their columns.
 
-The figures and rows in them are made by `view` and `charts`.
+See also: view and charts (the figures in it).
 """
 
 from __future__ import annotations

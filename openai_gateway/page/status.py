@@ -1,6 +1,6 @@
 """Serves `/status`, the page for people, and the events that keep it up to date; over all workers.
 
-Neither is a call: no slot is taken, and no record is made. See also: access, which decides who may see them.
+Neither is a call: no slot is taken, and no record is made. See also: access (which decides who may see them).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Puts a snapshot into the words and figures of the status page.
 
 The template shows a view when the page is loaded, the stream sends the next ones. All of it is plain text, which the
-template and the script escape.
+template and the script escape. See also: layout (what is where), limit_rows, feed (the stream), accounting.snapshot.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 No proxy, netrc or redirect comes in between, as in the gateway itself.
 
-See also: remedies (what to do about an error answer), probes and load (which calls are made).
+See also: remedies (what to do about an error answer), probes and bench_load (which calls are made).
 """
 
 from __future__ import annotations

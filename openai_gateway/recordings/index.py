@@ -1,6 +1,7 @@
 """Where each kept answer lies: a map in memory, made from the segments' headers and brought up to date by what grew.
 
-A place is one integer, segment number and offset, for there may be a million.
+A place is one integer, segment number and offset, for there may be a million. See also: segments (the headers),
+store.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A kept answer, and the payload that holds it: zlib of one line of JSON and the body.
 
-A stream's body is kept with the borders of the pieces it came in, and when each came.
+A stream's body is kept with the borders of the pieces it came in, and when each came. See also: segments (where a
+payload lies), transfer.
 """
 
 from __future__ import annotations

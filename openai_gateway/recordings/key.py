@@ -1,6 +1,6 @@
 """The key that an answer is kept under, and who asks for it.
 
-A key is made of the whole call as it goes upstream; no field is picked by hand.
+A key is made of the whole call as it goes upstream; no field is picked by hand. See also: recordings (who asks).
 """
 
 from __future__ import annotations

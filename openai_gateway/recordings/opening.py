@@ -1,6 +1,6 @@
 """Opens what a config says of kept answers: one store a folder, which several servers may share.
 
-A folder that can't be used costs the recordings, never the calls.
+A folder that can't be used costs the recordings, never the calls. See also: store, config.replay.
 """
 
 from __future__ import annotations

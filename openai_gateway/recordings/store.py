@@ -1,6 +1,6 @@
 """One folder of kept answers, as one process sees it: its index, its own segment, and the runs it takes part in.
 
-Several processes may share the folder; what they must agree on is `runs`'.
+Several processes may share the folder. See also: index, segments, runs (what several processes agree on).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kept answers as JSON lines, for people and other programs, and back.
 
 A line has `key` and `asker` (hex), `time` (Unix), the answer's head and what it cost, and its body: as `body` if that
-is UTF-8, else as `body_base64`.
+is UTF-8, else as `body_base64`. See also: kept, cli.recordings.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ for long, one worker may get nearly all. So a worker that has more than another 
 a few milliseconds, and takes it if nobody does: a worker that died or hangs keeps nobody waiting for longer.
 
 One file of a master's workers, mapped into each: a place by a worker's age, with the time it was last written and the
-count. A place that is not written anew each second is no worker's any more.
+count. A place that is not written anew each second is no worker's any more. See also: listener (who asks before it
+accepts).
 """
 
 from __future__ import annotations

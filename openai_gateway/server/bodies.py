@@ -1,7 +1,7 @@
 """A request's body as it is read from its connection: in bounded steps, so that no sender holds up the worker.
 
-gevent's recv never yields while there are bytes to be had, so whoever reads on and on has to. What a body says, and how
-much of it is taken, is the app's affair.
+gevent's recv never yields while there are bytes to be had, so whoever reads on and on has to. See also: request_heads
+(where a body begins), blueprints.intake (what it says, and how much is taken).
 """
 
 from __future__ import annotations

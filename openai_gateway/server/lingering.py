@@ -5,6 +5,8 @@ Closed with bytes unread, a connection is reset, and whoever sends all of a body
 and thrown away. A little of it is read from anybody. More is read of a body of reasonable length, from a few clients at
 a time and at one rate for all of them together, as long as it keeps coming: all that one of them holds is a greenlet
 and a socket, for a bounded time.
+
+See also: client_connection (who asks for it).
 """
 
 from __future__ import annotations

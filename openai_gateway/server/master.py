@@ -1,6 +1,7 @@
 """What gunicorn's master does for its workers: it keeps the last good config, and raises the limit of open files.
 
-Without a master that reads the config (no `gunicorn_settings`), each worker reads it itself.
+Without a master that reads the config (no `gunicorn_settings`), each worker reads it itself. See also: settings (the
+hooks that call it), wsgi.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The answers to requests that no app gets to see, in OpenAI's error form: heads that are malformed or too long.
 
-Neither answer nor log shows anything of the request: what broke its head may be the client's key.
+Neither answer nor log shows anything of the request: what broke its head may be the client's key. See also:
+request_heads (what finds them), errors.
 """
 
 from __future__ import annotations

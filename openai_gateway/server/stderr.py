@@ -4,7 +4,7 @@ A pipe whose reader has stopped (a hung journal, a paused `less`) takes 64 KB an
 it itself would stand still, with all its calls. Here what finds no room in the queue is dropped and counted, and the
 next line that gets through is followed by one that says how many were lost. The thread is one of the system's:
 gevent's would be stopped by the write as well. The master, which forks and so must have no thread, drops what the
-reader doesn't take at once: it would hear of no signal otherwise. See also: accounting.log, which makes the lines.
+reader doesn't take at once: it would hear of no signal otherwise. See also: accounting.log (which makes the lines).
 """
 
 from __future__ import annotations

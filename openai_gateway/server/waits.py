@@ -1,7 +1,7 @@
 """Bounds how long a connection waits for its client between calls: idle, for a head's rest, for a body nobody reads.
 
 All waits of a kind are equally long, so that the oldest is always the next to end: a look at the clock costs the same
-for ten connections and for ten thousand. What bounds a call is `transport.watch`.
+for ten connections and for ten thousand. See also: client_connection, transport.watch (what bounds a call).
 """
 
 from __future__ import annotations

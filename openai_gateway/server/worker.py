@@ -1,7 +1,7 @@
 """gunicorn's gevent worker with a connection's loop of its own, in which every request goes the same way.
 
-See also: client_connection (what one connection goes through), settings. gunicorn imports this module
-in its master, before anything is patched, and not anew at SIGHUP: nothing is opened here.
+gunicorn imports this module in its master, before anything is patched, and not anew at SIGHUP: nothing is opened
+here. See also: client_connection (what one connection goes through), settings.
 """
 
 from __future__ import annotations

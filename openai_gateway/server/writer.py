@@ -1,7 +1,7 @@
 """gunicorn's response writer, with head and first body bytes in one send, and as the sink that a stream is pumped into.
 
-Answers over TLS and those of any other server are written in WSGI's own way. See also: upstream.pump, which fills a
-sink.
+Answers over TLS and those of any other server are written in WSGI's own way. See also: upstream.pump (which fills a
+sink).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A call is charged when it is admitted; what it is told then stays what its answer's headers say, however long the answer
 takes. Beside each limit of a minute there may be a hidden one, which counts in a shorter window and which no header
-tells of. Limits are told in the words of `dialects`.
+tells of.
 
-The clock is an argument (seconds).
+The clock is an argument (seconds). See also: buckets (one limit), dialects (the words they are told in), simulation.
 """
 
 from __future__ import annotations

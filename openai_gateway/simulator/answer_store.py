@@ -1,6 +1,6 @@
 """What the simulator remembers: answers by id, with their requests.
 
-Bounded in number and in bytes of requests: the oldest are forgotten. The URLs that serve them are `stored`'s.
+Bounded in number and in bytes of requests: the oldest are forgotten. See also: stored (the URLs that serve them).
 """
 
 from __future__ import annotations

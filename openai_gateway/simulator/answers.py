@@ -2,7 +2,7 @@
 
 Tokens: a fourth of the characters of the input's JSON (with instructions and tools), half of them cached from 1,024
 on; one for each word of a text; a fourth of the characters of a function call's arguments; and for a reasoning effort
-the number in EFFORT_TOKENS. The form of the two APIs is `responses`' and `chat`'s.
+the number in EFFORT_TOKENS. See also: responses and chat (the form of the two APIs).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The simulator's Flask app: its URLs, the headers of every answer, and what it saw, under `/sim/`.
 
 `/sim/stats` counts, `/sim/reset` (POST) starts them anew, `/sim/last` is the last request under `/v1/`, and
-`/sim/requests/<x-client-request-id>` one of the last 50 that had such a header; none of these needs a key. What
-happens to a call is `simulation`'s.
+`/sim/requests/<x-client-request-id>` one of the last 50 that had such a header; none of these needs a key. See also:
+simulation (what happens to a call), counters (what is counted).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One limit of a simulated account: so many in a period, refilled steadily or all at once.
 
-Times are seconds since the account's first call, given by whoever asks; they never go back. Several limits together
-are `account_limits`'.
+Times are seconds since the account's first call, given by whoever asks; they never go back. See also: account_limits
+(several together).
 """
 
 from __future__ import annotations

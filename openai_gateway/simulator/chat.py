@@ -1,6 +1,6 @@
 """The simulated answers in the form of the Chat Completions API, whole and as chunks.
 
-What is said is `answers`'.
+See also: answers (what is said), responses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the simulator saw: counts that prove what a gateway did, and the last requests byte for byte.
 
-Shown under `/sim/`; `observer` tells when a call begins and ends.
+Shown under `/sim/`. See also: observer (when a call begins and ends).
 """
 
 from __future__ import annotations

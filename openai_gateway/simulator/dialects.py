@@ -1,6 +1,6 @@
 """How upstreams tell of their limits: a dialect each, for the headers of an answer and for a 429 with its words.
 
-`openai`, and those below, which differ from it as the real ones do. What the limits are is `account_limits`'.
+`openai`, and those below, which differ from it as the real ones do. See also: account_limits (what the limits are).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Errors in OpenAI's form, in OpenAI's words.
 
-When they happen is `simulation`'s and `stored`'s.
+See also: simulation and stored (when they happen).
 """
 
 from __future__ import annotations

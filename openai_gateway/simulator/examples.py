@@ -1,6 +1,7 @@
 """A value that fits a JSON schema, always the same one: the arguments of a simulated function call.
 
-Knows what function schemas are usually made of, references into `$defs` too; patterns and bounds are not met.
+Knows what function schemas are usually made of, references into `$defs` too; patterns and bounds are not met. See
+also: answers (who asks).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lists in OpenAI's form, a page at a time, and stored input as the items and messages that a list holds.
 
-What is listed is `stored`'s.
+See also: stored (what is listed).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Counts each call from its headers to its last byte, around the Flask app.
 
-Here and not inside Flask: only the body's `close()` is called on every path, also for bodies that nobody began to read.
+Here and not inside Flask: only the body's `close()` is called on every path, also for bodies that nobody began to
+read. See also: counters.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads what a request brings: its JSON body and its key.
 
-Judging them is `simulation`'s and `stored`'s.
+See also: simulation and stored (what is made of it).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The simulated answers in the form of the Responses API, whole and as events.
 
-What is said is `answers`'.
+See also: answers (what is said), chat.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How the simulator behaves: settings for all calls, and the `metadata` of one call, which wins.
 
 Metadata keys are the fields of Script with `sim_` in front, such as `{"metadata": {"sim_status": "429"}}`; the faults
-that `sim_fault` names are described in `simulated_body`. What a call then meets is `simulation`'s.
+that `sim_fault` names are described in `simulated_body`. See also: setting_checks (what a value may be), simulation
+(what a call meets).
 """
 
 from __future__ import annotations

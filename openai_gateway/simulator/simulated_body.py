@@ -6,6 +6,8 @@ Faults, by the place that ends their name:
 - `*_before_headers`: instead of the answer. `*_in_body`: after half of an answer that is not streamed.
   `*_in_stream`: after `after` deltas of a streamed one. In the other kind of answer the latter two do nothing.
 - `html_502` (not here) is a proxy's error page in the place of an answer.
+
+See also: settings (the faults' names), simulation.
 """
 
 from __future__ import annotations

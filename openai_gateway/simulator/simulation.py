@@ -1,6 +1,6 @@
 """One simulated account: the way of a POST to one of the two APIs, from its script to its answer.
 
-What is said is `answers`', its form `responses`' and `chat`'s; URLs and headers are `app`'s.
+See also: answers (what is said), responses and chat (its form), app (URLs and headers).
 """
 
 from __future__ import annotations

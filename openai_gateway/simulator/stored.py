@@ -1,6 +1,6 @@
 """The URLs of what is stored, of counting and compacting tokens, and of the models.
 
-Remembering is `answer_store`'s, the form of answers `responses`' and `chat`'s.
+See also: answer_store (what remembers), listing, responses and chat (the form of answers).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The simulator's WebSocket mode of the Responses API: each `response.create` is answered as a POST, in events.
 
 Lanes (`stream_id`) run at once, one response at a time in each; the last response of a connection can be gone on from
-though it isn't stored. What a call does is `simulation`'s.
+though it isn't stored. See also: simulation (what a call does).
 """
 
 from __future__ import annotations

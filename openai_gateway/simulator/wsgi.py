@@ -1,7 +1,8 @@
 """The simulator under gunicorn: `gunicorn -k gevent openai_gateway.simulator.wsgi:app`.
 
 OPENAI_GATEWAY_SIMULATOR_CONFIG names a YAML file of settings, OPENAI_GATEWAY_SIMULATOR_OVERRIDES is a JSON object;
-bad ones end the worker with one message, and gunicorn with it. State is a process's own: use one worker.
+bad ones end the worker with one message, and gunicorn with it. State is a process's own: use one worker. See also:
+app, settings.
 """
 
 from __future__ import annotations

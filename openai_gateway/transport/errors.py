@@ -1,6 +1,6 @@
 """What can go wrong with a peer, in sentences that lack their subject: whoever called puts the peer's name before it.
 
-`f"The upstream {error}."`; which of them are worth another try is the caller's to decide.
+`f"The upstream {error}."`, say. See also: upstream.attempt (which of them are worth another try).
 """
 
 from __future__ import annotations

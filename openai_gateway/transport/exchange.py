@@ -5,7 +5,7 @@ breaks before the answer's first byte, the request goes out once more, over a ne
 it may be; any other failure is the caller's to try again. A peer may answer before it has read the whole request (a
 413, say): then sending stops, the answer is read, and the connection is not used again.
 
-See also: answer (the body), pool (which connection), watch (each phase's time-out).
+See also: raw_answer (the body), pool (which connection), watch (each phase's time-out).
 """
 
 from __future__ import annotations

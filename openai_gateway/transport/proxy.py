@@ -1,7 +1,7 @@
 """A tunnel through an HTTP proxy (CONNECT), by which a peer is reached that can't be connected to.
 
-The proxy learns host and port only; what is said through it is the caller's, TLS or not. Which proxy there is, if any,
-is the config's to say.
+The proxy learns host and port only; what is said through it is the caller's, TLS or not. See also: dial (who asks),
+config.proxy_url (which proxy there is).
 """
 
 from __future__ import annotations

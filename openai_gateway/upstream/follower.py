@@ -1,6 +1,6 @@
 """Who wants a call's answer beside its client: as a protocol, for `upstream` knows nothing of what is made of it.
 
-See also: recordings, which keep answers and hand them to others.
+See also: recordings (which keep answers and hand them to others).
 """
 
 from __future__ import annotations

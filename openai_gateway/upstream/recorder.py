@@ -1,7 +1,8 @@
 """Makes the records of calls that are over and hands them to the observers, many at a time.
 
 One by one, each finds the processor's caches cold and costs three times as much. A call that is to be captured is
-captured by itself, before its answer's last bytes go out or, if it has no answer, before the error does.
+captured by itself, before its answer's last bytes go out or, if it has no answer, before the error does. See also:
+progress (what a record is made of), accounting (the observers).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A connection has lanes, named by `stream_id`; a lane's responses come one after 
 States of a turn: queued (waits for its slot, and holds up what comes after it in its lane, nothing else) -> running
 (sent; the next events of its lane are its own) -> over (its last event has come, or the connection is gone).
 
-See also: tunnel (the bytes), relay (slots, breaker, records).
+See also: tunnel (the bytes), upstream.relay (slots, breaker, records).
 """
 
 from __future__ import annotations

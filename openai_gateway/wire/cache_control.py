@@ -1,6 +1,7 @@
 """HTTP's own words for kept answers: what a request asks of a cache, and what an answer says of one.
 
-Sources: RFC 9111 5.2.1 (Cache-Control of requests), RFC 9211 (Cache-Status).
+Sources: RFC 9111 5.2.1 (Cache-Control of requests), RFC 9211 (Cache-Status). See also: blueprints.recorded (who
+asks).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The values that travel with a call: what is asked of the upstream, and what is known once it is over.
 
-Frozen: nobody on the way changes a call. Structs, because one of each is made for every call.
+Frozen: nobody on the way changes a call. Structs, because one of each is made for every call. See also:
+upstream.recorder (who fills a record), blueprints.calls (who makes a call).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Request bodies in a content encoding (RFC 9110 8.4.1): decoded piece by piece, so that a bomb is stopped in time.
 
-Codex signed in to ChatGPT sends zstd. Bodies go on plain, for they are rewritten. Answers are never decoded here.
+Codex signed in to ChatGPT sends zstd. Bodies go on plain, for they are rewritten. Answers are never decoded here. See
+also: blueprints.intake (whose bodies), recordings.kept (kept answers are decoded there).
 """
 
 from __future__ import annotations

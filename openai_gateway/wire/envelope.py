@@ -1,6 +1,7 @@
 """The top level of a request body: checked with marshmallow, values kept as the bytes they came as (msgspec.Raw).
 
-Only `model` is replaced and missing defaults are added; what a value means is the upstream's business.
+Only `model` is replaced and missing defaults are added; what a value means is the upstream's business. See also:
+members (what is read of nested values), api, blueprints.calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """WebSocket frames (RFC 6455 5): bytes in, frames out, each with the bytes that it came in.
 
-Frames pass as they are, so what is needed of each is where it ends, and of a message its text. wsproto, which the tests
-hold this against, gives events without their bytes, in pieces of its own.
+Frames pass as they are, so what is needed of each is where it ends, and of a message its text. wsproto, which the
+tests hold this against, gives events without their bytes, in pieces of its own. See also: websocket.tunnel,
+websocket.downstream (who reads and writes them).
 """
 
 from __future__ import annotations

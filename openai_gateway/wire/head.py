@@ -1,6 +1,7 @@
 """The head of an HTTP/1.1 answer (RFC 9112), and which of its headers pass to the client.
 
-WIRE: hop-by-hop ones never pass, nor do cookies; `Date` and `Server` are the gateway's own.
+WIRE: hop-by-hop ones never pass, nor do cookies; `Date` and `Server` are the gateway's own. See also: body (what
+follows), headers (the other way).
 """
 
 from __future__ import annotations

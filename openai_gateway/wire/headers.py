@@ -1,6 +1,7 @@
 """Which of a client's headers pass to the upstream (WIRE: hop-by-hop never, cookies never, the key replaced).
 
-Names go out in lower case: a WSGI environ doesn't keep their spelling.
+Names go out in lower case: a WSGI environ doesn't keep their spelling. See also: head (the headers of answers),
+blueprints.calls (who asks).
 """
 
 from __future__ import annotations

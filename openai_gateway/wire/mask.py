@@ -4,6 +4,8 @@ An answer is relayed as it came, with two exceptions. An upstream that echoes th
 give it to a client: it is masked in reason and headers of any answer, and in the body of any but a success, as far as
 that was read, be it compressed or escaped as JSON may be. And a redirect to another host would have clients send their
 own key there: its `location` is left out.
+
+See also: upstream.attempt (where it is applied), config.redact (what the gateway shows itself).
 """
 
 from __future__ import annotations

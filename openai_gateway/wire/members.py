@@ -5,7 +5,7 @@ kept as `tail` says. The depth of a member is known in either part: in the begin
 the first one, in the end by counting them back from the last one. Whether the end begins inside a string is known,
 too: in JSON, every quote without a backslash before it begins or ends a string, and the last one ends one.
 
-See also: usage, which reads a whole answer, and asks here only if its middle is missing.
+See also: usage (which reads a whole answer, and asks here only if its middle is missing).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a request path means: which rollout and server it names, and what it asks for below `/v1`.
 
-Ids are checked here, so that no client can reach another path of the upstream.
+Ids are checked here, so that no client can reach another path of the upstream. See also: app (who asks).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """May a failed attempt be tried again, and after how long: the official SDKs' rules.
 
-Source: openai-python `_should_retry`, `_calculate_retry_timeout`; the final quota codes are OpenAI's.
+Source: openai-python `_should_retry`, `_calculate_retry_timeout`; the final quota codes are OpenAI's. See also:
+limits.pacing (within which bounds, and when).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Server-sent events as far as a relay must know them: where an event ends, and how to end a broken stream.
 
-Bytes are never re-framed; event names are never looked at (their set grows).
+Bytes are never re-framed; event names are never looked at (their set grows). See also: tail (what is kept of events),
+upstream.answer (who ends a stream).
 """
 
 from __future__ import annotations

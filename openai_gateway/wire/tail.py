@@ -6,7 +6,7 @@ the window begins within: of the line, if the answer is a stream of events, of t
 are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
 large, or ends within an event, goes into the window, together with what was kept until then.
 
-Pure: the clock (monotonic seconds) is an argument. See also: usage, which reads the report.
+Pure: the clock (monotonic seconds) is an argument. See also: usage (which reads the report).
 """
 
 from __future__ import annotations

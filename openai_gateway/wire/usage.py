@@ -1,7 +1,7 @@
 """What an answer reports of itself: token counts, why it ended, which model gave it, at which service tier.
 
 From a JSON answer, or from a stream's last bytes; what was not reported is None, never zero. Of a long answer only
-the beginning and the end are at hand. See also: members, which reads those; tail, which keeps them.
+the beginning and the end are at hand. See also: members (which reads those), tail (which keeps them).
 """
 
 from __future__ import annotations

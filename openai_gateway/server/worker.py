@@ -110,10 +110,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._count(0)
 
     def tick(self, now: float) -> None:
-        """End a connection that asks for nothing if all are taken; from the hub.
+        """If all connections are taken, end one that no call runs on, to make room; called from the hub.
 
-        The one that has been idle for longest, else one that is slow: in a head, say, or in taking its answer. One that
-        was only just opened, or used, may have its request on its way.
+        First choice is the one that has been idle for longest, then one whose client is slow: in sending its head, in
+        its TLS handshake, in taking its answer. One that was opened or used just now is spared, for its request may be
+        on its way.
         """
         if self._connections >= self.worker_connections:
             kinds = (client_connection.idle, client_connection.heads, handshakes, sends)
@@ -136,7 +137,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     return
             client_connection.ClientConnection(self, client, addr, self._make_environ(listener)).serve()
         except OSError as error:
-            # The handshake, or a client that was gone before it began.
+            # The TLS handshake failed, or the client was gone before it began.
             self.log.debug("A connection did not come about: %s", error)
         finally:
             self._count(-1)
@@ -165,8 +166,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if not self.alive:
             return
         self.log.info("Autorestarting worker after current request.")
-        # The master starts another only once this one is gone, which may be after the longest call: it is asked for one
-        # more now, and for one less when this one goes.
+        # The master starts another worker only when this one is gone, which may be hours from now, after its longest
+        # call. So it is told now to run one worker more (SIGTTIN), and one less when this one goes.
         self._has_asked_for_another = True
         os.kill(self.ppid, signal.SIGTTIN)
         self.stop()

@@ -19,7 +19,7 @@ from gunicorn.util import http_date
 from openai_gateway.server import draining
 from openai_gateway.server.waits import Wait, Waits
 
-# For a client to take each piece of what isn't pumped: a relayed stream's pump has a watch of its own.
+# How long a client may take for each piece of an answer. A relayed stream is bounded by its call's watch instead.
 sends = Waits(60.0)
 _MAX_TOKENS: Final = 1024
 _TOKENS: set[str] = set()
@@ -29,7 +29,7 @@ _to_line: Final = "%s: %s\r\n".__mod__
 
 
 class RelayWriter(Response):  # type: ignore[misc]
-    """Writes what gunicorn's Response writes, in fewer sends; gunicorn's own bookkeeping stays as it is."""
+    """Writes what gunicorn's Response would, in fewer sends. Its attributes, which gunicorn reads, mean the same."""
 
     headers_sent: bool
     response_length: int | None
@@ -51,7 +51,7 @@ class RelayWriter(Response):  # type: ignore[misc]
         """Take status and headers. Raises what gunicorn raises for bad ones."""
         if status != _OK or exc_info or self.status is not None or self.req.method == "HEAD":
             return super().start_response(status, headers, exc_info)
-        # What gunicorn comes to for any other status, too, after a closer look at it.
+        # For this status, gunicorn's own method would set the same after several checks.
         self.status, self.status_code = status, 200
         self.process_headers(headers)
         self.chunked = self.response_length is None and self.is_chunked()
@@ -81,7 +81,7 @@ class RelayWriter(Response):  # type: ignore[misc]
     def send_headers(self) -> None:
         """Hold the head back for the body's first bytes: status line, the server's own headers, the answer's."""
         if not self.headers_sent:
-            # Holds for the rest of the answer, too.
+            # Decided once, as the head says it: a worker that begins to drain later doesn't change it.
             self.must_close = self.should_close()
             start = _make_head_start(self.req.version, self.status, self.must_close, self.chunked, int(time()))
             self._head = f"{start}{''.join(map(_to_line, self.headers))}\r\n".encode("latin-1")

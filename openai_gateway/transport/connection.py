@@ -32,11 +32,11 @@ class Connection:
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._readable = gevent.get_hub().loop.io(sock.fileno(), _READ)
-        # Made when it is first idle, which a stream's connection may never be.
+        # Made when the connection is idle for the first time; one that carries a stream until it closes needs none.
         self._liveness: Any = None
         self.closed = False
-        # The pool's: whether it was given back before, where it leads to and by which state of the addresses that was
-        # found right, and when it is too old to be used again.
+        # Only the pool sets and reads these: whether the connection was given back before; the address it leads to;
+        # the `generation` of the peer's addresses in which it was last found; the time from which on it is too old.
         self.used = False
         self.peer: Any = None
         self.generation = 0

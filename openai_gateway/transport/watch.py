@@ -62,7 +62,7 @@ class Timeouts:
 
 
 class Phase:
-    """Something that a call waits for: the name of its bound in Timeouts, and what the call ends with after that."""
+    """What a call waits for: which field of Timeouts bounds it, and the error that ends the call when time is up."""
 
     __slots__ = ("bound", "make_error")
 
@@ -102,14 +102,14 @@ class CallWatch:
         self._phase = CONNECT
         self._deadline: float | None = None
         self._patience_s = 0.0
-        # Set by whoever moves bytes: at the next tick the deadline starts anew from there. A clock read for each of a
-        # stream's events would cost more than the event.
+        # Whoever moves bytes sets this, and the next tick puts the deadline off. Reading the clock for each event of a
+        # stream would cost more than the event.
         self.has_moved = False
         self._total_deadline: float | None = None
         self._client_fd: int | None = None
         self._is_probing = False
         self._io: Any = None
-        # When this is ticked next if it rests, else 0.0.
+        # The time of the next tick while the watch rests, else 0.0.
         self._looks_at = 0.0
         # Asked when the client has left: the call goes on if somebody else wants its answer.
         self.is_awaited: Callable[[], bool] | None = None
@@ -121,8 +121,9 @@ class CallWatch:
     def begin(self, client_fd: int | None) -> None:
         """Bound the whole call from now on, and watch the client's socket unless `client_fd` is None.
 
-        To be called once the client's body is read: what becomes readable later is a sign. The socket is looked at
-        from the next tick on: most calls are over before it, and a watch costs four system calls.
+        To be called once the client's body is read: if the socket is readable after that, the client has left or has
+        sent its next request. The socket is looked at from the next tick on, for most calls are over before, and
+        watching it takes four system calls.
         """
         self._client_fd = client_fd
         if self._looks_at:
@@ -212,8 +213,8 @@ class CallWatch:
         if has_left(self._client_fd):
             self._leave()
         else:
-            # The client has sent its next request already: its socket stays readable, and a watch for that would be
-            # called without end. Ask at each tick instead.
+            # The client has sent its next request already. Its socket stays readable, so that the hub would call this
+            # without end: from now on the socket is asked at each tick instead.
             self._io.stop()
             self._is_probing = True
             if self._looks_at:

@@ -112,14 +112,14 @@ class Pump:
         self._waiter: Waiter[None] = Waiter(gevent.get_hub())
         self._rest: bytes | memoryview = b""
         self._error: BaseException | None = None
-        # Called by the greenlet, as it may wait, when all of the body is here; the last bytes are held until then.
+        # If set, the last bytes are held back until this was called, by the greenlet, as it may wait.
         self.before_end: Callable[[], None] | None = None
         self._last = b""
         self._heartbeat: Heartbeat | None = None
 
     @property
     def is_torn(self) -> bool:
-        """Tell whether a part of a frame is out whose rest isn't: then nothing else can be said to the client."""
+        """Tell whether only a part of a frame has gone out: anything sent now would be taken for its rest."""
         return bool(self._rest)
 
     def run(self) -> None:
@@ -202,10 +202,10 @@ class Pump:
                 if not length and len(piece) > _LARGE_BYTES:
                     piece, length = self._note_torn(piece, chunks)
                 elif length:
-                    # Noted before it is sent: the client may be gone, and somebody else want the answer.
+                    # Noted before it is sent: if the client is gone, others may still be waiting for this answer.
                     self._tail.add_chunks(piece, chunks.mark)
             if send and length:
-                # What the decoder would take apart, the sink would put together again.
+                # Whole chunks go on as they are: taking them apart and framing them anew gives the same bytes.
                 self._passed += length
                 try:
                     sent = send(piece)
@@ -229,7 +229,8 @@ class Pump:
     def _note_torn(self, piece: bytes, decoder: ChunkedDecoder) -> tuple[bytes, int]:
         """Note a large piece that begins or ends within a chunk, or has the last one; return it framed for the client.
 
-        And how many body bytes are in whole chunks of it; 0: it is returned as it came, and must be decoded.
+        The number returned is that of the body bytes in its whole chunks. If it is 0, the piece is returned as it came,
+        and has to be decoded.
         """
         chunks, length, after = self._raw.pass_on(piece)
         if not length:

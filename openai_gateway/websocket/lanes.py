@@ -51,7 +51,7 @@ class TurnRelay(Protocol):
 
 
 class Turn:
-    """A response under way; `tail` is set once it has begun if its events need only be counted, for nobody keeps them.
+    """A response under way. `tail` is set once it has begun, if its events are only counted and nobody keeps them.
 
     `has_moved` says that something has come since `moved_at`.
     """

@@ -34,7 +34,7 @@ from openai_gateway.wire import frames
 from openai_gateway.wire.frames import FrameReader, make_close, to_frame
 
 MOST_MESSAGE_BYTES: Final = 16 * 1024 * 1024
-# Of the smallest frames, what is read at once takes some 20 ms.
+# So many bytes of the smallest frames take some 20 ms.
 _RECEIVE_BYTES: Final = 16384
 _MOST_AT_A_TIME_S: Final = 0.005
 _OTHERS_S: Final = 0.0001
@@ -65,16 +65,16 @@ class Tunnel:
         self._upstream_takes_since: float | None = None
         self._from_client = FrameReader(is_masked=True, most_bytes=min(most_bytes, MOST_MESSAGE_BYTES))
         self._to_upstream = BoundedSemaphore(1)
-        # The client's message that is under way: since when, its frames, and what they say.
+        # The client's message that has come in part: since when, its frames as they came, and their payload.
         self._begun_at: float | None = None
         self._frames = bytearray()
         self._payload = bytearray()
         self._others_ran_at = monotonic()
         self._has_closed = False
         self._over = Event()
-        # What running responses end with, None: the client has left.
+        # The error that running responses end with; None if the client has left.
         self._error: GatewayError | None = None
-        # What we close with, None: a close frame has passed, or the client is gone.
+        # The code we close with; None if a close frame has passed already, or the client is gone.
         self._farewell: bytes | None = None
         self.turns = to_turns(self)
 

@@ -48,7 +48,7 @@ class Turns:
     ) -> None:
         self._relay = relay
         self._timeouts = timeouts
-        self._to_call = make_call
+        self._make_call = make_call
         self._send = send
         self._tell = tell
         # Only those in which something runs, waits or is being sent.
@@ -126,7 +126,7 @@ class Turns:
 
     def _begin(self, text: bytes, name: str, lane: Lane) -> None:
         try:
-            call = self._to_call(text)
+            call = self._make_call(text)
             progress = self._relay.begin_turn(call)
         except GatewayError as error:
             self._tell_error(error, name)
@@ -152,7 +152,7 @@ class Turns:
     def _drop(self, text: bytes, error: GatewayError | ClientGone) -> None:
         """Have a create recorded that is never sent."""
         try:
-            self._relay.drop_turn(self._to_call(text), error)
+            self._relay.drop_turn(self._make_call(text), error)
         except (GatewayError, ClientGone):
             # It was wrong as well, and is recorded.
             pass
@@ -236,7 +236,7 @@ class Turns:
         if not event.is_of_response:
             return None
         # Nobody asked for it here: what was steered goes on in a response that the upstream begins.
-        call = self._to_call(None)
+        call = self._make_call(None)
         lane = self._lanes.setdefault(name, lane or Lane())
         lane.running.append(Turn(self._relay.join_turn(call, lane.take_kept())))
         return name, lane

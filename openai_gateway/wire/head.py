@@ -22,8 +22,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9]\d\d)(?: ([\t\x20-\x7e\x80-\xff
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
-# The role of each header name that was seen, as it was spelled: _PASSES (to the client), _DROPPED (it doesn't), or the
-# name in lower case, of one that the gateway itself looks at. So each header costs one look, not several tests.
+# What is done with a header, by its name as it was spelled: _PASSES (it goes to the client) or _DROPPED. A header that
+# the gateway itself reads has its name in lower case here. One look into this table takes the place of several tests.
 _PASSES, _DROPPED = "", "-"
 _roles: dict[str, str] = {}
 _ASKED_FOR: Final = frozenset({"content-type", "content-encoding", "x-request-id"})
@@ -40,9 +40,10 @@ class MalformedAnswer(Exception):
 class Head:
     """Status and headers of one answer.
 
-    `headers` are all of them, in their order and spelling, repetitions kept; `passing` those that go to the client,
-    who gets a Content-Length of our own; `text` holds reason and all values. `known` are those that are asked for, by
-    lower-case name. `chunked`, `content_length`, `keep_alive`: how the answer was framed, if `parse_head` read it.
+    `headers` are all of them, in their order and spelling, repetitions kept. `passing` are those that go to the client
+    (never Content-Length: the gateway sends its own). `known` has the few that the gateway reads, by lower-case name.
+    `text` is the reason and all values, for whoever looks for a key in them. `chunked`, `content_length` and
+    `keep_alive` say how the answer was framed, if `parse_head` read it.
     """
 
     __slots__ = ("chunked", "content_length", "headers", "keep_alive", "known", "passing", "reason", "status", "text")

@@ -26,12 +26,13 @@ _WINDOW_BYTES: Final = 32 * 1024
 _BEGINNING_BYTES: Final = 16 * 1024
 _KEPT_EVENTS: Final = 4
 _MOST_KEPT_BYTES: Final = 12 * 1024
-# Comments may follow the report, one every few seconds; whatever is longer than this is an event.
+# After the event with the token counts, comments may come, one every few seconds. They must not push it out, so a piece
+# that begins as a comment is kept only if it is longer than this, for then it holds an event, too.
 _COMMENT_BYTES: Final = 64
 _GZIP: Final = ("gzip", "x-gzip", "deflate")
 _ANY_WINDOW: Final = zlib.MAX_WBITS | 32
 _DECODED_AT_ONCE_BYTES: Final = 64 * 1024
-# What a small compressed answer may come to must not hold up the worker.
+# A small compressed answer may hold gigabytes: decompressing more than this would hold up the worker.
 _MAX_DECODED_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -45,11 +46,11 @@ class Tail:
         self.clock = clock
         self.length = 0
         self.began: float | None = None
-        # Replaced in turn, so that a new event touches no memory but that of the one it replaces. What isn't chunks is
-        # in a tuple.
+        # The last events. A new one takes the oldest one's place, the others stay where they are. Bytes are whole
+        # chunks, still framed; a tuple holds a piece without framing.
         self._pieces: list[bytes | tuple[bytes]] = []
         self._at = -1
-        # What came before the pieces, and the beginning of the line that it begins within.
+        # `_window` is what came before `_pieces`. It may begin within a line: `_beginning` is that line's start.
         self._window = b""
         self._beginning = b""
         self._is_within = False
@@ -61,7 +62,8 @@ class Tail:
             self._slide(piece)
         elif not piece.endswith(b"\n"):
             if self._at < 0 < len(self._pieces) < _KEPT_EVENTS:
-                # Its rest follows, and most often so many events that none of this is needed.
+                # The rest of this event follows. Most often enough whole events come after it, so that neither is
+                # needed and no window has to be made.
                 self._pieces.append((piece,))
                 self._is_within = True
             else:
@@ -81,7 +83,7 @@ class Tail:
         if self._is_within or len(chunks) > _MOST_KEPT_BYTES or not chunks.endswith(b"\n\r\n"):
             self._slide(_to_body(chunks))
         elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
-            # A copy, but for the last line end: what is kept of memory that was received into makes holes of 64 KB.
+            # `[:-2]` makes a copy. Without one the buffer it was received into would be kept, 64 KB for each event.
             pieces = self._pieces
             if len(pieces) < _KEPT_EVENTS:
                 self._keep(chunks[:-2])
@@ -95,12 +97,12 @@ class Tail:
         end, start = self._window, self._beginning
         if self._pieces:
             end += self._join_events()
-        # A beginning that is as long as may be doesn't reach to here.
+        # A beginning of full length was cut: bytes are missing between it and the window, so they are not joined.
         return start + end if start and len(start) < _BEGINNING_BYTES else end
 
     def beginning(self) -> bytes:
         """Return the beginning of the line that `end()` begins within; `b""` if it begins with a line."""
-        # A shorter one is part of `end()`.
+        # One that was not cut is part of `end()` already.
         return self._beginning if len(self._beginning) == _BEGINNING_BYTES else b""
 
     def kept(self) -> bytes | None:
@@ -146,7 +148,7 @@ class Tail:
         self._window = window
 
     def _leave_behind(self, text: bytes, length: int) -> None:
-        """Take the beginning of the line that `length` bytes of a text end within."""
+        """Drop the first `length` bytes of a text, but for the start of the line that the cut is in."""
         start = text.rfind(b"\n", 0, length) + 1
         if start:
             self._beginning = b""

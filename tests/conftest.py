@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstrea
 # Where the environment forbids bytecode, each of the hundreds of gateways would compile all modules at its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes single examples slow.
 hypothesis.settings.register_profile("busy", deadline=None)

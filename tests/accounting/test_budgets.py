@@ -199,7 +199,7 @@ def test_what_a_killed_worker_had_reserved_is_free_again(path: str) -> None:
     kept = budgets.reserve(SERVER, _client(), None, _ask(300))
     worker = multiprocessing.get_context("spawn").Process(target=_reserve_and_die, args=(path, 7))
     worker.start()
-    worker.join(30)
+    worker.join(60)
     assert worker.exitcode == -signal.SIGKILL
     # All but what lives: seen by whoever would be refused, without a restart.
     budgets.reserve(SERVER, _client(), None, _ask(700))

@@ -88,7 +88,7 @@ def test_call_that_cant_be_captured_is_told(
 def test_disk_that_does_not_answer_holds_up_nobody_and_each_call_but_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capturing, "_WAIT_S", 0.5)
     answered = threading.Event()
-    captures = _Captures(lambda: answered.wait(30) and None)
+    captures = _Captures(lambda: answered.wait(120) and None)
     capturer = ServerCapturer(captures)
     turns = 0
 

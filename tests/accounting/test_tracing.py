@@ -83,10 +83,10 @@ def test_gateway_sends_its_spans_and_hands_traceparent_on(tmp_path: Path, simula
         }
         with run_gateway(tmp_path, simulator.url, environ=environ) as gateway:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-            requests.post(f"{gateway.url}/v1/responses", json={"input": "x"}, headers=headers, timeout=10)
-            eventually(lambda: bool(received), timeout_s=15)
+            requests.post(f"{gateway.url}/v1/responses", json={"input": "x"}, headers=headers, timeout=60)
+            eventually(lambda: bool(received))
         collector.shutdown()
     span = received[0].resource_spans[0].scope_spans[0].spans[0]
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
-    sent = dict(requests.get(f"{simulator.url}/sim/last", timeout=10).json()["headers"])
+    sent = dict(requests.get(f"{simulator.url}/sim/last", timeout=60).json()["headers"])
     assert {name.lower(): value for name, value in sent.items()}["traceparent"] == headers["traceparent"]

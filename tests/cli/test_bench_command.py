@@ -29,7 +29,7 @@ def _bench(*arguments: str, **environ: str) -> Result:
 @pytest.mark.parametrize("api", ["responses", "chat"])
 @pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["whole", "streamed"])
 def test_calls_are_counted_and_timed(simulator: Gunicorn, api: str, stream: list[str]) -> None:
-    requests.post(f"{simulator.url}/sim/reset", timeout=10)
+    requests.post(f"{simulator.url}/sim/reset", timeout=60)
     result = _bench(f"{simulator.url}/v1", "--json", "--calls", "20", "--concurrency", "4", "--api", api, *stream)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -40,7 +40,7 @@ def test_calls_are_counted_and_timed(simulator: Gunicorn, api: str, stream: list
     assert first is None or first["p50"] <= latency["p50"]
     assert found["calls_per_s"] > 0
     assert found["generator_cpu_share"] > 0
-    by_path = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()["by_path"]
+    by_path = requests.get(f"{simulator.url}/sim/stats", timeout=60).json()["by_path"]
     # One free request tells that somebody answers.
     assert by_path == {"GET /v1/models": 1, f"POST {PATHS[api]}": 20}
     assert "a real upstream charges" in result.stderr

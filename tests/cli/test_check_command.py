@@ -86,10 +86,10 @@ def _error(status: str, code: str, headers: str = "") -> bytes:
 
 
 def test_all_is_well_with_the_simulator_and_it_costs_five_calls(folder: Path, simulator: Gunicorn) -> None:
-    requests.post(f"{simulator.url}/sim/reset", timeout=10)
+    requests.post(f"{simulator.url}/sim/reset", timeout=60)
     result = _check(folder, f"{simulator.url}/v1")
     assert result.exit_code == 0
-    by_path = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()["by_path"]
+    by_path = requests.get(f"{simulator.url}/sim/stats", timeout=60).json()["by_path"]
     assert by_path == {
         "GET /v1/models": 1,
         "GET /v1/responses": 1,

@@ -37,7 +37,7 @@ def _demo(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
         # Whatever is left of the group is this test's own.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(demo.pid, signal.SIGKILL)
-        demo.wait(5)
+        demo.wait(60)
         assert demo.stdout is not None
         demo.stdout.close()
 
@@ -100,17 +100,17 @@ def test_what_the_gateway_is_for_is_shown_and_can_then_be_tried(
         assert max(map(len, shown.splitlines())) <= 80
         page = re.search(r"Look at it: +(\S+)/status", shown)
         assert page is not None
-        assert requests.get(f"{page[1]}/status", timeout=10).ok
-        assert requests.post(f"{page[1]}/v1/responses", json={"input": "x"}, timeout=10).ok
+        assert requests.get(f"{page[1]}/status", timeout=60).ok
+        assert requests.post(f"{page[1]}/v1/responses", json={"input": "x"}, timeout=60).ok
         os.killpg(demo.pid, signal.SIGINT)
-        assert demo.wait(25) == 0
+        assert demo.wait(60) == 0
         eventually(lambda: _is_over(demo.pid))
 
 
 def test_once_ends_by_itself_with_0_if_all_went_well() -> None:
     with _demo("--once") as demo:
         _read_until(demo, "All went well.")
-        assert demo.wait(25) == 0
+        assert demo.wait(60) == 0
         eventually(lambda: _is_over(demo.pid))
 
 
@@ -125,7 +125,7 @@ def test_stopped_before_all_was_shown_has_not_gone_well_and_leaves_no_process(
     with _demo() as demo:
         _read_until(demo, "gateway  ")
         send(demo.pid, number)
-        assert demo.wait(25) == 1
+        assert demo.wait(60) == 1
         eventually(lambda: _is_over(demo.pid))
 
 

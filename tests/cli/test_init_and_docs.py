@@ -109,10 +109,10 @@ def test_key_is_not_echoed_on_a_terminal(folder: Path) -> None:
         os.write(ours, KEY.encode() + b"\n")
         while b"Wrote" not in shown:
             shown += os.read(ours, 1000)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
-        process.wait(5)
+        process.wait(60)
         os.close(ours)
     assert KEY.encode() not in shown
     assert KEY in (folder / "mine.yaml").read_text()

@@ -37,7 +37,7 @@ def test_table_fits_the_terminal_and_says_what_is_left_out(log: Path, columns: i
 
 def test_table_elsewhere_is_whole_and_plain(log: Path) -> None:
     ended = subprocess.run(
-        [*COMMAND, "usage", "u.jsonl"], cwd=log, capture_output=True, text=True, timeout=30, check=True
+        [*COMMAND, "usage", "u.jsonl"], cwd=log, capture_output=True, text=True, timeout=60, check=True
     )
     head, rule, *rows = ended.stdout.splitlines()
     assert head.split()[-2:] == ["cost", "USD"]

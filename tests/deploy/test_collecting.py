@@ -93,7 +93,7 @@ def test_slurm_task_that_is_ended_lets_calls_finish_and_is_queued_again(
         row["responses_create_params"]["metadata"] = {"sim_latency_ms": "1500"}
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = _start_task(folder, 1, url)
-    eventually(lambda: requests.get(f"{upstream.url}/sim/stats", timeout=10).json()["in_flight"] == 4, timeout_s=30)
+    eventually(lambda: requests.get(f"{upstream.url}/sim/stats", timeout=60).json()["in_flight"] == 4)
     # As `--signal=B:TERM` does: to the shell alone.
     task.send_signal(signal.SIGTERM)
     task.communicate(timeout=60)

@@ -58,7 +58,7 @@ def _start(home: Path, name: str, **more: Any) -> subprocess.CompletedProcess[st
         env={**os.environ, **environ, "OPENAI_GATEWAY_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -152,11 +152,11 @@ def test_gateway_that_gym_starts_serves_the_server_named_and_reads_its_config_ag
         assert "last good config" not in running.log()
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def _get_models(gateway: Gunicorn) -> list[str]:
-    return [model["id"] for model in requests.get(f"{gateway.url}/v1/models", timeout=10).json()["data"]]
+    return [model["id"] for model in requests.get(f"{gateway.url}/v1/models", timeout=60).json()["data"]]
 
 
 def test_gateway_that_is_not_there_is_named_with_the_cure(tmp_path: Path) -> None:

@@ -45,18 +45,18 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
     with run_simulator(folder, {"rpm": 100_000}) as upstream, run_gateway(folder, upstream.url, settings) as gateway:
         for path, body in (("responses", {"input": "x"}), ("chat/completions", {"messages": MESSAGES})):
             for metadata in ({}, {"sim_status": "429", "sim_retry_after": "0.1", "sim_times": "1"}):
-                answer = requests.post(f"{gateway.url}/v1/{path}", json={**body, "metadata": metadata}, timeout=20)
+                answer = requests.post(f"{gateway.url}/v1/{path}", json={**body, "metadata": metadata}, timeout=60)
                 assert answer.status_code == 200
         refused = {"sim_status": "429", "sim_error_code": "concurrency_limit_exceeded", "sim_times": "1"}
-        answer = requests.post(f"{gateway.url}/v1/responses", json={"input": "x", "metadata": refused}, timeout=20)
+        answer = requests.post(f"{gateway.url}/v1/responses", json={"input": "x", "metadata": refused}, timeout=60)
         assert answer.status_code == 200
-        assert requests.post(f"{gateway.url}/v1/responses", data="{", timeout=20).status_code == 400
+        assert requests.post(f"{gateway.url}/v1/responses", data="{", timeout=60).status_code == 400
         body = {"input": "x", "stream": True, "metadata": {"sim_event_gap_ms": "500"}}
-        with requests.post(f"{gateway.url}/v1/responses", json=body, stream=True, timeout=20) as stream:
+        with requests.post(f"{gateway.url}/v1/responses", json=body, stream=True, timeout=60) as stream:
             next(stream.iter_content(10))
-        eventually(lambda: "limits_redis_up{" in requests.get(f"{gateway.url}/metrics", timeout=20).text)
-        eventually(lambda: 'outcome="client_gone"' in requests.get(f"{gateway.url}/metrics", timeout=20).text)
-        text = requests.get(f"{gateway.url}/metrics", timeout=20).text
+        eventually(lambda: "limits_redis_up{" in requests.get(f"{gateway.url}/metrics", timeout=60).text)
+        eventually(lambda: 'outcome="client_gone"' in requests.get(f"{gateway.url}/metrics", timeout=60).text)
+        text = requests.get(f"{gateway.url}/metrics", timeout=60).text
     found: Series = {"up": {}}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

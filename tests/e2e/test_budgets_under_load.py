@@ -42,7 +42,7 @@ class LongAnswers:
         while (request := talk.read_request()) is not None:
             tokens = min(json.loads(request.body).get("max_output_tokens", LONG), LONG)
             self.made[tokens] += 1
-            self.go.wait(30)
+            self.go.wait(120)
             usage = {"input_tokens": 20, "output_tokens": tokens, "total_tokens": 20 + tokens}
             answer = {"id": "r", "object": "response", "status": "completed", "model": "the-model", "usage": usage}
             body = json.dumps(answer).encode()
@@ -118,7 +118,7 @@ def test_two_hundred_calls_at_once_spend_no_more_than_their_budget(folder: Path)
         assert re.search(rf"^team +\$1\.00 a day +\${spent:.4f} +\$0\.0000 ", listed.output, re.MULTILINE), (
             listed.output
         )
-        metrics = requests.get(f"{gateway.url}/metrics", timeout=5).text
+        metrics = requests.get(f"{gateway.url}/metrics", timeout=60).text
         assert 'openai_gateway_client_budget_usd{client="team",per="day"} 1.0' in metrics
         assert f'openai_gateway_client_spent_usd{{client="team"}} {spent!r}' in metrics
         assert 'openai_gateway_client_reserved_usd{client="team"} 0.0' in metrics
@@ -148,13 +148,13 @@ def test_killed_worker_and_restart_neither_lose_nor_leak_money(folder: Path) -> 
         upstream.go.clear()
         asking = threading.Thread(target=lambda: list(_ask_many(gateway, 40, max_output_tokens=2000)))
         asking.start()
-        eventually(lambda: upstream.made[2000] == 41, timeout_s=20)
+        eventually(lambda: upstream.made[2000] == 41)
         assert _read(folder)[2] == 40
         killed = gateway.workers()[0]
         os.kill(killed, signal.SIGKILL)
-        eventually(lambda: killed not in gateway.workers() and len(gateway.workers()) == 2, timeout_s=20)
+        eventually(lambda: killed not in gateway.workers() and len(gateway.workers()) == 2)
         upstream.go.set()
-        asking.join(30)
+        asking.join(60)
         spent, reserved, in_flight = _read(folder)
         assert (reserved, in_flight) == (0.0, 0)
         eventually(lambda: _logged(folder) == pytest.approx(spent, abs=1e-6))
@@ -202,7 +202,7 @@ def test_run_is_held_to_the_budget_that_its_calls_name(folder: Path) -> None:
         def ask(**more: str) -> int:
             body = {"input": "x", "max_output_tokens": 2000}
             return requests.post(
-                f"{gateway.url}/v1/responses", json=body, headers={**headers, **more}, timeout=20
+                f"{gateway.url}/v1/responses", json=body, headers={**headers, **more}, timeout=60
             ).status_code
 
         assert [ask() for _ in range(4)] == [200, 200, 429, 429]
@@ -220,6 +220,6 @@ def test_budget_of_a_run_is_refused_for_a_model_without_a_price(
         run_gateway(folder, there.url, {"openai_model": "no-price", **settings}) as gateway,
     ):
         body = {"input": "x", "max_output_tokens": 20}
-        answer = requests.post(f"{gateway.url}/v1/responses", json=body, headers=headers, timeout=20)
+        answer = requests.post(f"{gateway.url}/v1/responses", json=body, headers=headers, timeout=60)
         assert answer.status_code == status
-        assert requests.post(f"{gateway.url}/v1/responses", json=body, timeout=20).status_code == 200
+        assert requests.post(f"{gateway.url}/v1/responses", json=body, timeout=60).status_code == 200

@@ -72,7 +72,7 @@ def _lines(path: Path) -> int:
 
 
 def _stats(simulator: Gunicorn) -> dict[str, Any]:
-    found: dict[str, Any] = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()
+    found: dict[str, Any] = requests.get(f"{simulator.url}/sim/stats", timeout=60).json()
     return found
 
 
@@ -89,15 +89,15 @@ def _is_alive(pid: int) -> bool:
 def test_run_that_is_killed_goes_on_with_nothing_lost_and_nothing_doubled(tmp_path: Path, upstream: Gunicorn) -> None:
     config = write_config(tmp_path, upstream.url)
     _write_rows(tmp_path, 150)
-    requests.post(f"{upstream.url}/sim/reset", timeout=10)
+    requests.post(f"{upstream.url}/sim/reset", timeout=60)
     arguments = ("--config", str(config), "--num-repeats", "2", "--concurrency", "16", "--resume")
     for lines in (40, 140):
         run = _start(tmp_path, *arguments)
-        eventually(lambda lines=lines: _lines(tmp_path / "o.jsonl") >= lines, timeout_s=30)
+        eventually(lambda lines=lines: _lines(tmp_path / "o.jsonl") >= lines)
         (gateway,) = _children(run.pid)
         run.kill()
-        run.communicate(timeout=10)
-        eventually(lambda gateway=gateway: not _is_alive(gateway), timeout_s=15)
+        run.communicate(timeout=60)
+        eventually(lambda gateway=gateway: not _is_alive(gateway))
         # What a kill within a write leaves.
         with (tmp_path / "o.jsonl").open("ab") as file:
             file.write(b'{"id": "row 149", "responses_create_params": {"inp')
@@ -122,12 +122,12 @@ def test_run_that_is_killed_goes_on_with_nothing_lost_and_nothing_doubled(tmp_pa
 def test_first_signal_lets_calls_in_flight_finish(tmp_path: Path, upstream: Gunicorn, number: int) -> None:
     config = write_config(tmp_path, upstream.url)
     _write_rows(tmp_path, 400, metadata={"sim_latency_ms": "500"})
-    requests.post(f"{upstream.url}/sim/reset", timeout=10)
+    requests.post(f"{upstream.url}/sim/reset", timeout=60)
     run = _start(tmp_path, "--config", str(config), "--concurrency", "8", start_new_session=True)
-    eventually(lambda: _lines(tmp_path / "o.jsonl") >= 10, timeout_s=30)
+    eventually(lambda: _lines(tmp_path / "o.jsonl") >= 10)
     # As from a terminal, which asks everybody in the foreground.
     os.killpg(run.pid, number)
-    said, complained = run.communicate(timeout=30)
+    said, complained = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "no new calls" in complained
     assert "--resume goes on" in complained
@@ -141,13 +141,13 @@ def test_second_ctrl_c_cancels_at_once(tmp_path: Path, upstream: Gunicorn) -> No
     config = write_config(tmp_path, upstream.url, PRICED)
     _write_rows(tmp_path, 4, metadata={"sim_fault": "silence_before_headers"})
     run = _start(tmp_path, "--config", str(config))
-    eventually(lambda: _stats(upstream)["in_flight"] == 4, timeout_s=30)
+    eventually(lambda: _stats(upstream)["in_flight"] == 4)
     run.send_signal(signal.SIGINT)
     assert run.stderr is not None
     while "Ctrl-C again cancels" not in run.stderr.readline():
         pass
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    run.communicate(timeout=60)
     assert run.returncode == 130
     # The upstream worked on them, so that they may be billed.
     assert (_lines(tmp_path / "o.jsonl"), _lines(tmp_path / "o_failures.jsonl")) == (0, 4)
@@ -333,7 +333,7 @@ def test_terminal_shows_a_bar_that_is_redrawn(tmp_path: Path, running_gateway: G
             while piece := os.read(ours, 65536):
                 shown += piece
         os.close(ours)
-        assert run.wait(30) == 0
+        assert run.wait(60) == 0
     drawn = [line for line in shown.decode().split("\r") if line.startswith("[")]
     assert len(drawn) > 2
     assert "calls/s" in drawn[-1]
@@ -345,7 +345,7 @@ def test_file_that_is_written_to_is_no_input(tmp_path: Path) -> None:
     _write_rows(tmp_path, 1)
     (tmp_path / "p.jsonl").rename(tmp_path / "o_failures.jsonl")
     command = [*COLLECT[:4], "--input", "o_failures.jsonl", "--output", "o.jsonl", "--resume"]
-    ended = subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, "another --output" in ended.stderr) == (2, True)
 
 

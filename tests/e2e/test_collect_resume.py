@@ -61,7 +61,7 @@ def test_edited_input_is_gone_on_with_and_nothing_is_asked_twice(
     (tmp_path / "p.jsonl").write_text(
         "".join(json.dumps(row, indent=None, separators=(", ", " : ")) + "\n" for row in edited)
     )
-    requests.post(f"{upstream.url}/sim/reset", timeout=10)
+    requests.post(f"{upstream.url}/sim/reset", timeout=60)
     ended = _run(tmp_path, *target, "--param", "metadata={a: b}", "--seeds", "--resume")
     assert ended.returncode == 0, ended.stderr
     assert "4 rows moved and found again, 1 new or changed, 1 answered row no longer there" in ended.stderr
@@ -86,10 +86,10 @@ def test_parts_that_were_killed_and_resumed_make_a_whole(tmp_path: Path, target:
     arguments = (*target, "--num-repeats", "2", "--concurrency", "4", "--resume")
     runs = [_start(tmp_path, *arguments, "--shard", f"{number}/3") for number in (1, 2)]
     parts = [tmp_path / f"o_shard-{number}-of-3.jsonl" for number in (1, 2, 3)]
-    eventually(lambda: _lines(parts[0]) >= 5, timeout_s=30)
+    eventually(lambda: _lines(parts[0]) >= 5)
     runs[0].kill()
     for run in runs:
-        run.communicate(timeout=30)
+        run.communicate(timeout=60)
     environ = {**ENVIRON, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     command = [*COLLECT, *arguments, "--shard", "auto"]
     assert (
@@ -127,15 +127,15 @@ def test_background_responses_are_cancelled_when_the_run_is_and_count_as_perhaps
     tmp_path: Path, upstream: Gunicorn, target: tuple[str, ...]
 ) -> None:
     _write_rows(tmp_path, 2, background=True, max_output_tokens=1000, metadata={"sim_latency_ms": "600000"})
-    requests.post(f"{upstream.url}/sim/reset", timeout=10)
+    requests.post(f"{upstream.url}/sim/reset", timeout=60)
     run = _start(tmp_path, *target)
-    eventually(lambda: _stats(upstream)["requests"] >= 4, timeout_s=30)
+    eventually(lambda: _stats(upstream)["requests"] >= 4)
     assert run.stderr is not None
     run.send_signal(signal.SIGINT)
     while "Ctrl-C again cancels" not in run.stderr.readline():
         pass
     run.send_signal(signal.SIGINT)
-    said, _ = run.communicate(timeout=30)
+    said, _ = run.communicate(timeout=60)
     assert run.returncode == 130
     cancelled = [call for call in _stats(upstream)["by_path"].items() if call[0].endswith("/cancel")]
     assert sum(count for _, count in cancelled) == 2
@@ -189,9 +189,9 @@ def test_answers_that_were_cut_off_are_asked_for_again(tmp_path: Path, target: t
 def test_output_that_is_removed_stops_the_run_and_is_written_again(tmp_path: Path, target: tuple[str, ...]) -> None:
     _write_rows(tmp_path, 2000)
     run = _start(tmp_path, *target, "--concurrency", "2")
-    eventually(lambda: _lines(tmp_path / "o.jsonl") >= 5, timeout_s=30)
+    eventually(lambda: _lines(tmp_path / "o.jsonl") >= 5)
     (tmp_path / "o.jsonl").unlink()
-    _said, complained = run.communicate(timeout=30)
+    _said, complained = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "o.jsonl was removed while it was written to" in complained
     done = json.loads((tmp_path / "o_metrics.json").read_text())["calls"]["done"]
@@ -205,9 +205,9 @@ def test_output_that_is_removed_at_the_very_end_is_written_again(tmp_path: Path,
     rows.append({"responses_create_params": {"input": "late", "metadata": {"sim_latency_ms": "300"}}})
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = _start(tmp_path, *target, "--output", "out/o.jsonl")
-    eventually(lambda: _lines(tmp_path / "out" / "o.jsonl") == 1, timeout_s=30)
+    eventually(lambda: _lines(tmp_path / "out" / "o.jsonl") == 1)
     shutil.rmtree(tmp_path / "out")
-    _said, complained = run.communicate(timeout=30)
+    _said, complained = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "out/o.jsonl was removed while it was written to" in complained
     assert _lines(tmp_path / "out" / "o.jsonl") == 2
@@ -253,7 +253,7 @@ def test_summary_that_nobody_reads_fails_no_run(tmp_path: Path, target: tuple[st
     run.stdout.close()
     assert run.stderr is not None
     complained = run.stderr.read()
-    assert run.wait(30) == 0, complained
+    assert run.wait(60) == 0, complained
     assert "Error" not in complained
 
 

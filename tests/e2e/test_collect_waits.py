@@ -30,11 +30,11 @@ def test_ctrl_c_sends_nothing_that_still_waits_for_a_limit(tmp_path: Path) -> No
     _write_rows(tmp_path, 60)
     with run_simulator(tmp_path, settings) as upstream:
         run = _start(tmp_path, upstream.url, "--concurrency", "40")
-        eventually(lambda: _lines(tmp_path / "o.jsonl") >= 4, timeout_s=60)
+        eventually(lambda: _lines(tmp_path / "o.jsonl") >= 4)
         run.send_signal(signal.SIGINT)
-        eventually(lambda: "no new calls" in (tmp_path / "said").read_text(), timeout_s=30)
+        eventually(lambda: "no new calls" in (tmp_path / "said").read_text())
         sent = _stats(upstream)["requests"]
-        assert run.wait(30) == 130
+        assert run.wait(60) == 130
         stats = _stats(upstream)
         # One may have been on its way as the signal came; 36 waited.
         assert stats["requests"] <= sent + 2
@@ -49,17 +49,17 @@ def test_upstream_that_is_away_for_a_while_costs_no_row(tmp_path: Path) -> None:
     with run_command([*SIMULATOR, "-b", "127.0.0.1:0", APP], tmp_path, environ) as upstream:
         url = upstream.url
         run = _start(tmp_path, url, "--concurrency", "4")
-        eventually(lambda: _lines(tmp_path / "o.jsonl") >= 8, timeout_s=60)
+        eventually(lambda: _lines(tmp_path / "o.jsonl") >= 8)
         upstream.stop(signal.SIGQUIT)
         done = _lines(tmp_path / "o.jsonl")
-    eventually(lambda: "upstream away for" in (tmp_path / "said").read_text(), timeout_s=60)
+    eventually(lambda: "upstream away for" in (tmp_path / "said").read_text())
     assert run.poll() is None
     with run_command([*SIMULATOR, "-b", url.removeprefix("http://"), APP], tmp_path, environ) as upstream:
         assert run.wait(90) == 0
         sent = _stats(upstream)["requests"]
         # Only one asked at a time: none of them was lost or asked for twice.
         assert sent <= 60 - done + 4
-        assert requests.get(f"{upstream.url}/sim/stats", timeout=10).json()["aborted"] == 0
+        assert requests.get(f"{upstream.url}/sim/stats", timeout=60).json()["aborted"] == 0
     assert _lines(tmp_path / "o.jsonl") == 60
     assert _lines(tmp_path / "o_failures.jsonl") == 0
     assert re.search(r"60 of 60 done", (tmp_path / "said").read_text())
@@ -72,9 +72,9 @@ def test_queue_is_closed_by_an_operators_key_only(tmp_path: Path) -> None:
 
         def close(key: str) -> int:
             headers = {"authorization": f"Bearer {key}"}
-            return requests.delete(f"{gateway.url}/queue", headers=headers, timeout=10).status_code
+            return requests.delete(f"{gateway.url}/queue", headers=headers, timeout=60).status_code
 
         assert [close(key) for key in ("", "wrong", "gw-team", "gw-operator")] == [401, 401, 403, 204]
     with run_gateway(tmp_path, "http://127.0.0.1:9") as gateway:
-        answer = requests.delete(f"{gateway.url}/queue", timeout=10)
+        answer = requests.delete(f"{gateway.url}/queue", timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "operator_key_needed")

@@ -40,7 +40,7 @@ def _connect_as_asked(talk: Conversation) -> None:
         talk.send(to_answer(b"", status="407 No, not user:password", headers=""))
         return
     host, _, port = request.target.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as far:
+    with socket.create_connection((host, int(port)), timeout=60) as far:
         talk.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
         near = talk.sock
         while True:
@@ -120,7 +120,7 @@ def test_upstream_is_reached(
     proxied, sent = len(proxy.requests), len(plain.requests)
     for _ in range(2):
         answer = requests.post(
-            f"{gateway.url}/{server}{PATHS['chat']}", json=to_request_body("chat"), timeout=20, proxies={"http": ""}
+            f"{gateway.url}/{server}{PATHS['chat']}", json=to_request_body("chat"), timeout=60, proxies={"http": ""}
         )
         assert answer.status_code == status
         if server == "refused_by_proxy":
@@ -142,16 +142,16 @@ def test_kernel_probes_silent_connections_on_both_sides(tmp_path: Path) -> None:
         if talk.read_request() is not None:
             probes["peer"] = talk.sock.getpeername()[1]
             is_asked.set()
-            may_answer.wait(20)
+            may_answer.wait(120)
             talk.send(to_answer(b"{}"))
 
     with run_upstream(answer_late) as upstream, run_gateway(tmp_path, upstream.url) as gateway:
         port = int(gateway.url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             body = b'{"messages": []}'
             head = f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             client.sendall(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
-            assert is_asked.wait(10)
+            assert is_asked.wait(60)
             upstream_port = int(upstream.url.rpartition(":")[2])
             for local, remote in ((probes["peer"], upstream_port), (port, client.getsockname()[1])):
                 assert _wait_for_probe(int(local or 0), remote) <= 60

@@ -51,8 +51,8 @@ def gateway(
 
 @pytest.fixture(scope="module")
 def ids(gateway: Gunicorn) -> dict[str, str]:
-    response = requests.post(f"{gateway.url}/v1/responses", json=BODIES["response"], timeout=10).json()
-    completion = requests.post(f"{gateway.url}/v1/chat/completions", json=BODIES["chat"], timeout=10).json()
+    response = requests.post(f"{gateway.url}/v1/responses", json=BODIES["response"], timeout=60).json()
+    completion = requests.post(f"{gateway.url}/v1/chat/completions", json=BODIES["chat"], timeout=60).json()
     return {"response": response["id"], "completion": completion["id"]}
 
 
@@ -92,13 +92,13 @@ def test_endpoint_answers_with_its_status(
     request_id = str(uuid.uuid4())
     payload = None if body is None else json.dumps(BODIES[body])
     headers = {"x-client-request-id": request_id, **({"content-type": "application/json"} if payload else {})}
-    answer = requests.request(method, url, data=payload, headers=headers, timeout=10)
+    answer = requests.request(method, url, data=payload, headers=headers, timeout=60)
     assert answer.status_code == status
     if status == 405:
         assert answer.headers["allow"]
     if status in (404, 405):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    seen = requests.get(f"{simulator.url}/sim/requests/{request_id}", timeout=10).json()
+    seen = requests.get(f"{simulator.url}/sim/requests/{request_id}", timeout=60).json()
     is_relayed = status == 200 and not path.startswith("/models")
     if is_relayed:
         target = path.format(**ids)
@@ -107,15 +107,15 @@ def test_endpoint_answers_with_its_status(
 
 
 def test_process_answers_for_itself(gateway: Gunicorn) -> None:
-    assert requests.get(f"{gateway.url}/", timeout=5).json() == {"status": "ok"}
-    assert requests.get(f"{gateway.url}/healthz", timeout=5).status_code == 200
-    ready = requests.get(f"{gateway.url}/readyz", timeout=5)
+    assert requests.get(f"{gateway.url}/", timeout=60).json() == {"status": "ok"}
+    assert requests.get(f"{gateway.url}/healthz", timeout=60).status_code == 200
+    ready = requests.get(f"{gateway.url}/readyz", timeout=60)
     assert (ready.status_code, ready.json()["servers"]["policy_model"]["breaker"]) == (200, "closed")
 
 
 @pytest.mark.parametrize("prefix", ["", "/policy_model", "/ng-rollout/run-1.a_b", "/ng-rollout/run-1.a_b/policy_model"])
 def test_prefixes_lead_to_the_same_server(prefix: str, gateway: Gunicorn) -> None:
-    answer = requests.post(f"{gateway.url}{prefix}/v1/responses", json={"input": "x"}, timeout=10)
+    answer = requests.post(f"{gateway.url}{prefix}/v1/responses", json={"input": "x"}, timeout=60)
     assert (answer.status_code, answer.json()["model"]) == (200, "the-model")
 
 
@@ -134,15 +134,15 @@ def test_prefixes_lead_to_the_same_server(prefix: str, gateway: Gunicorn) -> Non
     ],
 )
 def test_path_that_could_lead_elsewhere_is_unknown(path: str, gateway: Gunicorn, simulator: Gunicorn) -> None:
-    requests.post(f"{simulator.url}/sim/reset", timeout=5)
+    requests.post(f"{simulator.url}/sim/reset", timeout=60)
     session = requests.Session()
     request = requests.Request("GET", gateway.url).prepare()
     request.url = gateway.url + path
-    answer = session.send(request, timeout=10)
+    answer = session.send(request, timeout=60)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (404, "unknown_url")
     assert "Servers: policy_model" in error["message"], "whoever misspelt a server's name sees what there is"
-    assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["requests"] == 0
+    assert requests.get(f"{simulator.url}/sim/stats", timeout=60).json()["requests"] == 0
 
 
 def test_headers_pass_and_stay_out_as_listed(gateway: Gunicorn, simulator: Gunicorn) -> None:
@@ -161,8 +161,8 @@ def test_headers_pass_and_stay_out_as_listed(gateway: Gunicorn, simulator: Gunic
         "accept-encoding": "gzip",
         "x-client-request-id": "headers",
     }
-    answer = requests.post(f"{gateway.url}/v1/responses", json={"input": "x"}, headers=sent, timeout=10)
-    seen = requests.get(f"{simulator.url}/sim/requests/headers", timeout=5).json()["headers"]
+    answer = requests.post(f"{gateway.url}/v1/responses", json={"input": "x"}, headers=sent, timeout=60)
+    seen = requests.get(f"{simulator.url}/sim/requests/headers", timeout=60).json()["headers"]
     got = {name.lower(): value for name, value in seen}
     assert got["authorization"] == "Bearer sk-upstream-key"
     assert not {"cookie", "x-forwarded-for", "forwarded", "connection", "x-secret-hop"} & set(got)
@@ -210,8 +210,8 @@ def test_bytes_of_every_value_but_model_arrive_unchanged_and_in_order(gateway: G
 def test_lone_surrogates_arrive_as_they_were_sent(gateway: Gunicorn, simulator: Gunicorn) -> None:
     body = b'{"messages": [{"role": "user", "content": "\\ud800 alone"}], "model": "x"}'
     headers = {"content-type": "application/json", "x-client-request-id": "lone"}
-    assert requests.post(f"{gateway.url}/v1/chat/completions", data=body, headers=headers, timeout=10).ok
-    seen = requests.get(f"{simulator.url}/sim/requests/lone", timeout=10).json()
+    assert requests.post(f"{gateway.url}/v1/chat/completions", data=body, headers=headers, timeout=60).ok
+    seen = requests.get(f"{simulator.url}/sim/requests/lone", timeout=60).json()
     assert b'"\\ud800 alone"' in base64.b64decode(seen["body_base64"])
 
 
@@ -235,7 +235,7 @@ def test_lone_surrogates_arrive_as_they_were_sent(gateway: Gunicorn, simulator: 
 )
 def test_bad_body_is_a_400_in_openais_form(body: bytes, code: str, gateway: Gunicorn) -> None:
     headers = {"content-type": "application/json"}
-    answer = requests.post(f"{gateway.url}/v1/chat/completions", data=body, headers=headers, timeout=10)
+    answer = requests.post(f"{gateway.url}/v1/chat/completions", data=body, headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -243,12 +243,12 @@ def test_bad_body_is_a_400_in_openais_form(body: bytes, code: str, gateway: Guni
 def test_body_of_another_type_or_too_large_is_refused(tmp_path: Path, simulator: Gunicorn) -> None:
     with run_gateway(tmp_path, simulator.url, {"max_body_bytes": 1000}) as gateway:
         url = f"{gateway.url}/v1/responses"
-        plain = requests.post(url, data="input=x", headers={"content-type": "text/plain"}, timeout=10)
+        plain = requests.post(url, data="input=x", headers={"content-type": "text/plain"}, timeout=60)
         assert (plain.status_code, plain.json()["error"]["code"]) == (415, "unsupported_media_type")
-        large = requests.post(url, json={"input": "x" * 2000}, timeout=10)
+        large = requests.post(url, json={"input": "x" * 2000}, timeout=60)
         assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
         pieces = (b'{"input": "' + b"x" * 800 for _ in range(3))
-        chunked = requests.post(url, data=pieces, headers={"content-type": "application/json"}, timeout=10)
+        chunked = requests.post(url, data=pieces, headers={"content-type": "application/json"}, timeout=60)
         assert chunked.status_code == 413
 
 
@@ -263,16 +263,16 @@ def test_defaults_are_merged_for_their_api_and_the_request_wins(tmp_path: Path, 
     items = [{"type": "reasoning", "id": "r"}, {"role": "user", "content": "hi"}]
     with run_gateway(tmp_path, simulator.url, settings) as gateway:
         headers = {"x-client-request-id": "merged-1", "api-key": "of the client"}
-        requests.post(f"{gateway.url}/v1/responses", json={"input": items, "user": None}, headers=headers, timeout=10)
+        requests.post(f"{gateway.url}/v1/responses", json={"input": items, "user": None}, headers=headers, timeout=60)
         headers = {"x-client-request-id": "merged-2"}
-        requests.post(f"{gateway.url}/v1/chat/completions", json={"messages": MESSAGES}, headers=headers, timeout=10)
-    seen = requests.get(f"{simulator.url}/sim/requests/merged-1", timeout=10).json()
+        requests.post(f"{gateway.url}/v1/chat/completions", json={"messages": MESSAGES}, headers=headers, timeout=60)
+    seen = requests.get(f"{simulator.url}/sim/requests/merged-1", timeout=60).json()
     assert json.loads(base64.b64decode(seen["body_base64"])) == {
         "input": items[1:], "user": None, "model": "the-model", "temperature": 0.5, "max_output_tokens": None,
     }  # fmt: skip
     got = {name.lower(): value for name, value in seen["headers"]}
     assert (got["api-key"], got["x-extra"]) == ("azure-key", "1")
-    seen = requests.get(f"{simulator.url}/sim/requests/merged-2", timeout=10).json()
+    seen = requests.get(f"{simulator.url}/sim/requests/merged-2", timeout=60).json()
     body = json.loads(base64.b64decode(seen["body_base64"]))
     assert body["top_p"] == 0.9
     assert "max_output_tokens" not in body
@@ -286,10 +286,10 @@ def test_cap_holds_under_two_hundred_streams_and_is_reached_again(tmp_path: Path
 
     with run_gateway(tmp_path, simulator.url, {"max_concurrent_requests": 4}) as gateway:
         for _ in range(2):
-            requests.post(f"{simulator.url}/sim/reset", timeout=5)
+            requests.post(f"{simulator.url}/sim/reset", timeout=60)
             with ThreadPoolExecutor(200) as pool:
                 assert set(pool.map(stream, range(200))) == {200}
-            stats = requests.get(f"{simulator.url}/sim/stats", timeout=5).json()
+            stats = requests.get(f"{simulator.url}/sim/stats", timeout=60).json()
             assert (stats["peak_in_flight"], stats["finished"], stats["in_flight"]) == (4, 200, 0)
         assert gateway.inspect()["in_flight"] == 0
 
@@ -297,7 +297,7 @@ def test_cap_holds_under_two_hundred_streams_and_is_reached_again(tmp_path: Path
 def test_queue_is_bounded_in_length_and_time(tmp_path: Path, simulator: Gunicorn) -> None:
     def call(number: int) -> tuple[int, str]:
         body = {"input": "x", "metadata": {"sim_latency_ms": "900"}}
-        answer = requests.post(f"{gateway.url}/v1/responses", json=body, timeout=30)
+        answer = requests.post(f"{gateway.url}/v1/responses", json=body, timeout=60)
         code = answer.json().get("error", {}).get("code", "") if not answer.ok else ""
         if code == "gateway_queue_timeout":
             assert int(answer.headers["x-gateway-queue-ms"]) >= 300

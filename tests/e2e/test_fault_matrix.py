@@ -98,7 +98,7 @@ def _send_and_wait(answer: bytes) -> Fault:
     def fault(talk: Conversation, api: str, stream: bool) -> None:
         talk.read_request()
         talk.send(answer)
-        talk.wait_until_closed(5)
+        talk.wait_until_closed()
 
     return fault
 
@@ -121,7 +121,7 @@ def _send_blanks(talk: Conversation, api: str, stream: bool) -> None:
 def _be_silent(talk: Conversation, api: str = "", stream: bool = False) -> None:
     if not talk.seen or api:
         talk.read_request()
-    talk.wait_until_closed(5)
+    talk.wait_until_closed()
 
 
 def _drip(talk: Conversation, api: str, stream: bool) -> None:
@@ -300,7 +300,7 @@ def test_fault_gives_its_status_and_leaves_nothing_behind(row: Row, api: str, st
             headers={"content-type": "application/json", "x-client-request-id": "matrix", "connection": "close"},
             allow_redirects=False,
             stream=True,
-            timeout=30,
+            timeout=60,
         )
         response.raw.decode_content = False
         response._content = response.raw.read()
@@ -335,6 +335,6 @@ def test_reused_connection_that_breaks_is_tried_again_on_a_fresh_one(bench: Benc
     bench.upstream.script = answer_once_then_close_on_the_next
     connections = bench.upstream.connections
     for _ in range(5):
-        response = requests.post(bench.gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=10)
+        response = requests.post(bench.gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60)
         assert response.status_code == 200
     assert bench.upstream.connections - connections >= 3

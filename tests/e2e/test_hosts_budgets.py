@@ -57,7 +57,7 @@ def _ask(host: Gunicorn, **headers: str) -> int:
 
 
 def _spent(host: Gunicorn) -> float:
-    text = requests.get(f"{host.url}/metrics", timeout=10).text
+    text = requests.get(f"{host.url}/metrics", timeout=60).text
     found = re.search(r'^openai_gateway_client_spent_usd\{client="team"\} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 

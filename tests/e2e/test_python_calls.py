@@ -56,7 +56,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._socket = socket.create_connection((host, int(port)), timeout=60)
         self._file = self._socket.makefile("rb")
 
     def send(self, method: str, path: str, body: bytes = b"") -> None:
@@ -102,9 +102,9 @@ def test_a_call_and_an_event_take_no_more_calls_of_pythons_than_they_did(tmp_pat
                 continue
             talk.send(STREAM_HEAD)
             for _ in range(json.loads(request.body)["n"]):
-                assert go_on.acquire(timeout=20)
+                assert go_on.acquire(timeout=60)
                 talk.send(to_chunk(to_event("chat", "x")))
-            assert go_on.acquire(timeout=20)
+            assert go_on.acquire(timeout=60)
             talk.send(to_chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
 
     def stream(client: Client, events: int) -> Counter[str]:
@@ -151,7 +151,7 @@ def test_an_event_over_a_websocket_takes_no_more_calls_of_pythons_than_it_did(tm
         upstream = accept_websocket(talk)
         upstream.receive_event()
         upstream.send(to_server_event("created"))
-        while go_on.acquire(timeout=20):
+        while go_on.acquire(timeout=60):
             upstream.send(to_server_event("output_text.delta", delta="x"))
 
     def pass_on(counter: Client, client: RawWebSocket, events: int) -> Counter[str]:

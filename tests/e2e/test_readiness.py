@@ -44,14 +44,14 @@ def _answer_with(status: str, body: bytes = b"{}") -> Any:
 
 
 def _ask(gateway: Gunicorn, query: str = "") -> tuple[int, dict[str, Any]]:
-    answer = requests.get(f"{gateway.url}/readyz{query}", timeout=20)
+    answer = requests.get(f"{gateway.url}/readyz{query}", timeout=60)
     body = answer.json()
     assert body["status"] == ("ready" if answer.status_code == 200 else "not ready")
     return answer.status_code, body["servers"]["policy_model"]
 
 
 def _call(gateway: Gunicorn) -> int:
-    return requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=20).status_code
+    return requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60).status_code
 
 
 def test_gateway_is_ready_without_asking_the_upstream(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_server_whose_key_is_refused_is_not_ready_until_the_next_probe_is_due(tm
         assert [_call(gateway) for _ in range(2)] == [401, 401]
         assert _ask(gateway) == (503, {**READY_SERVER, "breaker": "open"})
         # A balancer that sends calls to those that are ready only would else never let the probe through.
-        eventually(lambda: _ask(gateway) == (200, {**READY_SERVER, "breaker": "open"}), timeout_s=10)
+        eventually(lambda: _ask(gateway) == (200, {**READY_SERVER, "breaker": "open"}))
         assert len(upstream.requests) == 2
         upstream.script = answer_always
         assert _call(gateway) == 200
@@ -107,7 +107,7 @@ def test_full_server_that_wants_a_key_answers_probes_at_once(tmp_path: Path) -> 
 
     def hold(talk: Conversation) -> None:
         if talk.read_request() is not None:
-            is_over.wait(20)
+            is_over.wait(120)
             talk.send(to_answer(b"{}"))
 
     settings = {"max_concurrent_requests": 1, "gateway_api_keys": ["sk-client"]}
@@ -126,7 +126,7 @@ def test_full_server_that_wants_a_key_answers_probes_at_once(tmp_path: Path) -> 
         eventually(lambda: _ask(gateway) == (200, full))
         is_over.set()
         for caller in callers:
-            caller.join(20)
+            caller.join(60)
 
 
 def test_draining_process_is_not_ready(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_draining_process_is_not_ready(tmp_path: Path) -> None:
         address = urlsplit(gateway.url)
         # Opened before, because a process that drains takes no new connections; it ends those that are idle.
         with (
-            socket.create_connection((address.hostname, address.port), timeout=20) as asked,
-            socket.create_connection((address.hostname, address.port), timeout=20) as idle,
+            socket.create_connection((address.hostname, address.port), timeout=60) as asked,
+            socket.create_connection((address.hostname, address.port), timeout=60) as idle,
         ):
             asked.sendall(b"GET /readyz HTTP/1.1\r\n")
             idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
@@ -145,4 +145,4 @@ def test_draining_process_is_not_ready(tmp_path: Path) -> None:
                 pass
             asked.sendall(b"Host: gateway\r\n\r\n")
             assert asked.recv(65536).startswith(b"HTTP/1.1 503")
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(60) == 0

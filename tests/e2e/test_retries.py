@@ -116,7 +116,7 @@ def test_calls_that_wait_for_another_attempt_are_told_with_their_reason(
 
 
 def _to_retrying(gateway: Gunicorn) -> dict[str, int]:
-    (state,) = requests.get(f"{gateway.url}/readyz", timeout=10).json()["servers"].values()
+    (state,) = requests.get(f"{gateway.url}/readyz", timeout=60).json()["servers"].values()
     retrying: dict[str, int] = state["retrying"]
     return retrying
 
@@ -197,7 +197,7 @@ def test_wait_of_a_call_that_gave_up_in_the_queue_is_told(tmp_path: Path, upstre
 
     def script(talk: Conversation) -> None:
         while talk.read_request() is not None:
-            release.wait(30)
+            release.wait(120)
             talk.send(to_answer(b"{}"))
 
     upstream.script = script
@@ -262,7 +262,7 @@ def test_overloaded_upstream_is_no_limit(tmp_path: Path, upstream: ScriptedUpstr
     with run_gateway(tmp_path, upstream.url, {"max_retries": 2}) as gateway:
         answer = _post(gateway)
         assert (answer.status_code, answer.headers["x-gateway-retries"]) == (200, "503,503")
-        metrics = requests.get(f"{gateway.url}/metrics", timeout=10).text
+        metrics = requests.get(f"{gateway.url}/metrics", timeout=60).text
     assert "learned_limit_per_minute{" not in metrics
 
 
@@ -286,23 +286,27 @@ def test_breaker_refuses_in_its_own_words_until_a_probe_succeeds(
     encoding: str, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     body = QUOTA if encoding == "identity" else gzip.compress(QUOTA)
-    upstream.script = _answer("429 Quota", f"content-encoding: {encoding}\r\n", body, times=3)
-    settings = {"breaker_cooldown_s": 0.5, "max_concurrent_requests": 1}
+    upstream.script = _answer("429 Quota", f"content-encoding: {encoding}\r\n", body)
+    cooldown_s = 2.0
+    settings = {"breaker_cooldown_s": cooldown_s, "max_concurrent_requests": 1}
     with run_gateway(tmp_path, upstream.url, settings) as gateway, ThreadPoolExecutor(30) as pool:
+        started = time.monotonic()
         answers = list(pool.map(lambda _: _post(gateway), range(30)))
+        # On a busy machine there may have been time for a probe.
+        most = 2 + (time.monotonic() - started) / cooldown_s
         assert {answer.status_code for answer in answers} == {429}
         assert {answer.json()["error"]["code"] for answer in answers} == {"insufficient_quota"}
-        assert sum(answer.json() == json.loads(QUOTA) for answer in answers) == 2
-        assert len(upstream.requests) == 2, "calls went on after two final answers"
+        asked = len(upstream.requests)
+        assert sum(answer.json() == json.loads(QUOTA) for answer in answers) == asked
+        assert 2 <= asked <= most, "calls went on after two final answers"
         assert answers[-1].headers["x-should-retry"] == "false"
-        assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 503
-        time.sleep(0.6)
-        assert _post(gateway).json() == json.loads(QUOTA)
+        assert requests.get(f"{gateway.url}/readyz", timeout=60).status_code == 503
+        eventually(lambda: _post(gateway).json() == json.loads(QUOTA))
         assert _post(gateway).json() != json.loads(QUOTA)
-        assert len(upstream.requests) == 3, "only the probe was to be sent"
-        time.sleep(0.6)
-        assert _post(gateway).status_code == 200
-        assert requests.get(f"{gateway.url}/readyz", timeout=5).status_code == 200
+        assert len(upstream.requests) == asked + 1, "only the probe was to be sent"
+        upstream.script = answer_always
+        eventually(lambda: _post(gateway).status_code == 200)
+        assert requests.get(f"{gateway.url}/readyz", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta"])
@@ -349,7 +353,7 @@ def test_new_key_in_the_file_is_used_by_queued_calls_and_closes_the_breaker(
         while (request := talk.read_request()) is not None:
             is_good = request.headers["authorization"] == "Bearer sk-new"
             if request.headers.get("x-client-request-id") == "first":
-                may_answer.wait(20)
+                may_answer.wait(120)
             talk.send(to_answer(b"{}") if is_good else to_answer(b"{}", status="401 No"))
 
     upstream.script = script

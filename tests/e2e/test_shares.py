@@ -40,9 +40,9 @@ def test_modest_client_gets_its_share_beside_a_greedy_one(tmp_path: Path, share:
         for caller in callers:
             caller.start()
         # Until all wait, who came first counts.
-        eventually(lambda: done.total() >= 40, timeout_s=60)
+        eventually(lambda: done.total() >= 40)
         before = done.copy()
-        eventually(lambda: done.total() >= before.total() + COUNTED, timeout_s=60)
+        eventually(lambda: done.total() >= before.total() + COUNTED)
         got = done - before
         is_over.set()
         for caller in callers:

@@ -54,7 +54,7 @@ def test_stream_arrives_event_by_event(secure: tuple[Gunicorn, ScriptedUpstream]
     upstream.script = stream
     body = to_request_body("chat", stream=True)
     arrived = []
-    with requests.post(gateway.url + PATHS["chat"], json=body, stream=True, timeout=10) as answer:
+    with requests.post(gateway.url + PATHS["chat"], json=body, stream=True, timeout=60) as answer:
         while answer.raw.read1(65536):
             arrived.append(time.monotonic())
     assert len(arrived) == 5
@@ -83,7 +83,7 @@ def test_connection_is_reused(secure: tuple[Gunicorn, ScriptedUpstream]) -> None
     upstream.script = answer_always
     before = upstream.connections
     for _ in range(5):
-        assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=10).ok
+        assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60).ok
     assert upstream.connections - before <= 1
 
 
@@ -97,7 +97,7 @@ def test_answer_that_comes_before_the_body_is_read_is_relayed(secure: tuple[Guni
 
     upstream.script = answer_early
     sent = {"input": "x" * 8_000_000}
-    assert requests.post(gateway.url + PATHS["responses"], json=sent, timeout=30).status_code == 413
+    assert requests.post(gateway.url + PATHS["responses"], json=sent, timeout=60).status_code == 413
 
 
 def test_connection_cut_without_tls_goodbye_breaks_the_stream_with_an_error_event(
@@ -113,7 +113,7 @@ def test_connection_cut_without_tls_goodbye_breaks_the_stream_with_an_error_even
 
     upstream.script = cut
     body = to_request_body("chat", stream=True)
-    answer = requests.post(gateway.url + PATHS["chat"], json=body, timeout=10)
+    answer = requests.post(gateway.url + PATHS["chat"], json=body, timeout=60)
     assert b'"code": "upstream_protocol_error"' in answer.content
     eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
@@ -140,6 +140,6 @@ def test_tls_goodbye_ends_a_stream_though_the_connection_stays_open(
 
     upstream.script = say_goodbye
     began = time.monotonic()
-    answer = requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat", stream=True), timeout=10)
+    answer = requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat", stream=True), timeout=60)
     assert answer.content == event
     assert time.monotonic() - began < 2

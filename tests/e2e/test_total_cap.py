@@ -24,7 +24,7 @@ def _run(tmp_path: Path, act: Callable[[Gunicorn], None]) -> tuple[Gate, list[in
     ):
         eventually(lambda: len(gateway.workers()) == 2)
         calls = [pool.submit(call_for_status, gateway.url) for _ in range(40)]
-        eventually(lambda: gate.running == CAP, 20)
+        eventually(lambda: gate.running == CAP)
         act(gateway)
         gate.is_open.set()
         statuses = [call.result() for call in calls]
@@ -52,7 +52,7 @@ def test_old_and_new_workers_of_a_reload_stay_below_the_total_cap_together(tmp_p
     def reload(gateway: Gunicorn) -> None:
         before = set(gateway.workers())
         gateway.send_signal(signal.SIGHUP)
-        eventually(lambda: len(set(gateway.workers()) - before) == 2, 20)
+        eventually(lambda: len(set(gateway.workers()) - before) == 2)
 
     gate, statuses = _run(tmp_path, reload)
     assert gate.most == CAP

@@ -67,7 +67,7 @@ def page() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{site.server_port}"
         site.shutdown()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture(scope="module")

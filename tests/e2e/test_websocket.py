@@ -105,7 +105,7 @@ def _create(**more: Any) -> str:
 def _receive(client: ClientConnection, last: str = "response.completed") -> list[dict[str, Any]]:
     events = []
     while not events or events[-1]["type"] not in (last, "error"):
-        events.append(json.loads(client.recv(timeout=20)))
+        events.append(json.loads(client.recv(timeout=60)))
     return events
 
 
@@ -263,19 +263,19 @@ def test_create_that_generates_nothing_ends_and_can_be_gone_on_from(through: tup
 
 def test_lanes_run_at_once_and_each_waits_for_a_slot(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
     gateway, simulator, _ = through
-    requests.post(f"{simulator.url}/sim/reset", timeout=5)
+    requests.post(f"{simulator.url}/sim/reset", timeout=60)
     slow = {"sim_latency_ms": "300"}
     with _open(gateway) as client:
         for lane in ("a", "b", "c"):
             client.send(_create(stream_id=lane, metadata=slow))
         done: set[str] = set()
         while len(done) < 3:
-            event = json.loads(client.recv(timeout=20))
+            event = json.loads(client.recv(timeout=60))
             assert event["type"] != "error", event
             if event["type"] == "response.completed":
                 done.add(event["stream_id"])
     assert done == {"a", "b", "c"}
-    assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["peak_in_flight"] == 2
+    assert requests.get(f"{simulator.url}/sim/stats", timeout=60).json()["peak_in_flight"] == 2
     eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
 
@@ -287,19 +287,19 @@ def test_idle_connection_holds_no_slot_and_a_refused_create_keeps_it_open(
         client.send(_create())
         _receive(client)
         assert gateway.inspect()["in_flight"] == 0
-        assert "openai_gateway_websockets 1.0" in requests.get(f"{gateway.url}/metrics", timeout=5).text
+        assert "openai_gateway_websockets 1.0" in requests.get(f"{gateway.url}/metrics", timeout=60).text
         client.send(_create(metadata=5))
-        refused = json.loads(client.recv(timeout=10))
+        refused = json.loads(client.recv(timeout=60))
         assert (refused["type"], refused["status"], refused["error"]["code"]) == ("error", 400, "invalid_type")
         # Two run, one waits, the next is one too many.
         for lane in ("a", "b", "c", "d"):
             client.send(_create(stream_id=lane, metadata={"sim_latency_ms": "400"}))
             time.sleep(0.05)
-        error = json.loads(client.recv(timeout=10))
+        error = json.loads(client.recv(timeout=60))
         assert (error["status"], error["stream_id"], error["error"]["code"]) == (429, "d", "gateway_queue_full")
         done = 0
         while done < 3:
-            done += json.loads(client.recv(timeout=20))["type"] == "response.completed"
+            done += json.loads(client.recv(timeout=60))["type"] == "response.completed"
 
 
 def test_error_of_the_upstream_is_recorded_as_one(through: tuple[Gunicorn, Gunicorn, Path]) -> None:
@@ -328,7 +328,7 @@ def test_without_websockets_the_client_is_told_426(settings: Any, simulated: Any
                 _open(gateway)
             assert refused.value.response.status_code == 426
         # Asked once, then known.
-        assert requests.get(f"{simulator.url}/sim/stats", timeout=5).json()["requests"] <= 1
+        assert requests.get(f"{simulator.url}/sim/stats", timeout=60).json()["requests"] <= 1
 
 
 def test_refused_handshake_is_answered_as_the_upstream_answers_it(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_refused_handshake_is_answered_as_the_upstream_answers_it(tmp_path: Path
 
 
 def _begin(upstream: ServerConnection) -> None:
-    upstream.recv(timeout=20)
+    upstream.recv(timeout=60)
     upstream.send(json.dumps({"type": "response.created", "response": {"id": "r"}}))
 
 
@@ -356,9 +356,9 @@ def test_upstreams_close_code_is_the_clients(code: int, scripted: tuple[Gunicorn
     upstream.script = script
     with _open(gateway, name=f"close {code}") as client:
         client.send(_create())
-        assert json.loads(client.recv(timeout=10))["type"] == "response.created"
+        assert json.loads(client.recv(timeout=60))["type"] == "response.created"
         with pytest.raises(ConnectionClosed):
-            client.recv(timeout=10)
+            client.recv(timeout=60)
         assert client.close_code == code
     eventually(lambda: gateway.inspect()["in_flight"] == 0 and len(_read_usage(folder, f"close {code}")) == 1)
 
@@ -373,9 +373,9 @@ def test_upstream_that_breaks_off_is_1011_and_a_failed_call(scripted: tuple[Guni
     upstream.script = script
     with _open(gateway, name="broken off") as client:
         client.send(_create())
-        client.recv(timeout=10)
+        client.recv(timeout=60)
         with pytest.raises(ConnectionClosed):
-            client.recv(timeout=10)
+            client.recv(timeout=60)
         assert client.close_code == 1011
     eventually(lambda: [line["outcome"] for line in _read_usage(folder, "broken off")] == ["failed"])
 
@@ -387,7 +387,7 @@ def test_client_that_leaves_ends_the_upstreams_connection_and_its_calls(phase: s
     def script(upstream: ServerConnection) -> None:
         try:
             _begin(upstream)
-            upstream.recv(timeout=20)
+            upstream.recv(timeout=60)
         except ConnectionClosed:
             ended.set()
 
@@ -395,32 +395,32 @@ def test_client_that_leaves_ends_the_upstreams_connection_and_its_calls(phase: s
     with _Upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
         client = _open(gateway)
         client.send(_create(stream_id="a"))
-        client.recv(timeout=10)
+        client.recv(timeout=60)
         count = 1
         if phase == "queued":
             client.send(_create(stream_id="b"))
             eventually(lambda: gateway.inspect()["queued"] == 1)
             count = 2
         client.socket.shutdown(socket.SHUT_RDWR)
-        assert ended.wait(5)
+        assert ended.wait(60)
         eventually(lambda: gateway.inspect()["in_flight"] == 0 and gateway.inspect()["queued"] == 0)
         eventually(lambda: [line["outcome"] for line in _read_usage(tmp_path)] == ["client_gone"] * count)
 
 
 def test_response_for_which_nothing_comes_ends_in_an_error(tmp_path: Path) -> None:
     def script(upstream: ServerConnection) -> None:
-        upstream.recv(timeout=20)
-        upstream.recv(timeout=20)
+        upstream.recv(timeout=60)
+        upstream.recv(timeout=60)
 
     settings = {"first_byte_timeout_s": 0.3}
     with _Upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
         with _open(gateway) as client:
             time.sleep(0.6)  # idle is no reason
             client.send(_create())
-            event = json.loads(client.recv(timeout=10))
+            event = json.loads(client.recv(timeout=60))
             assert (event["type"], event["status"], event["error"]["code"]) == ("error", 504, "upstream_timeout")
             with pytest.raises(ConnectionClosed):
-                client.recv(timeout=10)
+                client.recv(timeout=60)
             assert client.close_code == 1011
         eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
@@ -433,13 +433,13 @@ def test_stop_lets_the_running_response_finish_then_closes_with_1012(tmp_path: P
             gateway.send_signal(signal.SIGTERM)
             time.sleep(0.4)
             client.send(_create(stream_id="late"))
-            late = json.loads(client.recv(timeout=10))
+            late = json.loads(client.recv(timeout=60))
             assert (late["type"], late["status"], late["error"]["code"]) == ("error", 503, "gateway_draining")
             assert _receive(client)[-1]["type"] == "response.completed"
             with pytest.raises(ConnectionClosed):
-                client.recv(timeout=10)
+                client.recv(timeout=60)
             assert client.close_code == 1012
-        gateway.process.wait(15)
+        gateway.process.wait(60)
 
 
 def test_frames_of_any_size_and_shape_pass_as_they_are(scripted: tuple[Gunicorn, _Upstream, Path]) -> None:
@@ -448,12 +448,12 @@ def test_frames_of_any_size_and_shape_pass_as_they_are(scripted: tuple[Gunicorn,
     with connect(gateway.url.replace("http", "ws") + "/v1/responses", max_size=None, compression=None) as client:
         for message in ("{}", "no json", '{"type":"response.steer"}', "é" * 40_000, b"\x00\xff", "x" * 15_000_000):
             client.send(message)
-            assert client.recv(timeout=30) == message
+            assert client.recv(timeout=60) == message
         client.send(iter(["frag", "men", "ted"]))
-        assert client.recv(timeout=10) == "fragmented"
-        client.ping().wait(5)
+        assert client.recv(timeout=60) == "fragmented"
+        client.ping().wait(60)
         client.send(iter(['{"type":"response.create",', '"model":"a","input":[]}']))
-        assert json.loads(client.recv(timeout=10)) == {"type": "response.create", "model": "the-model", "input": []}
+        assert json.loads(client.recv(timeout=60)) == {"type": "response.create", "model": "the-model", "input": []}
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_broken_frame_closes_with_1002_and_leaks_nothing(
     client = _open(gateway)
     client.socket.sendall(frame)
     with pytest.raises(ConnectionClosed):
-        client.recv(timeout=10)
+        client.recv(timeout=60)
     assert client.close_code == 1002
     eventually(lambda: gateway.inspect()["in_flight"] == 0)
 
@@ -478,10 +478,10 @@ def test_message_above_the_configs_bound_closes_with_1009(tmp_path: Path) -> Non
         _open(gateway) as client,
     ):
         client.send("x" * 900)
-        assert client.recv(timeout=10) == "x" * 900
+        assert client.recv(timeout=60) == "x" * 900
         client.send("x" * 1001)
         with pytest.raises(ConnectionClosed):
-            client.recv(timeout=10)
+            client.recv(timeout=60)
         assert client.close_code == 1009
 
 
@@ -515,13 +515,13 @@ def test_handshake_that_is_malformed_never_reaches_the_upstream(raw: tuple[Gunic
     upstream.requests.clear()
     good = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
     url = f"{gateway.url}/v1/responses"
-    no_key = requests.get(url, headers=good, timeout=5)
+    no_key = requests.get(url, headers=good, timeout=60)
     assert (no_key.status_code, no_key.json()["error"]["code"]) == (400, "invalid_handshake")
-    old = requests.get(url, headers={**good, "sec-websocket-version": "8"}, timeout=5)
+    old = requests.get(url, headers={**good, "sec-websocket-version": "8"}, timeout=60)
     assert (old.status_code, old.headers["sec-websocket-version"]) == (426, "13")
-    foreign = requests.get(url, headers={**good, "origin": "https://evil.example"}, timeout=5)
+    foreign = requests.get(url, headers={**good, "origin": "https://evil.example"}, timeout=60)
     assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "cross_site_request")
-    elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=5)
+    elsewhere = requests.get(f"{gateway.url}/v1/chat/completions", headers=good, timeout=60)
     assert elsewhere.status_code == 426
     assert not upstream.requests
 
@@ -545,7 +545,7 @@ def test_no_create_gets_past_the_model_and_the_slots(
     upstream.script = _echo
     with _open(gateway) as client:
         client.send(message)
-        got = json.loads(client.recv(timeout=10))
+        got = json.loads(client.recv(timeout=60))
         if code is None:
             assert (got["type"], got["model"]) == ("response.create", "the-model")
             assert gateway.inspect()["in_flight"] == 1
@@ -577,7 +577,7 @@ def test_side_that_does_not_read_holds_nothing_for_ever(who: str, tmp_path: Path
             conversation.sock.recv(65536)
             while not over.is_set():
                 conversation.send(to_frame(frames.TEXT, b"x" * 16_384, is_masked=False))
-        over.wait(30)
+        over.wait(120)
 
     settings = {"first_byte_timeout_s": 3, "idle_timeout_s": None, "client_timeout_s": 0.5}
     with run_upstream(script) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
@@ -607,10 +607,10 @@ def test_lanes_of_a_connection_are_bounded_and_forgotten(tmp_path: Path) -> None
                 client.send(_create(stream_id=f"lane {number}"))
             errors = 0
             while errors < 300 - 256:
-                errors += json.loads(client.recv(timeout=10)).get("error", {}).get("code") == "too_many_messages"
+                errors += json.loads(client.recv(timeout=60)).get("error", {}).get("code") == "too_many_messages"
             client.send(_create(stream_id="x" * 1000))
             # The one create that runs is echoed, sooner or later.
-            while "status" not in (refused := json.loads(client.recv(timeout=10))):
+            while "status" not in (refused := json.loads(client.recv(timeout=60))):
                 pass
             assert (refused["status"], refused["error"]["param"]) == (400, "stream_id")
         eventually(lambda: gateway.inspect()["in_flight"] + gateway.inspect()["queued"] == 0)

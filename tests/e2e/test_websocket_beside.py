@@ -95,7 +95,7 @@ def test_total_cap_holds_for_websockets_of_two_workers(tmp_path: Path) -> None:
         eventually(lambda: len(gateway.workers()) == 2)
         assert list(pool.map(call, range(12))) == ["completed"] * 12
         eventually(lambda: len(_read_usage(tmp_path)) == 36)
-        counts = requests.get(f"{simulator.url}/sim/stats", timeout=10).json()
+        counts = requests.get(f"{simulator.url}/sim/stats", timeout=60).json()
     assert counts["peak_in_flight"] <= 2, counts
 
 
@@ -154,7 +154,7 @@ def test_recordings_neither_keep_nor_answer_what_goes_over_a_websocket(tmp_path:
         client.leave()
         eventually(lambda: len(_read_usage(tmp_path)) == 2)
         asked, asker = {"model": "x", "input": "hi"}, {"x-gateway-repeat": "1"}
-        got = [requests.post(f"{gateway.url}/v1/responses", json=asked, headers=asker, timeout=10) for _ in range(2)]
+        got = [requests.post(f"{gateway.url}/v1/responses", json=asked, headers=asker, timeout=60) for _ in range(2)]
         eventually(lambda: len(_read_usage(tmp_path)) == 4)
     assert ["hit" in answer.headers["cache-status"].partition(";")[2] for answer in got] == [False, True]
     assert [line["is_replayed"] for line in _read_usage(tmp_path)] == [False, False, False, True]
@@ -164,7 +164,7 @@ def test_handshakes_without_descriptors_are_told_so_and_later_ones_are_served(tm
     with run_simulator(tmp_path) as simulator, run_gateway(tmp_path, simulator.url) as gateway:
         open_websocket(gateway.url).leave()
         (worker,) = gateway.workers()
-        eventually(lambda: "openai_gateway_websockets 0.0" in requests.get(f"{gateway.url}/metrics", timeout=5).text)
+        eventually(lambda: "openai_gateway_websockets 0.0" in requests.get(f"{gateway.url}/metrics", timeout=60).text)
         before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
         most = max(int(name) for name in os.listdir(f"/proc/{worker}/fd")) + 8
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (most, before[1]))
@@ -184,7 +184,7 @@ def test_handshakes_without_descriptors_are_told_so_and_later_ones_are_served(tm
                 assert status in (101, 503)
                 sock.close()
         assert gateway.workers() == [worker]
-        eventually(lambda: "openai_gateway_websockets 0.0" in requests.get(f"{gateway.url}/metrics", timeout=5).text)
+        eventually(lambda: "openai_gateway_websockets 0.0" in requests.get(f"{gateway.url}/metrics", timeout=60).text)
         client = open_websocket(gateway.url)
         client.send(to_create())
         assert _answer(client)["type"] == "response.completed"

@@ -59,7 +59,7 @@ class Bench:
         return [(line["outcome"], line["status"], line["error_code"]) for line in of_name]
 
     def read_reserved(self) -> list[str]:
-        text = requests.get(f"{self.gateway.url}/metrics", timeout=10).text
+        text = requests.get(f"{self.gateway.url}/metrics", timeout=60).text
         return re.findall(r'^openai_gateway_client_reserved_usd\{client="team"\} (\S+)$', text, re.M)
 
     @contextlib.contextmanager
@@ -77,7 +77,7 @@ class Bench:
         after = self.gateway.inspect()
         assert after["pid"] == before["pid"], "the worker died"
         assert self.read_reserved() == ["0.0"]
-        assert "openai_gateway_websockets 0.0" in requests.get(f"{self.gateway.url}/metrics", timeout=10).text
+        assert "openai_gateway_websockets 0.0" in requests.get(f"{self.gateway.url}/metrics", timeout=60).text
 
 
 @pytest.fixture(scope="module")
@@ -138,21 +138,21 @@ def _agree(headers: str = "", accept: str | None = None) -> Callable[[Conversati
         if accept is not None:
             answer = re.sub(rb"sec-websocket-accept:.*\r\n", accept.encode(), answer)
         talk.send(answer)
-        talk.wait_until_closed(5)
+        talk.wait_until_closed()
 
     return script
 
 
 def _be_silent(talk: Conversation) -> None:
     talk.read_head()
-    talk.wait_until_closed(5)
+    talk.wait_until_closed()
 
 
 def _send_and_wait(data: bytes) -> Callable[[Conversation], None]:
     def script(talk: Conversation) -> None:
         talk.read_head()
         talk.send(data)
-        talk.wait_until_closed(5)
+        talk.wait_until_closed()
 
     return script
 
@@ -467,7 +467,7 @@ def test_client_that_leaves_within_the_handshake_leaves_nothing_behind(
     def script(talk: Conversation) -> None:
         talk.read_head()
         asked.append(time.monotonic())
-        talk.wait_until_closed(10)
+        talk.wait_until_closed()
         ended.append(time.monotonic())
 
     bench.upstream.script = script

@@ -41,7 +41,7 @@ def test_any_other_worker_is_refused_with_one_message(name: str, tmp_path: Path)
         env={"OPENAI_GATEWAY_CONFIG_PATHS": str(config), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert ended.returncode == 4
@@ -53,7 +53,7 @@ def test_access_log_and_proxy_protocol_go_on_working(tmp_path: Path) -> None:
     arguments = ["--access-logfile", "-", "--proxy-protocol", "v1", "--proxy-allow-from", "*"]
     with run_upstream(answer_always) as upstream, run_gateway(tmp_path, upstream.url, None, *arguments) as gateway:
         host, _, port = gateway.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as client:
+        with socket.create_connection((host, int(port)), timeout=60) as client:
             client.sendall(b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n" + REQUEST)
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
             client.sendall(REQUEST)
@@ -79,10 +79,10 @@ def test_tls_goes_on_working(tmp_path: Path) -> None:
         session.trust_env, session.verify = False, str(made.ca)
         url = gateway.url + PATHS["chat"]
         for _ in range(3):
-            assert session.post(url, json=to_request_body("chat"), timeout=10).json() == {"ok": True}
+            assert session.post(url, json=to_request_body("chat"), timeout=60).json() == {"ok": True}
         large = {**to_request_body("chat"), "user": "x" * 500_000}
-        assert session.post(url, json=large, timeout=10).ok
-        streamed = session.post(url, json=to_request_body("chat", stream=True), timeout=10)
+        assert session.post(url, json=large, timeout=60).ok
+        streamed = session.post(url, json=to_request_body("chat", stream=True), timeout=60)
         assert streamed.content.count(to_event("chat", "x")) == 3
         assert streamed.content.endswith(b"data: [DONE]\n\n")
 
@@ -100,7 +100,7 @@ def test_client_over_tls_that_stops_reading_gives_its_slot_back(tmp_path: Path) 
     with run_upstream(stream_on) as upstream, run_gateway(tmp_path, upstream.url, settings, *arguments) as gateway:
 
         def count_in_flight() -> object:
-            return requests.get(f"{gateway.url}/__inspect", verify=str(made.ca), timeout=10).json()["in_flight"]
+            return requests.get(f"{gateway.url}/__inspect", verify=str(made.ca), timeout=60).json()["in_flight"]
 
         with socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -125,9 +125,9 @@ def test_connections_are_spread_evenly_over_workers(workers: int, tmp_path: Path
     ):
         eventually(lambda: len(gateway.workers()) == workers)
         # Each has said once how many it has.
-        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(workers)}) == workers, timeout_s=20)
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(workers)}) == workers)
         sessions = [stack.enter_context(requests.Session()) for _ in range(count)]
-        pids = Counter(session.get(gateway.url + "/__inspect", timeout=10).json()["pid"] for session in sessions)
+        pids = Counter(session.get(gateway.url + "/__inspect", timeout=60).json()["pid"] for session in sessions)
         assert max(pids.values()) <= 1.3 * min(pids[pid] for pid in gateway.workers())
 
 
@@ -137,12 +137,12 @@ def test_calls_are_answered_while_a_recycled_worker_ends_its_last_call(tmp_path:
     def serve(talk: Conversation) -> None:
         while (request := talk.read_request()) is not None:
             if b"long" in request.body:
-                is_over.wait(30)
+                is_over.wait(120)
             talk.send(to_answer(b'{"ok": true}'))
 
     def call(what: str) -> int:
         body = {**to_request_body("chat"), "user": what}
-        return requests.post(gateway.url + PATHS["chat"], json=body, timeout=20).status_code
+        return requests.post(gateway.url + PATHS["chat"], json=body, timeout=60).status_code
 
     with run_upstream(serve) as upstream, run_gateway(tmp_path, upstream.url, None, "--max-requests", "8") as gateway:
         old = gateway.inspect()["pid"]
@@ -153,6 +153,6 @@ def test_calls_are_answered_while_a_recycled_worker_ends_its_last_call(tmp_path:
         assert {call("short") for _ in range(10)} == {200}
         assert old in gateway.workers()
         is_over.set()
-        thread.join(20)
+        thread.join(60)
         assert long_call == [200]
-        eventually(lambda: old not in gateway.workers() and len(gateway.workers()) == 1, timeout_s=15)
+        eventually(lambda: old not in gateway.workers() and len(gateway.workers()) == 1)

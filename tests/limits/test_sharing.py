@@ -63,7 +63,7 @@ def test_workers_killed_at_random_never_break_the_cap_or_stop_the_others(tmp_pat
             start(number)
         for number in range(4, 12):
             before = sum(counts[::2])
-            eventually(lambda before=before: sum(counts[::2]) > before + 2000, 30)
+            eventually(lambda before=before: sum(counts[::2]) > before + 2000)
             victim = workers.pop(random.randrange(len(workers)))
             victim.kill()
             victim.join()
@@ -162,7 +162,7 @@ def test_older_rollout_goes_first_also_once_earlier_workers_have_ended(tmp_path:
     earlier = _fork.Process(target=_hold, args=(path, 1), daemon=True)
     earlier.start()
     watcher = SharedLimits(tmp_path / "limits")
-    eventually(lambda: watcher.demand(time.monotonic()).running == 1, 30)
+    eventually(lambda: watcher.demand(time.monotonic()).running == 1)
     one, other = SharedLimits(path), SharedLimits(path)
     earlier.kill()
     earlier.join()
@@ -179,7 +179,7 @@ def test_first_call_of_a_worker_lets_an_older_rollout_of_another_go_first(tmp_pa
     other.say_head(-1.0, time.monotonic() + 60, "rate", 1)
     assert not _may_go(queue)
     assert queue.reason == "rate"
-    eventually(lambda: _may_go(queue), 30)
+    eventually(lambda: _may_go(queue))
 
 
 def test_workers_keep_their_rows_while_nobody_has_a_descriptor_free(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_fifty_equal_calls_are_one_call_and_fifty_answers(mode: str, store: Stor
     assert flight.is_awaited()
     # Its own client leaves: the answer is for those who wait.
     flight.land(to_answer(b"1"), is_had=False)
-    gevent.joinall(others, timeout=10)
+    gevent.joinall(others, timeout=60)
     assert [(other.value.answer.body, other.value.is_joined) for other in others] == [(b"1", True)] * 49
     assert recordings.flights == {}
     assert (mode == JOIN) is (find_segments(store.folder) == [])
@@ -116,7 +116,7 @@ def test_error_of_a_call_under_way_is_shared_and_not_kept(store: Store) -> None:
     gevent.sleep(0)
     flight.fail("error")
     flight.fail("once is enough")
-    assert other.get(timeout=10) == Shared("error")
+    assert other.get(timeout=60) == Shared("error")
     assert isinstance(begin(recordings, "r1"), Flight)
 
 
@@ -129,7 +129,7 @@ def test_call_whose_client_left_is_made_by_who_waits(store: Store) -> None:
     gevent.sleep(0.01)
     (second,) = recordings.flights.values()
     second.land(to_answer(b"2"), is_had=True)
-    gevent.joinall(others, timeout=10)
+    gevent.joinall(others, timeout=60)
     assert sorted(type(other.value).__name__ for other in others) == ["Flight", "Hit", "Hit"]
 
 
@@ -150,7 +150,7 @@ def test_workers_join_each_others_calls(tmp_path: Path) -> None:
     other = gevent.spawn(begin, Recordings(there, REUSE, "http://u/v1", "boot"), "r1")
     gevent.sleep(0.01)
     flight.land(to_answer(b"1"), is_had=True)
-    hit = other.get(timeout=10)
+    hit = other.get(timeout=60)
     assert (hit.answer.body, hit.is_joined) == (b"1", True)
 
 
@@ -172,7 +172,7 @@ def test_full_disk_loses_the_recording_not_the_answer(store: Store, monkeypatch:
     gevent.sleep(0)
     monkeypatch.setattr("openai_gateway.recordings.segments.os.open", _fail)
     flight.land(to_answer(b"1"), is_had=True)
-    assert other.get(timeout=10).answer.body == b"1"
+    assert other.get(timeout=60).answer.body == b"1"
     assert store.lost == 1
 
 
@@ -215,7 +215,7 @@ def test_same_call_of_another_run_is_a_flight_of_its_own(store: Store) -> None:
     gevent.sleep(0)
     second.land(to_answer(b"2"), is_had=True)
     first.land(to_answer(b"1"), is_had=True)
-    assert waiting.get(timeout=10).answer.body == b"1"
+    assert waiting.get(timeout=60).answer.body == b"1"
 
 
 def test_flight_whose_end_cannot_be_noted_lets_those_go_who_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_flight_whose_end_cannot_be_noted_lets_those_go_who_wait(store: Store, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: 0)
         flight.fail()
-    again = waiting.get(timeout=10)
+    again = waiting.get(timeout=60)
     assert isinstance(again, Flight)
     again.fail()
     assert recordings.flights == {}

@@ -102,12 +102,12 @@ def test_flight_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     ready = context.Event()
     other = context.Process(target=_fly_and_wait, args=(tmp_path, ready))
     other.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     run = RunNotes(tmp_path, "r")
     assert run.decide(KEY, A, []) == Join(A)
     assert other.pid is not None
     os.kill(other.pid, signal.SIGKILL)
-    other.join(30)
+    other.join(60)
     assert run.look(KEY, A) is None
     assert run.decide(KEY, A, []) == Fly(A)
 

@@ -35,7 +35,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
 
 def _connect(listener: Listener) -> gevent_socket.socket:
-    return gevent_socket.create_connection(("127.0.0.1", listener.server_port), timeout=10)
+    return gevent_socket.create_connection(("127.0.0.1", listener.server_port), timeout=60)
 
 
 def test_handshake_that_stalls_is_ended(listener: Listener) -> None:

@@ -95,7 +95,7 @@ def test_wrong_settings_end_the_worker_with_one_message(overrides: str, said: st
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_GATEWAY_SIMULATOR_OVERRIDES": overrides},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (ended.returncode, len(ended.stderr.splitlines())) == (4, 1)

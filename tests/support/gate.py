@@ -23,7 +23,7 @@ class Gate:
             with self.lock:
                 self.running += 1
                 self.most = max(self.most, self.running)
-            if not self.is_open.wait(60):
+            if not self.is_open.wait(120):
                 return
             time.sleep(0.03)
             with self.lock:

@@ -85,10 +85,10 @@ def run_nginx(folder: Path, gateway_url: str) -> Iterator[Nginx]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(60)
 
 
 def _to_site(address: str, gateway: str, certificates: Certificates) -> str:

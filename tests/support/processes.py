@@ -45,7 +45,7 @@ class Gunicorn:
 
     def inspect(self) -> dict[str, Any]:
         """Return what is held in the worker: slots, greenlets, file descriptors."""
-        found: dict[str, Any] = requests.get(f"{self.url}/__inspect", timeout=10).json()
+        found: dict[str, Any] = requests.get(f"{self.url}/__inspect", timeout=60).json()
         return found
 
     def wait_for_log(self, pattern: str, timeout_s: float = READY_S) -> re.Match[str]:
@@ -68,7 +68,7 @@ class Gunicorn:
                 for pid in [*self.workers(), self.pid]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                self.process.wait(5)
+                self.process.wait(60)
                 raise AssertionError(f"gunicorn did not stop within {timeout_s} s:\n{self.log()}") from None
         return self.process.returncode
 
@@ -116,7 +116,7 @@ def run_command(command: Sequence[str], folder: Path, environ: Mapping[str, str]
             running.stop(signal.SIGQUIT)
         elif process.poll() is None:
             process.kill()
-            process.wait(5)
+            process.wait(60)
 
 
 def write_config(folder: Path, upstream_url: str, settings: Mapping[str, Any] | None = None) -> Path:
@@ -165,7 +165,7 @@ def run_simulator(folder: Path, settings: Mapping[str, Any] | None = None) -> It
         yield running
 
 
-def eventually(check: Any, timeout_s: float = 20.0) -> None:
+def eventually(check: Any, timeout_s: float = READY_S) -> None:
     """Wait until `check()` is true; fail if it doesn't become so."""
     deadline = time.monotonic() + timeout_s
     while not check():

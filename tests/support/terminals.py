@@ -38,7 +38,7 @@ def run_on_terminal(
         assert process.wait(60) == 0, shown.decode(errors="replace")
     finally:
         process.kill()
-        process.wait(5)
+        process.wait(60)
         os.close(ours)
     return shown.decode(errors="replace")
 

@@ -81,7 +81,7 @@ class Conversation:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
-    def wait_until_closed(self, timeout_s: float = 20.0) -> float | None:
+    def wait_until_closed(self, timeout_s: float = 120.0) -> float | None:
         """Return when the gateway closed the connection (monotonic), None if it didn't."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

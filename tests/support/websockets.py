@@ -98,7 +98,7 @@ def to_handshake(path: str = "/v1/responses", headers: str = "") -> bytes:
 
 def connect_raw(url: str) -> socket.socket:
     host, _, port = url.partition("://")[2].partition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def ask_for_websocket(

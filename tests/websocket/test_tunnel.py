@@ -88,7 +88,7 @@ class Peers:
     def end(self) -> None:
         self.client.close()
         self.upstream.close()
-        self.running.join(10)
+        self.running.join(60)
         assert self.running.successful()
 
 
@@ -224,8 +224,8 @@ def test_nothing_is_changed_but_creates_however_it_is_cut(
     peers.client.shutdown(gevent.socket.SHUT_WR)
     gevent.sleep(0.01)
     peers.upstream.sendall(to_frame(frames.CLOSE, make_close(1000), is_masked=False))
-    peers.running.join(10)
-    gevent.joinall(readers, timeout=10)
+    peers.running.join(60)
+    gevent.joinall(readers, timeout=60)
     got_upstream, got_client = readers[0].value, readers[1].value
     peers.end()
     assert got_client == from_upstream + to_frame(frames.CLOSE, make_close(1000), is_masked=False)
@@ -283,7 +283,7 @@ def test_junk_and_leaving_at_any_moment_hold_nothing(
     for name in ("client", "upstream"):
         if who_leaves in (name, "both"):
             getattr(peers, name).close()
-    peers.running.join(10)
+    peers.running.join(60)
     got_client = readers[1].value or b""
     peers.end()
     gevent.killall(readers + senders)

@@ -2,9 +2,11 @@
 
 The strategy. Whatever the limit is, at a refusal nothing is left of it. So what was admitted between two refusals,
 divided by the time between them, is the rate: exact to a call, whether refusals are charged or not, and never too high.
-Until the second refusal, half the rate seen before the first is a guess, grown by 5 % every two seconds. Then calls are
-sent evenly at the mean over the last three intervals (the last one alone if it is a tenth lower: the limit fell), a
-little below at first, as much as the mean may be wrong, and a little faster with each call until the next refusal.
+Until the second refusal, two fifths of the rate seen before the first are a guess (one that is too high costs more
+refusals), grown by 10 % in the first two seconds, 20 % in the next, and so on. Then calls are sent evenly at the mean
+over the last three intervals (the last one alone if it is a tenth lower: the limit fell), a little below at first, as
+much as the mean may be wrong, and a little faster with each call until the next refusal; much faster if that doesn't
+come, for then the limit rose.
 
 Several calls are often refused at once, for they were under way together; refusals with nothing admitted between them
 are one event. After an event a few calls' worth of time is left out: it fills the bucket a little, and costs nothing.
@@ -23,14 +25,18 @@ import msgspec
 
 _GUESS_GROWTH: Final = 1.05
 _GUESS_GROWTH_S: Final = 2.0
+_MOST_STEPS: Final = 200.0
 _SLOWEST: Final = 0.02
 # Whoever calls now and then is not to wait because of a guess.
 _LEAST_GUESS: Final = 1.0
 _BELOW: Final = 0.005
 _MOST_BELOW: Final = 0.1
 _GROW_CALLS: Final = 300
+# Where the rate is right, the next refusal comes within so many steps of growth; if not, the limit may have risen.
+_STEADY_STEPS: Final = 4.0
 _INTERVALS: Final = 3
 _FELL: Final = 0.9
+_ROSE: Final = 1.1
 # A shorter interval is only the beginning of one.
 _SHORTEST_S: Final = 1.0
 _FEWEST_CALLS: Final = 20
@@ -71,8 +77,16 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
         """Return how many calls a second may go."""
         rate = self.rate or 0.0
         if not self._intervals:
-            return rate * float(_GUESS_GROWTH ** ((now - self._guessed_at) / _GUESS_GROWTH_S))
-        return rate * (1 - self._below + max(_BELOW, self._below / 2) * self._grown / _GROW_CALLS)
+            # Ever faster: a guess that is far too low must not hold calls up for long.
+            steps = (now - self._guessed_at) / _GUESS_GROWTH_S
+            if self._guessed_at == self._began_at:
+                steps *= 1 + steps
+            else:
+                steps += max(0.0, steps - _STEADY_STEPS) ** 2
+            return rate * float(_GUESS_GROWTH ** min(steps, _MOST_STEPS))
+        steps = self._grown / _GROW_CALLS
+        steps += max(0.0, steps - _STEADY_STEPS) ** 2
+        return rate * (1 - self._below + max(_BELOW, self._below / 2) * steps)
 
     def wait_s(self, now: float) -> float:
         """Return how long the next call has to wait."""
@@ -105,10 +119,9 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
         self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
 
     def join(self, guess: float, now: float) -> None:
-        """Take in calls that somebody else sends, too, and that weren't counted: a guess holds for both together."""
-        if self.rate is not None and not self._intervals:
+        """Take in what somebody else sends, too, who is counted from now on: a guess holds for both together."""
+        if self.rate is not None and self._guessed_at == self._began_at:
             self.rate += guess
-        self.begin(now)
 
     def begin(self, now: float) -> None:
         """Begin an interval anew."""
@@ -120,6 +133,11 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
         is_whole = passed_s >= _SHORTEST_S and calls >= _FEWEST_CALLS
         rate = self.rate or 0.0
         if self._idle_s > 0.1 * passed_s and calls / passed_s < rate:
+            self.begin(now)
+            return
+        if is_whole and self._intervals and calls / passed_s > _ROSE * rate:
+            # The limit rose meanwhile; what it is now shows the next refusal.
+            self.rate, self._intervals, self._guessed_at = _FELL * self.pace(now), [], now
             self.begin(now)
             return
         has_fallen = is_whole and calls / passed_s < _FELL * rate

@@ -26,6 +26,7 @@ from openai_gateway.limits.attempts import ConfiguredLimits, SentAttempt, Tries
 from openai_gateway.limits.blind import BlindRate
 from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH, HeldPace
 from openai_gateway.limits.ledger import Ledger
+from openai_gateway.limits.seen import SPAN_CALLS, SeenRate
 from openai_gateway.limits.state import LEARNT, State
 from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -37,13 +38,10 @@ _PASSES_BETWEEN: Final = 3
 # A refused call waits for so long if nothing says how long, and twice as long each time.
 _OWN_WAIT_S: Final = 0.5
 _SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
-_GUESS_SHARE: Final = 0.5
-_MARKED_EVERY: Final = 16
-_MARKS: Final = 8
+_GUESS_SHARE: Final = 0.4
 _ROOM: Final = 0.05
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
-_FEWER_TIMES: Final = 4
 # Bounds from the configuration that one upstream may have.
 _MOST_TOLD: Final = 16
 
@@ -57,6 +55,7 @@ class Limiter:
         self.blind = BlindRate()
         self.window = Window()
         self.held = HeldPace()
+        self.seen = SeenRate()
         self.pause_until = 0.0
         self.token_factor = 1.0
         self._learns = told.learns
@@ -83,10 +82,7 @@ class Limiter:
         self._probe_s = _PROBE_S
         # The last refusal that no ledger explains: whose, and when that was sent.
         self._unexplained = (0, -math.inf)
-        # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
-        self._held_back = (-math.inf, 0, 0)
         self._is_rate = False
-        self._marks: list[tuple[float, int]] = []
 
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
@@ -118,8 +114,8 @@ class Limiter:
         tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
         self._number = number = self._number + 1
         self._started_at = now
-        if number % _MARKED_EVERY == 1:
-            self._marks = [*self._marks[-_MARKS + 1 :], (now, number)]
+        if number % SPAN_CALLS == 1:
+            self.seen.look(number, now)
         if not self._is_bound:
             # Of ledgers that nobody refers to as yet, the sums are all there is.
             self.requests.spent += 1.0
@@ -133,11 +129,14 @@ class Limiter:
             self.held.take(now)
         return SentAttempt(now, number, tokens, running, self.requests.spent, self.tokens.spent)
 
-    def join(self, running: int, rate: float, now: float) -> None:
-        """Take in a worker that joins with `running` calls in flight and `rate` a second, unknown here until now."""
-        self.window.join(running, now)
+    def join(self, state: State, running: int, now: float) -> None:
+        """Join others, who know `state`, with what this process did by itself: `running` calls are in flight."""
+        rate, most = self.seen.per_s(self._number, now), self.window.most
+        self.take_state(state)
+        self.window.join(running, most, now)
         self.blind.number = self._number
         self.blind.join(_GUESS_SHARE * rate, now)
+        self.seen.join(rate, now)
 
     def to_state(self) -> State:
         """Return all that was learnt; another process's `take_state` takes it."""
@@ -145,12 +144,12 @@ class Limiter:
         if self._told:
             told = {**told, **{name: ledger for name, (ledger, _) in zip(self._told_names, self._told, strict=True)}}
         others = [getattr(self, name) for name in LEARNT]
-        return State(self.requests, self.tokens, self.blind, self.window, self.held, told, others)
+        return State(self.requests, self.tokens, self.blind, self.window, self.held, self.seen, told, others)
 
     def take_state(self, state: State) -> None:
         """Take what another process has learnt in place of what was known here."""
         self.requests, self.tokens, self.blind = state.requests, state.tokens, state.blind
-        self.window, self.held = state.window, state.held
+        self.window, self.held, self.seen = state.window, state.held, state.seen
         if self._told or state.told:
             told = state.told
             self._told = [
@@ -206,7 +205,7 @@ class Limiter:
             self._refer(sent, limits, is_charged=False)
         if refusal.kind == "slow_down":
             # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
-            self.held.hold(self.seen_rate(now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
+            self.held.hold(self.seen.per_s(self._number, now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, now):
             return 0.0
@@ -215,6 +214,20 @@ class Limiter:
             return None
         is_explained = self._explain(sent, refusal, tries, now)
         return 0.0 if is_explained and refusal.wait_s is None else own_s
+
+    def refuse_earlier(self, sent: SentAttempt, running: int, refusal: Refusal, tries: Tries, now: float) -> float:
+        """Learn from a 429 of a call that was sent before this process joined others, with `running` in flight now.
+
+        It was charged to nobody's account, and tells no more than that there is a limit, if that isn't known.
+        """
+        if self.window.is_held:
+            self.window.leave_out()
+        elif self._learns and not (self.requests.is_known or self.tokens.is_known or self.blind.is_known):
+            # Its number is one of this process only.
+            tries.number = -int(sent.at * 1e6)
+            self._is_bound, self.blind.number = True, self._number
+            self._explain(SentAttempt(sent.at, self._number, 0.0, running, 0.0, 0.0), refusal, tries, now)
+        return refusal.wait_s or 0.0
 
     def _explain_by_ledger(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
@@ -245,23 +258,16 @@ class Limiter:
             # There is room, but not now: limits may count in shorter windows than a minute.
             rate = min(self.requests.inflow, max(self.held.rate(now), 0.9 * self.requests.inflow))
             self.held.hold(rate, EVEN_GROWTH, sent.at, now)
-        elif refusal.kind is not None or self._is_rate or self._is_rate_after_all(sent, now):
+        elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
             self._is_rate = True
             self.window.open()
-            self.blind.refuse(sent.number, sent.at, _GUESS_SHARE * self.seen_rate(now), now)
+            guess = _GUESS_SHARE * self.seen.per_s(self._number, now)
+            self.blind.refuse(sent.number, sent.at, guess, now)
             if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         else:
             self.window.refuse(sent.at, sent.running, now)
         return True
-
-    def _is_rate_after_all(self, sent: SentAttempt, now: float) -> bool:
-        """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""
-        if now - self._held_back[0] > _SOON_S:
-            self._held_back = (now, sent.running, 0)
-        elif sent.at > self._held_back[0] and (sent.running < self._held_back[1] or not sent.running):
-            self._held_back = (now, sent.running, self._held_back[2] + 1)
-        return self._held_back[2] >= _FEWER_TIMES
 
     def _find_empty(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
@@ -291,10 +297,3 @@ class Limiter:
         if self.tokens.is_known:
             found.append((self.tokens, tokens, "tokens"))
         return found
-
-    def seen_rate(self, now: float) -> float:
-        """Return how many calls a second were sent of late."""
-        if not self._marks:
-            return 0.0
-        at, number = self._marks[0]
-        return (self._number - number + 1) / max(now - at, 0.1)

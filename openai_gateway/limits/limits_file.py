@@ -19,7 +19,7 @@ import msgspec
 from openai_gateway.limits.state import State
 from openai_gateway.processes import start_of
 
-_MAGIC: Final = b"gwlim-3\0"
+_MAGIC: Final = b"gwlim-4\0"
 RUNNING_AT: Final = 52
 # How many rows of the table were ever taken: nobody is below.
 _ROWS_AT: Final = 56

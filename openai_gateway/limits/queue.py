@@ -51,7 +51,9 @@ class Admitted(msgspec.Struct, eq=False):
             slots.give_back()
 
 
-class _Waiting(msgspec.Struct, eq=False):
+class Waiting(msgspec.Struct, eq=False):
+    """A call that waits: its turn, once it has one."""
+
     event: Event = msgspec.field(default_factory=Event)
     admitted: Admitted | None = None
 
@@ -60,7 +62,7 @@ class Queue:
     """The queue of one server."""
 
     def __init__(self, limiter: Limiter, order: Order, bounds: Bounds) -> None:
-        self.waiting: dict[Place, _Waiting] = {}
+        self.waiting: dict[Place, Waiting] = {}
         self.slots = Slots(bounds.cap, self.waiting, self._pump)
         self.limiter = limiter
         # What the first call waits for.
@@ -139,12 +141,10 @@ class Queue:
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> float | None:
         """Learn from a 429; return how long its call must wait at least, None if it can't pass at all."""
-        self._begin()
+        running = self._begin()
         try:
             if sent.at < self._joined_at:
-                # It was not charged where others see it, and says nothing of what was; but it was counted as in flight.
-                self.limiter.window.leave_out()
-                return refusal.wait_s or 0.0
+                return self.limiter.refuse_earlier(sent, running, refusal, tries, now)
             return self.limiter.refuse(sent, limits, refusal, tries, now)
         finally:
             self._end(has_learnt=True)
@@ -169,7 +169,7 @@ class Queue:
             self._pump()
 
     def _wait(self, place: Place, timeout_s: float | None) -> Admitted | None:
-        waiting = self.waiting[place] = _Waiting()
+        waiting = self.waiting[place] = Waiting()
         self._order.add(place, monotonic())
         try:
             self._pump()
@@ -270,9 +270,7 @@ class Queue:
         self._joined_at, self._has_joined = 0.0, True
         if state is not None:
             now = self._joined_at = monotonic()
-            rate = self.limiter.seen_rate(now)
-            self.limiter.take_state(state)
-            self.limiter.join(self.slots.in_flight, rate, now)
+            self.limiter.join(state, self.slots.in_flight, now)
 
     def _start_sharing(self) -> SharedLimits:
         shared = self.slots.on_host = self._shared

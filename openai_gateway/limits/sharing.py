@@ -25,8 +25,8 @@ import hashlib
 import os
 import stat
 import tempfile
-import time
 from pathlib import Path
+from time import monotonic, time
 from typing import Final
 
 from openai_gateway.limits.limits_file import (
@@ -96,7 +96,7 @@ class SharedLimits(LimitsFile):
         """Return how many calls are in flight on this host; if that is `most`, see first whether all workers live."""
         running: int = RUNNING.unpack_from(self._map, RUNNING_AT)[0]
         if running >= most:
-            now = time.monotonic()
+            now = monotonic()
             if now - self._looked_at >= _LOOKED_EVERY_S:
                 self._looked_at = now
                 running = self._drop_dead()
@@ -149,7 +149,7 @@ def to_limits_path(base_url: str, key: str, model: str) -> Path:
         raise PermissionError(f"{folder} belongs to somebody else")
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _KEPT_S:
+            if time() - path.stat().st_mtime > _KEPT_S:
                 path.unlink()
     # The key itself is not to be told from the name.
     name = hashlib.blake2b("\0".join((base_url, model)).encode(), key=key.encode()[:64], digest_size=16).hexdigest()

@@ -13,6 +13,7 @@ import msgspec
 from openai_gateway.limits.blind import BlindRate
 from openai_gateway.limits.held import HeldPace
 from openai_gateway.limits.ledger import Ledger
+from openai_gateway.limits.seen import SeenRate
 from openai_gateway.limits.window import Window
 
 # The limiter's own values, in the order of `State.others`.
@@ -27,9 +28,7 @@ LEARNT: Final = (
     "_started_at",
     "_probe_s",
     "_unexplained",
-    "_held_back",
     "_is_rate",
-    "_marks",
 )
 
 
@@ -41,5 +40,6 @@ class State(msgspec.Struct, array_like=True):
     blind: BlindRate
     window: Window
     held: HeldPace
+    seen: SeenRate
     told: dict[str, Ledger]
     others: list[Any]

@@ -30,6 +30,8 @@ _LAST_TRY_S: Final = 60.0
 _CUT: Final = 0.8
 # A refusal that soon after another is of calls that were under way together.
 _SAME_EVENT_S: Final = 0.25
+_SOON_S: Final = 2.0
+_FEWER_TIMES: Final = 4
 
 
 class Window(msgspec.Struct, array_like=True, eq=False):
@@ -44,12 +46,16 @@ class Window(msgspec.Struct, array_like=True, eq=False):
     _is_growing: bool = False
     # Calls sent before were not counted with those of all who share the window now.
     _joined_at: float = -math.inf
+    # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
+    _held_back: tuple[float, int, int] = (-math.inf, 0, 0)
 
-    def join(self, running: int, now: float) -> None:
-        """Take in another process, which has so many in flight."""
+    def join(self, running: int, most: float, now: float) -> None:
+        """Take in another process, which has so many in flight, of the `most` that it might have by itself."""
+        self._joined_at, self._held_back = now, (-math.inf, 0, 0)
         if self.is_held:
             self.most += running
-            self._joined_at = now
+        else:
+            self.most += most
 
     def leave_out(self) -> None:
         """Learn that one of those that another process had in flight as it joined was refused."""
@@ -91,6 +97,17 @@ class Window(msgspec.Struct, array_like=True, eq=False):
             self.most += _MORE_AN_ANSWER
         elif self._is_growing:
             self.most += 1
+
+    def cannot_explain(self, sent_at: float, running: int, now: float) -> bool:
+        """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""
+        if sent_at < self._joined_at:
+            return False
+        at, most, times = self._held_back
+        if now - at > _SOON_S:
+            self._held_back = (now, running, 0)
+        elif sent_at > at and (running < most or not running):
+            self._held_back = (now, running, times + 1)
+        return self._held_back[2] >= _FEWER_TIMES
 
     def refuse(self, sent_at: float, running: int, now: float) -> None:
         """Learn that a call was refused because of the others, `running` of them, that were in flight."""

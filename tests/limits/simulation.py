@@ -16,7 +16,7 @@ from typing import Any
 
 from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.wire.rate_limits import read_dialect, read_refusal
+from openai_gateway.wire.rate_limits import Refusal, read_dialect, read_refusal
 
 WARM_UP_S = 5.0
 
@@ -160,6 +160,15 @@ class Simulation:
         call = Call(self, caller, number)
         self.gateways[caller % len(self.gateways)].add(call)
 
+    def finish_call(self, call: Call) -> None:
+        self.report.per_caller[call.caller] += 1
+        self.report.waits_s.append(self.now - call.begun)
+        self.call(call.caller, call.number + 1)
+
+    def fail_call(self, call: Call) -> None:
+        self.report.failed += 1
+        self.call(call.caller, call.number + 1)
+
     def arrive(self, call: Call) -> tuple[str | None, dict[str, str]]:
         """Judge a call; return the limit that it meets (None: admitted), and the headers."""
         self.flow()
@@ -292,21 +301,15 @@ class Gateway:
     def answer(self, call: Call, headers: dict[str, str]) -> None:
         self.limiter.answer(call.sent, read_dialect(headers, 0.0)[1], self.running)
         self.running -= 1
-        report = self.simulation.report
-        report.per_caller[call.caller] += 1
-        report.waits_s.append(self.simulation.now - call.begun)
-        self.simulation.call(call.caller, call.number + 1)
+        self.simulation.finish_call(call)
         self.pump()
 
     def refuse(self, call: Call, meets: str, headers: dict[str, str]) -> None:
-        kind = meets if self.simulation.spec.names_kind else None
-        body = json.dumps({"error": {"message": "Rate limit reached.", "type": kind, "code": "rate_limit_exceeded"}})
-        refusal = read_refusal(headers, body.encode(), 0.0)
+        refusal = to_refusal(self.simulation.spec, meets, headers)
         self.running -= 1
         wait_s = self.limiter.refuse(call.sent, read_dialect(headers, 0.0)[1], refusal, call.tries, self.simulation.now)
         if wait_s is None:
-            self.simulation.report.failed += 1
-            self.simulation.call(call.caller, call.number + 1)
+            self.simulation.fail_call(call)
         elif wait_s > 0:
             self.simulation.later(wait_s, lambda: self.again(call))
         else:
@@ -316,6 +319,13 @@ class Gateway:
     def again(self, call: Call) -> None:
         heapq.heappush(self.waiting, (-1.0, next(self.simulation.order), call))
         self.pump()
+
+
+def to_refusal(spec: Upstream, meets: str, headers: dict[str, str]) -> Refusal:
+    """Read a 429 as the gateway would."""
+    kind = meets if spec.names_kind else None
+    body = json.dumps({"error": {"message": "Rate limit reached.", "type": kind, "code": "rate_limit_exceeded"}})
+    return read_refusal(headers, body.encode(), 0.0)
 
 
 def simulate(spec: Upstream, **given: Any) -> Report:

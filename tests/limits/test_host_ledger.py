@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -16,6 +17,11 @@ from tests.limits.simulation import Report, Upstream, simulate
 
 RPM = Upstream(rpm=3000)
 BOTH = Upstream(rpm=3000, tpm=4_200_000, burst_s=1)
+
+
+# What several tests look at is simulated once.
+_simulate = cache(simulate)
+_simulate_hosts = cache(simulate_hosts)
 
 
 def _fairness(report: Report) -> float:
@@ -34,7 +40,7 @@ def _fairness(report: Report) -> float:
     ],
 )
 def test_hosts_in_touch_use_a_limit_as_one_gateway_does(spec: Upstream, hosts: int) -> None:
-    alone, (report, found) = simulate(spec), simulate_hosts(spec, hosts)
+    alone, (report, found) = _simulate(spec), _simulate_hosts(spec, hosts)
     assert report.failed == 0
     assert report.used >= 0.99
     assert report.refused_share <= 0.002
@@ -52,7 +58,7 @@ def test_hosts_share_requests_and_tokens_in_bursts_of_a_second() -> None:
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_what_other_hosts_charge_is_no_drain_by_unknown_users(hosts: int) -> None:
-    _, found = simulate_hosts(RPM, hosts)
+    _, found = _simulate_hosts(RPM, hosts)
     assert all(abs(host.limiter.requests.drain) < 4 for host in found)
 
 

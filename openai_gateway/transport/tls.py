@@ -45,8 +45,9 @@ def make_context(
     return context
 
 
-# The most that one read can give.
+# The most that one read can give, and what is encrypted at a time.
 _RECORD_BYTES: Final = 16384
+_PIECE_BYTES: Final = 4 * _RECORD_BYTES
 
 
 class TlsConnection(Connection):
@@ -78,49 +79,54 @@ class TlsConnection(Connection):
                 self._await_record()
             else:
                 self._flush()
-                return
+                break
+        if self._incoming.pending:
+            # It came with the end of the handshake: everything later is read when it comes.
+            self._early = self._read_all() or None
 
     def receive(self) -> bytes | None:
         """Return decrypted bytes; see Connection. An end without TLS's close is an end all the same."""
         if self._early is not None:
             early, self._early = self._early, None
             return early
-        plain = b""
-        # What is there already came with the end of the handshake: everything else was read when it came.
-        if self._incoming.pending:
-            plain = self._read_all()
-        while not plain:
-            if self._ended:
-                return b""
-            try:
-                raw = self._sock.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return None
-            self._take(raw)
-            plain = self._read_all()
         if self._ended:
-            self._announce()
-        return plain
+            return b""
+        try:
+            raw = self._sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        if raw:
+            self._incoming.write(raw)
+        else:
+            self._note_end()
+        return self._read_all()
 
-    def _read_all(self) -> bytes:
-        """Return all that can be decrypted: what is left behind would not make the socket readable again."""
-        tls, incoming = self._tls, self._incoming
+    def _read_all(self) -> bytes | None:
+        """Return all that can be decrypted, as `receive` does: what is left makes no socket readable again."""
+        read, incoming = self._tls.read, self._incoming
         pieces = []
         try:
-            while piece := tls.read(_RECORD_BYTES):
-                pieces.append(piece)
+            while piece := read(_RECORD_BYTES):
                 # Asking once more to be told that there is nothing costs as much as the bytes.
                 if not incoming.pending and not self._ended:
                     break
+                pieces.append(piece)
             else:
                 self._ended = True
         except ssl.SSLWantReadError:
-            pass
+            piece = b""
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            self._ended = True
+            piece, self._ended = b"", True
         if self._outgoing.pending and not self._sending:
             self._flush()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if pieces:
+            piece = b"".join([*pieces, piece])
+        if not self._ended:
+            return piece or None
+        if piece:
+            # The socket won't become readable once more for the end.
+            self._announce()
+        return piece
 
     def wait_readable(self) -> None:
         """See Connection; returns at once if there is something to `receive` already."""
@@ -146,18 +152,28 @@ class TlsConnection(Connection):
         if self._callback is not None:
             self._callback()
 
-    def _to_wire(self, data: bytes) -> bytes:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._tls.write(rest) :]
+    def _to_wire(self, data: bytes | memoryview) -> bytes:
+        written = self._tls.write(data)
+        while written < len(data):
+            written += self._tls.write(memoryview(data)[written:])
         return self._outgoing.read()
 
     def send(self, data: bytes) -> bool:
         """Encrypt and send all of `data`; see Connection."""
-        wire = self._to_wire(data)
+        if len(data) <= _PIECE_BYTES:
+            return super().send(self._to_wire(data))
+        # The buffer that TLS writes to keeps its greatest size for as long as the connection lives.
+        rest = memoryview(data)
+        while rest:
+            if not super().send(self._to_wire(rest[:_PIECE_BYTES])):
+                return False
+            rest = rest[_PIECE_BYTES:]
+        return True
+
+    def _send_rest(self, rest: memoryview) -> bool:
         self._sending = True
         try:
-            return super().send(wire)
+            return super()._send_rest(rest)
         finally:
             self._sending = False
 
@@ -177,9 +193,12 @@ class TlsConnection(Connection):
     def is_stale(self) -> bool:
         """See Connection; TLS 1.3 tickets that came late are taken in and don't count."""
         try:
-            return super().is_stale() and self.receive() is not None
+            while super().is_stale():
+                if self.receive() is not None:
+                    return True
         except OSError:
             return True
+        return False
 
     def _flush(self) -> None:
         # Handshake records and the like are small: they fit the socket's buffer or the connection is no good.
@@ -190,12 +209,11 @@ class TlsConnection(Connection):
     def _await_record(self) -> None:
         self.wait_readable()
         raw = super().receive()
-        if raw is not None:
-            self._take(raw)
-
-    def _take(self, raw: bytes) -> None:
         if raw:
             self._incoming.write(raw)
-        else:
-            self._ended = True
-            self._incoming.write_eof()
+        elif raw is not None:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        self._ended = True
+        self._incoming.write_eof()

@@ -53,7 +53,7 @@ class CallKeys(ConnectionKeys):
     schedule: str = key(
         OneOf("rollouts", "fifo"),
         "rollouts",
-        "order of waiting calls: `rollouts`: by when each and its rollout began; `fifo`: as they came",
+        "order of waiting calls: `rollouts`: as they came, those of begun rollouts sooner; `fifo`: as they came",
         LIMITS,
     )
     limits_url: Secret | None = key(

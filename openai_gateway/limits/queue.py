@@ -1,6 +1,6 @@
 """The queue of one server: calls wait here for a slot and for the limiter's word, and go in the order's order.
 
-The strategy. `_pump` lets calls go for as long as the first in order may. It runs whenever that may have changed: a
+The strategy. `learn` lets calls go for as long as the first in order may. It runs whenever that may have changed: a
 call comes, a slot is given back, the upstream said something, or the time came that the limiter named (one timer).
 Whoever is let go has slot and charge already when its greenlet wakes; a greenlet that is killed before gives both back.
 A call that finds nobody waiting, a slot, and no limit goes through without any of this.
@@ -63,7 +63,7 @@ class Queue:
 
     def __init__(self, limiter: Limiter, order: Order, bounds: Bounds) -> None:
         self.waiting: dict[Place, Waiting] = {}
-        self.slots = Slots(bounds.cap, self.waiting, self._pump)
+        self.slots = Slots(bounds.cap, self.waiting, self._on_free)
         self.limiter = limiter
         # What the first call waits for.
         self.reason = ""
@@ -134,8 +134,8 @@ class Queue:
                 self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
             finally:
                 self._end(has_learnt=True)
-        if self.waiting:  # As `learn`, without the call: every answer comes here.
-            self._pump()
+        if self.waiting:
+            self.learn()
 
     def refuse(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
@@ -165,14 +165,23 @@ class Queue:
 
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
-        if self.waiting:
-            self._pump()
+        now = monotonic()
+        while not self._is_closed and (place := self._order.first(now)) is not None:
+            reason = self.reason
+            admitted = self._let_go(place.rank_of_host, place.tokens, place.is_limited, now)
+            if admitted is None:
+                return
+            admitted.reason = reason
+            self._order.admit(place, now)
+            waiting = self.waiting.pop(place)
+            waiting.admitted = admitted
+            waiting.event.set()
 
     def _wait(self, place: Place, timeout_s: float | None) -> Admitted | None:
         waiting = self.waiting[place] = Waiting()
         self._order.add(place, monotonic())
         try:
-            self._pump()
+            self.learn()
             if waiting.admitted is None and not self._is_closed:
                 waiting.event.wait(timeout_s)
             if waiting.admitted is None and self._is_closed:
@@ -196,18 +205,9 @@ class Queue:
                 self._end(has_learnt=True)
         admitted.release()
 
-    def _pump(self) -> None:
-        now = monotonic()
-        while not self._is_closed and (place := self._order.first(now)) is not None:
-            reason = self.reason
-            admitted = self._let_go(place.rank_of_host, place.tokens, place.is_limited, now)
-            if admitted is None:
-                return
-            admitted.reason = reason
-            self._order.admit(place, now)
-            waiting = self.waiting.pop(place)
-            waiting.admitted = admitted
-            waiting.event.set()
+    def _on_free(self) -> None:
+        self._order.learn_end(self.slots.in_flight + 1, monotonic())
+        self.learn()
 
     def _let_go(self, rank: float, tokens: float, is_limited: bool, now: float) -> Admitted | None:
         """Admit a call if it may go now; else the timer is set for when it may."""

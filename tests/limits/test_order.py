@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -44,14 +46,22 @@ def test_old_rollout_does_not_pass_all_that_waited_longer() -> None:
     assert order.first(101.0) is young
 
 
+def test_call_is_ahead_by_its_rollouts_age_at_most_by_what_its_calls_take() -> None:
+    order = Order()
+    order.add(_place(0.0), 0.0)
+    for second in range(1, 300):
+        order.learn_end(4, float(second))
+    ranks = [order.rank(Rollout(began, calls), 300.0) for began, calls in ((0.0, 0), (291.0, 3), (0.0, 1), (0.0, 3))]
+    assert ranks == pytest.approx([300.0, 294.0, 294.0, 282.0]), "each took 4 s"
+
+
 def test_rollout_of_many_calls_gets_ahead_by_as_many_waits() -> None:
     order = Order()
     for _ in range(2000):
         order.add(_place(0.0), 0.0)
         order.admit(_place_of(order, 10.0), 10.0)
-    places = [_place(100.0, calls) for calls in (0, 1, 4, 8)]
-    ranks = [order.rank(place.rollout, 100.0) for place in places]
-    assert ranks == pytest.approx([100.0, 100.0, 90.0, -60.0], abs=0.2)
+    ranks = [order.rank(Rollout(100.0, calls), 100.0) for calls in (0, 1, 3, 6, 12)]
+    assert ranks == pytest.approx([100.0, 100.0, 99.4, 90.0, -60.0], abs=0.2)
 
 
 def _place_of(order: Order, now: float) -> Place:
@@ -78,51 +88,98 @@ def test_nobody_waits_longer_than_the_ageing_bound() -> None:
     assert late.is_overdue
 
 
-def _simulate(order: Order, rollouts: int, calls_a_s: float) -> tuple[float, int, float]:
-    """Have rollouts of 10 to 30 calls begin at once; return the mean end, how many by half time, the longest wait."""
-    draw = random.Random(1)
-    left = [draw.randint(10, 30) for _ in range(rollouts)]
-    known = [Rollout(0.0) for _ in left]
-    order_of: dict[int, int] = {}
-    done = [0.0] * rollouts
-    ends: list[tuple[float, int]] = []
-    longest_s, now = 0.0, 0.0
+class _Load:
+    """Callers, each with one rollout after the other, behind a limit of calls a second, by a clock of events."""
 
-    def ask(number: int, at: float) -> None:
-        place = Place(known[number])
-        order_of[id(place)] = number
-        order.add(place, at)
+    def __init__(self, order: Order, calls_a_s: float, lengths: Iterator[int]) -> None:
+        self.order, self.gap_s, self.lengths = order, 1 / calls_a_s, lengths
+        self.random = random.Random(1)
+        self.running: list[tuple[float, int, Place, float, int]] = []
+        self.callers: dict[int, tuple[int, int]] = {}
+        self.latencies: list[float] = []
+        self.done: list[float] = []
+        self.calls = Counter[int]()
 
-    for number in range(rollouts):
-        ask(number, 0.0)
-    for tick in itertools.count(1):
-        now = tick / calls_a_s
-        while ends and ends[0][0] <= now:
-            at, number = heapq.heappop(ends)
-            if left[number]:
-                ask(number, at)
-            else:
-                done[number] = at
-        if not any(left):
-            break
-        place = order.first(now)
-        if place is not None:
-            order.admit(place, now)
-            number = order_of.pop(id(place))
-            longest_s = max(longest_s, now - place.since)
-            left[number] -= 1
-            known[number].calls += 1
-            heapq.heappush(ends, (now + draw.lognormvariate(0.4, 0.7), number))
-    return sum(done) / rollouts, sum(at and at <= now / 2 for at in done), longest_s
+    def begin(self, caller: int, now: float) -> None:
+        length = next(self.lengths, 0)
+        if length:
+            self._ask(Place(Rollout(now)), caller, length, now)
+
+    def _ask(self, place: Place, caller: int, left: int, now: float) -> None:
+        self.callers[id(place)] = caller, left
+        self.order.add(place, now)
+
+    def run(self, until: float = math.inf) -> None:
+        for tick in itertools.count(1):
+            now = tick * self.gap_s
+            if now > until or not (len(self.order) or self.running):
+                return
+            while self.running and self.running[0][0] <= now:
+                self._end(*heapq.heappop(self.running))
+            place = self.order.first(now)
+            if place is not None:
+                self.order.admit(place, now)
+                place.rollout.calls += 1
+                ends_at = now + self.random.lognormvariate(0.4, 0.7)
+                heapq.heappush(self.running, (ends_at, tick, place, *self.callers.pop(id(place))))
+
+    def _end(self, now: float, _tick: int, place: Place, caller: int, left: int) -> None:
+        self.order.learn_end(len(self.running) + 1, now)
+        self.latencies.append(now - place.since)
+        self.calls[caller] += 1
+        if left > 1:
+            self._ask(Place(place.rollout), caller, left - 1, now)
+        else:
+            self.done.append(now)
+            self.begin(caller, now)
+
+    @property
+    def p99_s(self) -> float:
+        return sorted(self.latencies)[int(0.99 * len(self.latencies))]
+
+    @property
+    def evenness(self) -> float:
+        counts = self.calls.values()
+        return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
+
+
+class _OldestFirst(Order):
+    def rank(self, rollout: Rollout, now: float) -> float:
+        return rollout.began
+
+
+def _load(order: Order, callers: int, calls: int) -> _Load:
+    load = _Load(order, 50.0, itertools.repeat(calls))
+    for number in range(callers):
+        load.begin(number, 0.0001 * number)
+    load.run(60.0)
+    return load
+
+
+@pytest.mark.parametrize(("calls", "callers", "p99"), [(2, 200, 1.1), (4, 200, 1.2), (4, 350, 1.2), (8, 200, 1.5)])
+def test_rollouts_are_done_nearly_as_early_as_can_be_and_calls_wait_little_longer(
+    calls: int, callers: int, p99: float
+) -> None:
+    ours, fifo, oldest = (_load(order, callers, calls) for order in (Order(), Order(is_fifo=True), _OldestFirst()))
+    half = len(oldest.done) // 2
+    assert ours.done[half] < 1.1 * oldest.done[half]
+    assert ours.p99_s < p99 * fifo.p99_s < oldest.p99_s
+    assert ours.evenness > fifo.evenness - 0.03
 
 
 def test_rollouts_begun_at_once_are_done_one_after_the_other_and_none_starves() -> None:
     """First come, first served: all are done at the end. Strictly the first rollout first: one waits for most of it."""
-    mean_s, done_at_half, longest_s = _simulate(Order(), 200, 5.0)
-    fifo_s, fifo_done_at_half, _ = _simulate(Order(is_fifo=True), 200, 5.0)
-    assert mean_s < 0.85 * fifo_s
-    assert done_at_half > 2 * fifo_done_at_half
-    assert longest_s < 150
+    draw = random.Random(1)
+    lengths = [draw.randint(10, 30) for _ in range(200)]
+    ours, fifo = (_Load(order, 5.0, iter(lengths)) for order in (Order(), Order(is_fifo=True)))
+    for load in (ours, fifo):
+        for number in range(len(lengths)):
+            load.begin(number, 0.0)
+        load.run()
+    assert sum(ours.done) < 0.87 * sum(fifo.done)
+    at_half, at_half_of_fifo = (sum(end < load.done[-1] / 2 for end in load.done) for load in (ours, fifo))
+    assert at_half > 2 * at_half_of_fifo
+    assert max(ours.latencies) < 150
 
 
 def test_clients_share_by_weight_and_a_newcomer_has_no_credit() -> None:

@@ -93,6 +93,17 @@ def test_greenlet_killed_after_its_turn_came_gives_it_to_the_next() -> None:
     queue.take(_place()).release()
 
 
+def test_order_learns_what_calls_take_from_those_that_end_while_others_wait() -> None:
+    queue = _queue()
+    turn = queue.take(_place())
+    waiting = gevent.spawn(queue.take, _place())
+    gevent.sleep(0.02)
+    turn.release()
+    waiting.get(timeout=1).release()
+    assert queue._order._ended == 1, "nobody waited when the second ended"
+    assert queue._order._running_s >= 0.01
+
+
 def test_call_that_gives_up_at_the_front_does_not_hold_up_the_others() -> None:
     """What the first waits for may not be what the next would wait for."""
     queue = Queue(Limiter(ConfiguredLimits(None, 60.0, learns=False), 0.0), Order(), Bounds())

@@ -82,7 +82,7 @@ class Worker:
         event: Any = _Callback(self, call, place)
         event.waiting = self.queue.waiting[place] = Waiting(event)
         self.queue._order.add(place, self.clock)
-        self.queue._pump()
+        self.queue.learn()
 
     def send(self, call: Call, place: Place, turn: Admitted) -> None:
         simulation = self.simulation

@@ -70,8 +70,8 @@ def gateway(
     """Both ways: plain heads and the shortcut for the two POST paths; gunicorn's parser and Flask's dispatch."""
     settings = {"max_retries": 1, "retry_ratio": None, "breaker_cooldown_s": None}
     folder, environ = tmp_path_factory.mktemp("gateway"), {"INSPECTED_WAY": request.param}
-    # With an access log, no head is taken for a plain one.
-    arguments = ["--access-logfile", "/dev/null"] if request.param == "flask" else []
+    # With an access log, no head is taken for a plain one; `-k gevent` has its worker adopted.
+    arguments = ["-k", "gevent", "--access-logfile", "/dev/null"] if request.param == "flask" else []
     with run_gateway(folder, simulator.url, settings, *arguments, environ=environ) as running:
         yield running
 

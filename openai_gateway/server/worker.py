@@ -25,7 +25,7 @@ from gunicorn.util import close
 from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.server import client_connection, draining, master
+from openai_gateway.server import client_connection, draining, master, plugins
 from openai_gateway.server.balance import Balance
 from openai_gateway.server.lingering import silences
 from openai_gateway.server.listener import Listener, handshakes
@@ -59,6 +59,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _is_stopping = False
     _balance: Balance | None = None
     _connections = 0
+
+    def patch(self) -> None:
+        """Make the process gevent's, as gunicorn does; its first step."""
+        with plugins.look_once():
+            super().patch()
 
     def run(self) -> None:
         """Serve until told to stop and every call is over."""

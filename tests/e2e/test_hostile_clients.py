@@ -28,7 +28,7 @@ from tests.support.upstreams import (
 )
 
 KEY = "gw-key-0123456789"
-WAYS = {"-k gevent": [], "gunicorn's parser": ["--access-logfile", "/dev/null"]}
+WAYS = {"-k gevent": ["-k", "gevent"], "gunicorn's parser": ["--access-logfile", "/dev/null"]}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import os
 from typing import Any, Final
@@ -50,7 +51,11 @@ class LazyGroup(click.Group):
         """Return a command by its name."""
         if cmd_name not in _COMMANDS:
             return None
+        # What is imported stays: to look for garbage meanwhile would take a tenth of the time.
+        gc.disable()
         module = importlib.import_module(f"openai_gateway.cli.{cmd_name}")
+        gc.freeze()
+        gc.enable()
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 

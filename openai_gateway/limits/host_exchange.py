@@ -32,9 +32,10 @@ class UpstreamPart:
     """
 
     def __init__(self, path: Path, told: ConfiguredLimits, cap: int | None, now: float) -> None:
-        self.name = path.name
+        # The same for all versions: what hosts tell each other doesn't depend on the file's layout.
+        self.name = path.stem
         self._file = LimitsFile(path)
-        self._leadership = Leadership(path.with_suffix(".leader"))
+        self._leadership = Leadership(path.with_name(f"{path.name}.leader"))
         self._limiter = HostLimiter(told, now)
         self._permits = Permits(cap) if cap is not None else None
         self._cap = cap

@@ -19,10 +19,11 @@ import msgspec
 from openai_gateway.limits.state import State
 from openai_gateway.processes import start_of
 
-_MAGIC: Final = b"gwlim-4\0"
-RUNNING_AT: Final = 52
-# How many rows of the table were ever taken: nobody is below.
-_ROWS_AT: Final = 56
+# A layout has a file of its own: during an upgrade, processes of two versions must not read each other's.
+LAYOUT: Final = 5
+_MAGIC: Final = b"gwlim-%d\0" % LAYOUT
+# How many rows of the table were ever taken: nobody is below. In 32-bit words, as the counts are.
+_ROWS_WORD: Final = 14
 _HALF_AT: Final = 60
 IN_USE_AT: Final = 61
 _HOST_AT: Final = 64
@@ -34,20 +35,21 @@ _NEVER, _LEASED, KEPT = 0, 1, 2
 # Whether Redis was reached the last time (1: yes, 2: no), and how many hosts were in touch then.
 _LINK_AT: Final = 96
 _LINK = struct.Struct("<BI")
-_TABLE_AT: Final = 128
 WORKERS: Final = 128
-# Start, pid, calls in flight; when the rollout of the first call that waits began, and when that was said; how many
-# wait for a slot, and for a rate.
-WORKER = struct.Struct("<QIIddII")
-COUNT_AT: Final = 12
-HEAD_AT: Final = 16
-COUNT = struct.Struct("<I")
+# The calls that each worker has in flight. One word each, written in one go, so that a worker needs no lock to take off
+# what has ended; it adds with the lock held, for others decide by the sum.
+COUNTS_WORD: Final = 32
+TABLE_AT: Final = 4 * (COUNTS_WORD + WORKERS)
+# Start, pid; when the rollout of the first call that waits began, and when that was said; how many wait for a slot, and
+# for a rate.
+WORKER = struct.Struct("<QIddII")
+HEAD_AT: Final = 12
 HEAD = struct.Struct("<ddII")
-RUNNING = struct.Struct("<I")
-STATE_AT: Final = _TABLE_AT + WORKERS * WORKER.size
+STATE_AT: Final = TABLE_AT + WORKERS * WORKER.size
 _STATE_BYTES: Final = 16 * 1024
 _NOTES_AT: Final = STATE_AT + 2 * _STATE_BYTES
 _NOTES_BYTES: Final = 32 * 1024
+_LENGTH = struct.Struct("<I")
 SIZE: Final = _NOTES_AT + _NOTES_BYTES
 _SEQUENCE_AND_LENGTH = struct.Struct("<QI")
 # A worker that said so long ago that its calls wait may be busy, or they don't wait any more.
@@ -87,6 +89,7 @@ class LimitsFile:
                 os.ftruncate(self._fd, SIZE)
             os.utime(self._fd)
             self._map = mmap.mmap(self._fd, SIZE)
+            self._words = memoryview(self._map)[:TABLE_AT].cast("I")
             boot = _MAGIC + _read_boot_id()
             if self._map[: len(boot)] != boot:
                 self._map[:] = bytes(SIZE)
@@ -148,7 +151,7 @@ class LimitsFile:
         """Return what is in flight and waits on this host; workers that have ended are taken out first."""
         running, for_slot, for_rate = self._drop_dead(), 0, 0
         for row in range(self._rows):
-            _, pid, _, _, said_at, slot, rate = WORKER.unpack_from(self._map, self._to_at(row))
+            _, pid, _, said_at, slot, rate = WORKER.unpack_from(self._map, self._to_at(row))
             if pid and now - said_at < _WAITING_HOLDS_S:
                 for_slot, for_rate = for_slot + slot, for_rate + rate
         return Demand(running, for_slot, for_rate)
@@ -176,46 +179,46 @@ class LimitsFile:
 
     def read_notes(self) -> bytes:
         """Return what the worker that speaks for this host noted, for the one after it."""
-        (length,) = COUNT.unpack_from(self._map, _NOTES_AT)
-        return self._map[_NOTES_AT + COUNT.size : _NOTES_AT + COUNT.size + length]
+        (length,) = _LENGTH.unpack_from(self._map, _NOTES_AT)
+        return self._map[_NOTES_AT + _LENGTH.size : _NOTES_AT + _LENGTH.size + length]
 
     def write_notes(self, notes: bytes) -> None:
         """Note something for the worker that will speak for this host next; what doesn't fit is left out whole."""
-        notes = notes if len(notes) <= _NOTES_BYTES - COUNT.size else b""
-        COUNT.pack_into(self._map, _NOTES_AT, len(notes))
-        self._map[_NOTES_AT + COUNT.size : _NOTES_AT + COUNT.size + len(notes)] = notes
+        notes = notes if len(notes) <= _NOTES_BYTES - _LENGTH.size else b""
+        _LENGTH.pack_into(self._map, _NOTES_AT, len(notes))
+        self._map[_NOTES_AT + _LENGTH.size : _NOTES_AT + _LENGTH.size + len(notes)] = notes
 
     @property
     def _rows(self) -> int:
-        rows: int = COUNT.unpack_from(self._map, _ROWS_AT)[0]
-        return rows
+        return self._words[_ROWS_WORD]
 
     def _take_row(self, start: int, pid: int) -> int:
         """Return the row that is this process's from now on; below 0 if there is none."""
         row = next((row for row in range(WORKERS) if self._worker(row)[1] == 0), -1)
         if row >= 0:
-            WORKER.pack_into(self._map, self._to_at(row), start, pid, 0, 0.0, 0.0, 0, 0)
-            COUNT.pack_into(self._map, _ROWS_AT, max(self._rows, row + 1))
+            WORKER.pack_into(self._map, self._to_at(row), start, pid, 0.0, 0.0, 0, 0)
+            self._words[_ROWS_WORD] = max(self._rows, row + 1)
         return row
 
     def _to_at(self, row: int) -> int:
-        return _TABLE_AT + row * WORKER.size
+        return TABLE_AT + row * WORKER.size
 
-    def _worker(self, row: int) -> tuple[int, int, int]:
-        start, pid, count, *_ = WORKER.unpack_from(self._map, self._to_at(row))
-        return start, pid, count
+    def _worker(self, row: int) -> tuple[int, int]:
+        start, pid, *_ = WORKER.unpack_from(self._map, self._to_at(row))
+        return start, pid
+
+    @property
+    def _running(self) -> int:
+        return sum(self._words[COUNTS_WORD : COUNTS_WORD + self._words[_ROWS_WORD]])
 
     def _drop_dead(self) -> int:
         """Take workers out that have ended; return how many calls those that live have in flight."""
-        running = 0
         for row in range(self._rows):
-            start, pid, count = self._worker(row)
+            start, pid = self._worker(row)
             if pid and _has_ended(pid, start):
-                WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0, 0.0, 0.0, 0, 0)
-            else:
-                running += count
-        RUNNING.pack_into(self._map, RUNNING_AT, running)
-        return running
+                WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0.0, 0.0, 0, 0)
+                self._words[COUNTS_WORD + row] = 0
+        return self._running
 
 
 def _has_ended(pid: int, start: int) -> bool:

@@ -30,16 +30,14 @@ from time import monotonic, time
 from typing import Final
 
 from openai_gateway.limits.limits_file import (
-    COUNT,
-    COUNT_AT,
+    COUNTS_WORD,
     HEAD,
     HEAD_AT,
     IN_USE_AT,
     KEPT,
+    LAYOUT,
     LEASE,
     LEASE_AT,
-    RUNNING,
-    RUNNING_AT,
     SIZE,
     STATE_AT,
     WORKERS,
@@ -85,16 +83,12 @@ class SharedLimits(LimitsFile):
 
     def join(self, running: int) -> None:
         """Take part from now on; `running` are in flight in this worker."""
-        self.begin_counting()
-        try:
-            self.put_in_use()
-            self.count(running)
-        finally:
-            self.end(None)
+        self.put_in_use()
+        self.count(running)
 
     def running(self, most: float) -> int:
         """Return how many calls are in flight on this host; if that is `most`, see first whether all workers live."""
-        running: int = RUNNING.unpack_from(self._map, RUNNING_AT)[0]
+        running = self._running
         if running >= most:
             now = monotonic()
             if now - self._looked_at >= _LOOKED_EVERY_S:
@@ -110,19 +104,9 @@ class SharedLimits(LimitsFile):
         return min(total, permits) if mode == KEPT or now < until else 0
 
     def count(self, calls: int) -> None:
-        """Count calls that begin, or end if below 0, in this worker."""
-        at = self._to_at(self._row) + COUNT_AT
-        # The sum is never below what the table has, wherever a worker is killed: else it would pass the cap when it is
-        # made anew, for a killed worker gives up its lock a moment before it is seen to be dead.
-        if calls > 0:
-            self._count_host(calls)
-        COUNT.pack_into(self._map, at, max(0, COUNT.unpack_from(self._map, at)[0] + calls))
-        if calls < 0:
-            self._count_host(calls)
-
-    def _count_host(self, calls: int) -> None:
-        running = RUNNING.unpack_from(self._map, RUNNING_AT)[0]
-        RUNNING.pack_into(self._map, RUNNING_AT, max(0, running + calls))
+        """Count calls that begin, with the file locked, or end if below 0, in this worker."""
+        word = COUNTS_WORD + self._row
+        self._words[word] = max(0, self._words[word] + calls)
 
     def has_elder(self, rollout: float, now: float) -> bool:
         """Tell whether a call of an older rollout waits in another worker."""
@@ -153,4 +137,4 @@ def to_limits_path(base_url: str, key: str, model: str) -> Path:
                 path.unlink()
     # The key itself is not to be told from the name.
     name = hashlib.blake2b("\0".join((base_url, model)).encode(), key=key.encode()[:64], digest_size=16).hexdigest()
-    return folder / name
+    return folder / f"{name}.{LAYOUT}"

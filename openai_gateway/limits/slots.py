@@ -45,10 +45,6 @@ class Slots:
         if self._semaphore is not None:
             self._semaphore.release()
         if self.on_host is not None:
-            self.on_host.begin_counting()
-            try:
-                self.on_host.count(-1)
-            finally:
-                self.on_host.end(None)
+            self.on_host.count(-1)
         if self._waiting:
             self._on_free()

@@ -146,7 +146,9 @@ class Relay:
                 self.admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
                 if raw.head.status < 400:
                     return raw
-                if outcome.status == 429 and self.admission.readmit(progress, outcome, raw.body, deadline):
+                # One too large to be read ahead would keep its connection while its call waits: it goes out.
+                until = deadline if raw.is_whole else 0.0
+                if outcome.status == 429 and self.admission.readmit(progress, outcome, raw.body, until):
                     raw.close()
                     continue
             reason = failure.code if failure is not None else str(outcome.status)

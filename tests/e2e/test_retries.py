@@ -132,6 +132,16 @@ def test_rate_limit_costs_no_retry(tmp_path: Path, upstream: ScriptedUpstream) -
     assert float(answer.headers["x-gateway-queue-ms"]) > 0
 
 
+def test_refusal_too_large_to_keep_goes_out_and_its_connection_is_not_kept_waiting(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.script = _answer("429 Slow", "retry-after: 30\r\n", RATE + b" " * 2_000_000, times=1)
+    with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 60}) as gateway:
+        answer = _post(gateway)
+        assert (answer.status_code, len(answer.content)) == (429, len(RATE) + 2_000_000)
+        assert _post(gateway).status_code == 200
+
+
 def test_limit_that_headers_tell_is_kept_without_a_refusal(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """40 calls at 600 a minute, of which 10 are left at first."""
     lock, started, admitted, refused = threading.Lock(), time.monotonic(), [0], [0]

@@ -15,7 +15,7 @@ from openai_gateway.config.secret import Secret
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
-from openai_gateway.limits.limits_file import WORKER
+from openai_gateway.limits.limits_file import TABLE_AT, WORKER
 from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
@@ -214,7 +214,7 @@ def test_gateway_that_is_started_again_keeps_the_name_of_its_host_and_its_permit
     part.miss(time.monotonic())
     host = shared.host
     # As if this worker had ended: its row is nobody's.
-    shared._map[128 : 128 + WORKER.size] = bytes(WORKER.size)
+    shared._map[TABLE_AT : TABLE_AT + WORKER.size] = bytes(WORKER.size)
     again = SharedLimits(tmp_path / "limits", is_leased=True)
     assert again.host == host
     assert again.lease.permits == 5

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
+from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
@@ -145,6 +147,19 @@ def test_file_of_nobody_is_forgotten_and_one_of_before_the_boot_too(tmp_path: Pa
     assert fresh.running(float("inf")) == 0
 
 
+def test_versions_with_other_layouts_have_files_of_their_own_and_speak_to_the_same_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = sharing.to_limits_path("http://a/v1", "key", "m")
+    monkeypatch.setattr(sharing, "LAYOUT", sharing.LAYOUT + 1)
+    other = sharing.to_limits_path("http://a/v1", "key", "m")
+    assert one != other
+    parts = [UpstreamPart(path, ConfiguredLimits(), None, 0.0) for path in (one, other)]
+    assert parts[0].name == parts[1].name
+    assert all(part.lead(0.0) for part in parts), "who speaks for the one is not heard for the other"
+
+
 def _learn(path: Path) -> None:
     queue = _share(path, None, ConfiguredLimits(60.0, None))
     assert queue.take_at_once(Rollout(0.0), 1.0, is_limited=True) is not None
@@ -259,29 +274,3 @@ def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:
 
 def _fail(_: float) -> int:
     raise ValueError("as planned")
-
-
-class _Killed:
-    """A struct at whose writing the worker is killed."""
-
-    def __init__(self, whole: Any) -> None:
-        self.unpack_from = whole.unpack_from
-
-    def pack_into(self, *_args: object) -> None:
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("calls", [1, -1])
-@pytest.mark.parametrize("name", ["COUNT", "RUNNING"])
-def test_worker_killed_while_counting_leaves_no_sum_that_is_too_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
-) -> None:
-    limits = SharedLimits(tmp_path / "limits")
-    limits.count(2)
-    with monkeypatch.context() as patch:
-        patch.setattr(sharing, name, _Killed(getattr(sharing, name)))
-        with pytest.raises(KeyboardInterrupt):
-            limits.count(calls)
-    said = limits.running(float("inf"))
-    # The table's own sum: this worker lives, as one does that is being killed.
-    assert said >= limits.running(0)

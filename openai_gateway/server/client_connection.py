@@ -34,11 +34,9 @@ from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
 from openai_gateway.wire.headers import UNDERSCORED
 
 HEAD_S: Final = 20.0
-# A client that waits for no answer has its next request there already, so that nothing would ever be waited for: it has
-# to wait after each answer of the gateway's own. Relayed answers wait for an upstream, but for kept ones: so others get
-# a turn after each of the former, and after so many of the latter.
+# A client that waits for no answer may have sent many requests at once: it has to wait after each answer of the
+# gateway's own. Relayed answers wait for an upstream; and before anything is received others have their turn.
 PIPELINED_S: Final = 0.1
-_TURN: Final = 16
 # A head and most bodies in one read.
 _READ_BYTES: Final = 16 * 1024
 _LEFT: Final = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH}
@@ -73,6 +71,7 @@ class ClientConnection:
         "_client",
         "_count",
         "_environ",
+        "_is_secure",
         "_pause_s",
         "_proxy",
         "_remote_addr",
@@ -99,7 +98,8 @@ class ClientConnection:
         # What came after the last request.
         self._rest = b""
         self._pause_s = 0.0
-        self._writer = TlsWriter if isinstance(client, ssl.SSLSocket) else RelayWriter
+        self._is_secure = isinstance(client, ssl.SSLSocket)
+        self._writer = TlsWriter if self._is_secure else RelayWriter
 
     def serve(self) -> None:
         """Serve until one side has had enough; the caller closes the socket."""
@@ -114,8 +114,8 @@ class ClientConnection:
                     break
                 if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
                     break
-                if self._rest or self._pause_s or self._count % _TURN == 0:
-                    gevent.sleep(self._pause_s if self._rest else 0)
+                if self._rest:
+                    gevent.sleep(self._pause_s)
         except Wait:
             pass
         except NoMoreData:
@@ -141,6 +141,9 @@ class ClientConnection:
         if not received:
             idle.start(self._wait, monotonic() + idle.seconds)
             try:
+                # Asked at once, it has nothing yet, which costs more than a whole wait.
+                if not (self._is_secure and self._client.pending()):
+                    gevent.get_hub().wait(self._client._read_event)
                 received = self._client.recv(_READ_BYTES)
             except Wait:
                 received = self._receive_at_last()
@@ -163,7 +166,7 @@ class ClientConnection:
         Raises Wait if nothing has.
         """
         try:
-            if not isinstance(self._client, ssl.SSLSocket):
+            if not self._is_secure:
                 received: bytes = self._client._sock.recv(_READ_BYTES)
                 return received
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 from gunicorn.config import Config
 
@@ -21,9 +22,10 @@ class Client:
         self.sent = b""
         self.connection: Any = None
         self._sock = SimpleNamespace(recv=self._receive, send=self._send)
+        self._read_event = SimpleNamespace(start=self._start, stop=bool)
 
-    def recv(self, size: int) -> bytes:
-        raise self.connection._wait
+    def _start(self, *_: Any) -> None:
+        gevent.get_hub().loop.run_callback(self.connection._wait.end)
 
     def send(self, data: bytes) -> int:
         return self._send(data)

@@ -19,7 +19,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Final, NoReturn
 
-GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket")
+GUNICORN: Final = (sys.executable, "-m", "gunicorn", "-w", "1", "--no-control-socket")
+# The simulator knows nothing of ours.
+_WORKERS: Final = {"openai_gateway.wsgi:app": "openai_gateway.server.worker.Worker"}
 _LIMITS: Final = ("--worker-connections", "4096", "--graceful-timeout", "3")
 _BACKLOG: Final = 4096
 # Has the kernel send SIGTERM when the parent ends, however it does (PR_SET_PDEATHSIG), and becomes the server.
@@ -106,7 +108,7 @@ def _start(
     return subprocess.Popen(
         [
             *((sys.executable, "-c", _TIED, str(os.getpid())) if is_apart else ()),
-            *(*GUNICORN, *_LIMITS, "-b", f"fd://{listener.fileno()}", app),
+            *(*GUNICORN, *_LIMITS, "-k", _WORKERS.get(app, "gevent"), "-b", f"fd://{listener.fileno()}", app),
         ],
         pass_fds=[listener.fileno()],
         env={**os.environ, **environ},

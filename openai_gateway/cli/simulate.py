@@ -94,4 +94,5 @@ def serve_simulator(host: str, port: int, config: Path | None, settings: Mapping
     listener = listen(host, port)
     url = find_url(listener)
     click.echo(f"Simulator at {url}/v1 (Ctrl-C ends it); what it saw: {url}/sim/stats")
-    become_gunicorn(listener, environ, "--worker-connections", "4096", "openai_gateway.simulator.wsgi:app")
+    limits = ("--worker-connections", "4096")
+    become_gunicorn(listener, environ, "-k", "gevent", *limits, "openai_gateway.simulator.wsgi:app")

@@ -252,5 +252,6 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         if drain < self.drain and not self._is_reference:
             return  # It holds more than was known, that is all.
         # What remains is told in whole units: where few flow in, what flowed between two answers is mostly rounding.
-        share = 1 - math.exp(-passed_s / max(_TAU_S, _TAU_UNITS * self._unit / self.rate))
+        rounded_s = _TAU_UNITS * self._unit / self.rate if self.rate else 0.0
+        share = 1 - math.exp(-passed_s / max(_TAU_S, rounded_s))
         self.drain = min(self.drain + share * (drain - self.drain), (1 - _SLOWEST) * self.rate)

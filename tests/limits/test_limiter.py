@@ -47,6 +47,18 @@ def test_no_upstream_can_have_all_calls_wait_for_ever(retry_after_s: float) -> N
     assert limiter.wait_s(1.0, 0, 11.0)[0] <= 120
 
 
+def test_upstream_that_tells_what_remains_and_never_of_how_much_is_believed() -> None:
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    for number, remaining in enumerate((59.0, 58.0, 59.0)):
+        now = 10.0 + number
+        sent = limiter.start(1.0, 0, now)
+        told = {"requests": RateLimit(None, remaining, None)}
+        limiter.refuse(sent, told, Refusal(kind="requests", wait_s=0.005), Tries(), now + 0.1)
+        sent = limiter.start(1.0, 0, now + 0.2)
+        limiter.answer(sent, told, 1)
+    assert limiter.wait_s(1.0, 0, 20.0)[0] < 1
+
+
 def _send(limiter: Limiter, calls: int, calls_a_s: float, now: float) -> tuple[SentAttempt, float]:
     for _ in range(calls):
         now += 1 / calls_a_s

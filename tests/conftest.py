@@ -18,8 +18,10 @@ from tests.support.upstreams import ScriptedUpstream, answer_always, run_upstrea
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# In the background, or under nohup, the tests are to ignore a signal; all that they start would do so, too.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *given: None)
 
 # A busy machine makes single examples slow.
 hypothesis.settings.register_profile("busy", deadline=None)

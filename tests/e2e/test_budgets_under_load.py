@@ -188,7 +188,7 @@ def test_client_that_leaves_while_others_are_to_tell_what_calls_cost_holds_nothi
             upstream.go.set()
             assert [answer.result().status_code for answer in first] == [200, 200]
         assert upstream.made[LONG] == 2
-        assert _read(folder)[1:] == (0.0, 0)
+        eventually(lambda: _read(folder)[1:] == (0.0, 0))
 
 
 def test_run_is_held_to_the_budget_that_its_calls_name(folder: Path) -> None:

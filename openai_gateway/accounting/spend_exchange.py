@@ -75,7 +75,7 @@ class SpendPart:
             self._leadership = Leadership(self._path.with_name(f"{self._path.name}.leader"))
         return self._leadership.confirm(now)
 
-    def to_commands(self, now: float, clock: float) -> list[Command]:
+    def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""
         file = self._open_file()
         self._own = file.read_own(self._names, time.time())

@@ -25,7 +25,7 @@ from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
 from openai_gateway.limits.queue import Admitted, Queue
-from openai_gateway.limits.sharing import SharedLimits, to_limits_path
+from openai_gateway.limits.sharing import SharedLimits, derive_limits_path
 from openai_gateway.limits.use import LimitUse, UnderWay
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
@@ -105,7 +105,7 @@ class Admission:
         if total is None and not has_hosts and (workers == 1 or not self._learns):
             return None
         try:
-            path = to_limits_path(server.openai_base_url, key or "", server.openai_model)
+            path = derive_limits_path(server.openai_base_url, key or "", server.openai_model)
             self._shared = SharedLimits(path, is_leased=has_hosts)
             self.queue.share(self._shared)
             return UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None

@@ -47,7 +47,7 @@ class Breaker:
         if self.outcome is None:
             return None
         if self._is_probing or monotonic() < self._probe_at:
-            return self._to_error(self.outcome)
+            return self._make_error(self.outcome)
         self._is_probing = True
         return None
 
@@ -71,7 +71,7 @@ class Breaker:
         self.outcome = None
         self.refusals = 0
 
-    def _to_error(self, outcome: Outcome) -> UpstreamError:
+    def _make_error(self, outcome: Outcome) -> UpstreamError:
         left_s = max(1, math.ceil(self._probe_at - monotonic()))
         error: UpstreamError
         if outcome.status == 401:

@@ -52,7 +52,7 @@ class UpstreamPart:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
         return is_leading
 
-    def to_commands(self, now: float, clock: float) -> list[Command]:
+    def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""
         self._asked_at = now
         commands: list[Command] = []
@@ -68,12 +68,12 @@ class UpstreamPart:
             commands.append(("HGETALL", key))
             if self._permits is not None:
                 lease = self._file.lease
-                kept = self._permits.to_kept(lease.permits, demand.running, demand.for_slot)
+                kept = self._permits.count_kept(lease.permits, demand.running, demand.for_slot)
                 if lease.is_known:
                     # First nobody uses what is given back, then others are told of it.
                     self._file.set_lease(kept, lease.until)
                 asked = demand.running + demand.for_slot
-                commands.append(self._permits.to_command(_TABLE + self.name, self._file.host, kept, asked, clock))
+                commands.append(self._permits.make_command(_TABLE + self.name, self._file.host, kept, asked, clock))
         finally:
             self._file.end(None)
         return commands

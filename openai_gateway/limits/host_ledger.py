@@ -116,7 +116,7 @@ class HostLedger:
             is_new = (
                 limiter.adopt(news, max(0.0, clock - news.at), self._unheard_by(limiter, news, said), now) or is_new
             )
-        limiter.set_share(self._to_share(limiter, said, for_rate, now), len(said) + 1)
+        limiter.set_share(self._compute_share(limiter, said, for_rate, now), len(said) + 1)
         return is_new or limiter.is_bound, forgotten
 
     def miss(self, limiter: HostLimiter, now: float) -> None:
@@ -190,7 +190,7 @@ class HostLedger:
                 tokens += other.charged.tokens - news.counted[name].tokens
         return Amounts(max(0.0, requests), max(0.0, tokens))
 
-    def _to_share(self, limiter: HostLimiter, said: Mapping[str, HostNews], for_rate: int, now: float) -> float:
+    def _compute_share(self, limiter: HostLimiter, said: Mapping[str, HostNews], for_rate: int, now: float) -> float:
         """Return this host's share: those with calls waiting divide what those without leave, by what waits."""
         left, waiting = 1.0, 0
         for name, news in said.items():

@@ -151,7 +151,7 @@ class LimitsFile:
         """Return what is in flight and waits on this host; workers that have ended are taken out first."""
         running, for_slot, for_rate = self._drop_dead(), 0, 0
         for row in range(self._rows):
-            _, pid, _, said_at, slot, rate = WORKER.unpack_from(self._map, self._to_at(row))
+            _, pid, _, said_at, slot, rate = WORKER.unpack_from(self._map, self._find_offset(row))
             if pid and now - said_at < _WAITING_HOLDS_S:
                 for_slot, for_rate = for_slot + slot, for_rate + rate
         return Demand(running, for_slot, for_rate)
@@ -196,15 +196,15 @@ class LimitsFile:
         """Return the row that is this process's from now on; below 0 if there is none."""
         row = next((row for row in range(WORKERS) if self._worker(row)[1] == 0), -1)
         if row >= 0:
-            WORKER.pack_into(self._map, self._to_at(row), start, pid, 0.0, 0.0, 0, 0)
+            WORKER.pack_into(self._map, self._find_offset(row), start, pid, 0.0, 0.0, 0, 0)
             self._words[_ROWS_WORD] = max(self._rows, row + 1)
         return row
 
-    def _to_at(self, row: int) -> int:
+    def _find_offset(self, row: int) -> int:
         return TABLE_AT + row * WORKER.size
 
     def _worker(self, row: int) -> tuple[int, int]:
-        start, pid, *_ = WORKER.unpack_from(self._map, self._to_at(row))
+        start, pid, *_ = WORKER.unpack_from(self._map, self._find_offset(row))
         return start, pid
 
     @property
@@ -216,7 +216,7 @@ class LimitsFile:
         for row in range(self._rows):
             start, pid = self._worker(row)
             if pid and _has_ended(pid, start):
-                WORKER.pack_into(self._map, self._to_at(row), 0, 0, 0.0, 0.0, 0, 0)
+                WORKER.pack_into(self._map, self._find_offset(row), 0, 0, 0.0, 0.0, 0, 0)
                 self._words[COUNTS_WORD + row] = 0
         return self._running
 

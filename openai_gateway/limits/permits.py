@@ -99,12 +99,12 @@ class Permits:
         self._part: int | None = None
         self._number = 0
 
-    def to_kept(self, permits: int, running: int, waiting: int) -> int:
+    def count_kept(self, permits: int, running: int, waiting: int) -> int:
         """Return how many of its permits a host keeps that has so much in flight and waiting."""
         part = self._part if self._part is not None else running + waiting
         return min(permits, self._cap, max(running, part))
 
-    def to_command(self, table: str, host: str, kept: int, demand: int, clock: float) -> tuple[str | int, ...]:
+    def make_command(self, table: str, host: str, kept: int, demand: int, clock: float) -> tuple[str | int, ...]:
         """Return what to ask Redis; `clock` is its time, by which a later request is told from an earlier one."""
         self._number = max(self._number + 1, int(clock * 1000))
         times = (self._number, int(LEASE_S * 1000), int(_GRACE_S * 1000))

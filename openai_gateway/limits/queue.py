@@ -214,7 +214,7 @@ class Queue:
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
         try:
-            if self._most_of_host is not None and running >= self._to_most(now):
+            if self._most_of_host is not None and running >= self._find_most(now):
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
@@ -242,7 +242,7 @@ class Queue:
             return None
         return Admitted(self.slots, sent)
 
-    def _to_most(self, now: float) -> int:
+    def _find_most(self, now: float) -> int:
         most, shared = self._most_of_host or 0, self.slots.on_host
         return most if shared is None else shared.most(most, now)
 

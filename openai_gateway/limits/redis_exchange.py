@@ -30,7 +30,7 @@ class Part(Protocol):
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
 
-    def to_commands(self, now: float, clock: float) -> list[Command]:
+    def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""
 
     def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
@@ -87,7 +87,7 @@ class RedisExchange:
                 self._next += more or []
 
     def _ask_for(self, part: Part, now: float, clock: float) -> list[Command]:
-        commands: list[Command] | None = self._try(part, part.to_commands, now, clock)
+        commands: list[Command] | None = self._try(part, part.make_commands, now, clock)
         if commands is None:
             # For its calls that is as if Redis were away: they go on.
             self._try(part, part.miss, now)

@@ -66,7 +66,7 @@ class RedisLink:
             self._learn_time(seconds + microseconds / 1e6, began)
         except Exception as error:
             self.close()
-            raise RedisAway(_to_words(error)) from None
+            raise RedisAway(_describe(error)) from None
         except BaseException:
             # Of a connection that was left in the midst of a reply nothing more can be read.
             self.close()
@@ -106,7 +106,7 @@ class RedisLink:
             self._ahead_s = told - began - passed_s / 2
 
 
-def _to_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Say what went wrong without what was sent: a message of Redis may repeat it."""
     name, code = type(error).__name__, str(error).rpartition("caused error: ")[2].partition(" ")[0]
     cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__

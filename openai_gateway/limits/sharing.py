@@ -112,7 +112,7 @@ class SharedLimits(LimitsFile):
         """Tell whether a call of an older rollout waits in another worker."""
         for row in range(self._rows):
             if row != self._row:
-                head, said_at, *_ = HEAD.unpack_from(self._map, self._to_at(row) + HEAD_AT)
+                head, said_at, *_ = HEAD.unpack_from(self._map, self._find_offset(row) + HEAD_AT)
                 if head < rollout and now - said_at < _HEAD_HOLDS_S:
                     return True
         return False
@@ -120,10 +120,10 @@ class SharedLimits(LimitsFile):
     def say_head(self, rollout: float, now: float, waits_for: str, waiting: int) -> None:
         """Say of which rollout the first call is that waits here, for what, and how many wait with it."""
         for_slot, for_rate = (waiting, 0) if waits_for == "slot" else (0, waiting)
-        HEAD.pack_into(self._map, self._to_at(self._row) + HEAD_AT, rollout, now, for_slot, for_rate)
+        HEAD.pack_into(self._map, self._find_offset(self._row) + HEAD_AT, rollout, now, for_slot, for_rate)
 
 
-def to_limits_path(base_url: str, key: str, model: str) -> Path:
+def derive_limits_path(base_url: str, key: str, model: str) -> Path:
     """Return where the file of an upstream is; its folder is made if need be. Raises OSError."""
     folder = Path(tempfile.gettempdir(), f"openai_gateway_limits.{os.getuid()}")
     with contextlib.suppress(FileExistsError):

@@ -53,7 +53,7 @@ class Host:
     def exchange(self) -> None:
         self.redis.clock += 0.25
         assert self.part.lead(time.monotonic())
-        replies = self.redis.ask(self.part.to_commands(0.0, self.redis.clock))
+        replies = self.redis.ask(self.part.make_commands(0.0, self.redis.clock))
         assert self.part.take(replies, 0.0, self.redis.clock) == []
 
     def spend(self, usd: float, limit: Limit = TEAM) -> None:
@@ -206,4 +206,4 @@ def test_idle_clients_cost_one_command_a_round_and_at_most_a_hundred_of_them(tmp
     for number in range(250):
         one.spend(0.01, Limit(f"client {number}"))
     _rounds([one], 6)
-    assert len(one.part.to_commands(0.0, one.redis.clock)) <= 100
+    assert len(one.part.make_commands(0.0, one.redis.clock)) <= 100

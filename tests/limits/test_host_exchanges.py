@@ -54,7 +54,7 @@ class _Part:
     def lead(self, now: float) -> bool:
         return self.leads
 
-    def to_commands(self, now: float, clock: float) -> list[Command]:
+    def make_commands(self, now: float, clock: float) -> list[Command]:
         return [("GET", self.name), ("GET", self.name)]
 
     def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
@@ -92,7 +92,7 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
 
 
 class _CannotAsk(_Part):
-    def to_commands(self, now: float, clock: float) -> list[Command]:
+    def make_commands(self, now: float, clock: float) -> list[Command]:
         raise PermissionError("as planned")
 
 

@@ -39,10 +39,10 @@ class Host:
         self.permits = self.running = self.waiting = 0
 
     def ask(self, *, is_reply_lost: bool = False) -> None:
-        self.permits = self.rules.to_kept(self.permits, self.running, self.waiting)
+        self.permits = self.rules.count_kept(self.permits, self.running, self.waiting)
         demand = self.running + self.waiting
         now = time.monotonic()
-        command = self.rules.to_command("table", self.name, self.permits, demand, self.link.clock())
+        command = self.rules.make_command("table", self.name, self.permits, demand, self.link.clock())
         reply = self.link.ask([command])[0]
         if not is_reply_lost:
             self.permits, _ = self.rules.take(reply, now)
@@ -195,7 +195,7 @@ def test_lease_of_a_host_that_has_ended_is_free_after_its_time(
 
 def test_request_that_comes_after_a_later_one_is_refused(redis: RedisServer) -> None:
     (one,) = _hosts(redis, 1, 10)
-    earlier = one.rules.to_command("table", one.name, 0, 0, one.link.clock())
+    earlier = one.rules.make_command("table", one.name, 0, 0, one.link.clock())
     one.ask()
     with pytest.raises(RedisAway, match="STALE"):
         one.link.ask([earlier])

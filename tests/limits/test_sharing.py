@@ -151,9 +151,9 @@ def test_versions_with_other_layouts_have_files_of_their_own_and_speak_to_the_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    one = sharing.to_limits_path("http://a/v1", "key", "m")
+    one = sharing.derive_limits_path("http://a/v1", "key", "m")
     monkeypatch.setattr(sharing, "LAYOUT", sharing.LAYOUT + 1)
-    other = sharing.to_limits_path("http://a/v1", "key", "m")
+    other = sharing.derive_limits_path("http://a/v1", "key", "m")
     assert one != other
     parts = [UpstreamPart(path, ConfiguredLimits(), None, 0.0) for path in (one, other)]
     assert parts[0].name == parts[1].name

@@ -19,8 +19,8 @@ _LEVEL: Final = 1
 _MOST_PLAIN_BYTES: Final = 64 * 1024 * 1024
 
 
-class KeptAnswer(msgspec.Struct, frozen=True):
-    """A whole answer: its head, its body, and what its call was and cost.
+class KeptHead(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An answer's head, and what its call was and cost: the first line of a payload.
 
     `pieces` are the lengths of the parts that a stream came in, `times_ms` when each came, counted from the call's
     beginning; both are empty for an answer that was read at once. `headers` are those that go to a client.
@@ -30,13 +30,18 @@ class KeptAnswer(msgspec.Struct, frozen=True):
     status: int
     reason: str
     headers: list[Header]
-    body: bytes
     pieces: list[int] = []
     times_ms: list[int] = []
     model: str | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
     finish_reason: str | None = None
+
+
+class KeptAnswer(KeptHead, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    body: bytes
 
     def to_pieces(self) -> list[bytes]:
         """Return the body in the pieces that it came in."""
@@ -47,28 +52,13 @@ class KeptAnswer(msgspec.Struct, frozen=True):
         return pieces
 
 
-class _Line(msgspec.Struct, omit_defaults=True):
-    """A KeptAnswer without its body, as it stands in the payload."""
-
-    path: str
-    status: int
-    reason: str
-    headers: list[Header]
-    pieces: list[int] = []
-    times_ms: list[int] = []
-    model: str | None = None
-    usage: Usage | None = None
-    cost_usd: float | None = None
-    finish_reason: str | None = None
-
-
-_decoder = msgspec.json.Decoder(_Line)
+_decoder = msgspec.json.Decoder(KeptHead)
 
 
 def to_payload(answer: KeptAnswer) -> bytes:
     """Return the bytes to keep."""
-    fields = {name: getattr(answer, name) for name in _Line.__struct_fields__}
-    return zlib.compress(msgspec.json.encode(_Line(**fields)) + b"\n" + answer.body, _LEVEL)
+    fields = {name: getattr(answer, name) for name in KeptHead.__struct_fields__}
+    return zlib.compress(msgspec.json.encode(KeptHead(**fields)) + b"\n" + answer.body, _LEVEL)
 
 
 def from_payload(payload: bytes) -> KeptAnswer | None:
@@ -78,7 +68,7 @@ def from_payload(payload: bytes) -> KeptAnswer | None:
         found = _decoder.decode(line)
     except (zlib.error, msgspec.MsgspecError):
         return None
-    return KeptAnswer(body=body, **{name: getattr(found, name) for name in _Line.__struct_fields__})
+    return KeptAnswer(body=body, **{name: getattr(found, name) for name in KeptHead.__struct_fields__})
 
 
 def decode_pieces(pieces: Sequence[bytes], encoding: str) -> list[bytes] | None:

@@ -30,9 +30,11 @@ def folder(tmp_path: Path) -> Path:
     kept.mkdir()
     writer = SegmentWriter(kept)
     usage = Usage(3, 5)
-    writer.append(KEY, NOBODY, to_payload(KeptAnswer("/responses", 200, "OK", [], b'{"a":1}', model="m", usage=usage)))
+    writer.append(
+        KEY, NOBODY, to_payload(KeptAnswer("/responses", 200, "OK", [], body=b'{"a":1}', model="m", usage=usage))
+    )
     stream = KeptAnswer(
-        "/chat/completions", 200, "OK", [("content-type", "text/event-stream")], b"\xff\n\n", [2, 1], [1, 9]
+        "/chat/completions", 200, "OK", [("content-type", "text/event-stream")], [2, 1], [1, 9], body=b"\xff\n\n"
     )
     writer.append(KEY[::-1], NOBODY, to_payload(stream))
     writer.close()

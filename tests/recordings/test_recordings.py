@@ -21,7 +21,7 @@ BODY = b'{"model":"m","input":"x"}'
 
 
 def to_answer(body: bytes = b"{}") -> KeptAnswer:
-    return KeptAnswer("/responses", 200, "OK", [("content-type", "application/json")], body)
+    return KeptAnswer("/responses", 200, "OK", [("content-type", "application/json")], body=body)
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_files_are_the_owners_only(tmp_path: Path) -> None:
 
 
 def test_answer_comes_back_with_the_borders_of_its_pieces() -> None:
-    answer = KeptAnswer("/responses", 200, "OK", [("x-a", "b")], b"ab\n\ncde", [3, 4], [5, 700], "m")
+    answer = KeptAnswer("/responses", 200, "OK", [("x-a", "b")], [3, 4], [5, 700], "m", body=b"ab\n\ncde")
     back = from_payload(to_payload(answer))
     assert back == answer
     assert back.to_pieces() == [b"ab\n", b"\ncde"]
@@ -137,7 +137,7 @@ def test_script_in_the_documentation_reads_a_folder(tmp_path: Path) -> None:
     script = page.rpartition("```python\n")[2].partition("```")[0]
     writer = SegmentWriter(tmp_path)
     for body in (b"{}", b"abc"):
-        writer.append(KEY, NOBODY, to_payload(KeptAnswer("/responses", 200, "OK", [], body)))
+        writer.append(KEY, NOBODY, to_payload(KeptAnswer("/responses", 200, "OK", [], body=body)))
     writer.close()
     (path,) = find_segments(tmp_path)
     path.write_bytes(path.read_bytes() + b"GWR1torn")

@@ -169,7 +169,7 @@ class Plan:
         """Find the input's rows in the output."""
         asked = array("Q")
         for number, (line, text) in enumerate(self._lines()):
-            if self._shard is not None and not self._shard.has(number):
+            if self._shard is not None and not self._shard.has_position(number):
                 asked.append(0)
                 continue
             try:
@@ -238,7 +238,7 @@ class Plan:
 
     def _of_shard(self) -> Iterator[tuple[int, int, bytes]]:
         for position, (number, text) in enumerate(self._lines()):
-            if self._shard is None or self._shard.has(position):
+            if self._shard is None or self._shard.has_position(position):
                 yield position, number, text
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:

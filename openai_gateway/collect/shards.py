@@ -30,7 +30,7 @@ class Shard(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def has(self, position: int) -> bool:
+    def has_position(self, position: int) -> bool:
         """Tell whether the row at a position, from 0, is of this part."""
         return position % self.count == self.number - 1
 

@@ -73,7 +73,7 @@ class Addresses:
             self._is_done.clear()
             gevent.spawn(self._look_up)
 
-    def has(self, peer: Any) -> bool:
+    def has_address(self, peer: Any) -> bool:
         """Tell whether a connection's address is still one of the name's: in the last lookup, or in the one before.
 
         A name with many addresses gives a few of them by turns.

@@ -118,7 +118,7 @@ class ConnectionPool:
     def _is_at_place(self, connection: Connection) -> bool:
         """Tell whether a connection still leads to where the name does, now that the addresses have changed."""
         connection.generation = self._addresses.generation
-        return self._addresses.has(connection.peer)
+        return self._addresses.has_address(connection.peer)
 
     def _open_tunnel(self, connection: Connection, proxy: Proxy) -> None:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from openai_gateway.config.price_files import SHIPPED, BadPrices, find_usual_file, read_prices
 from openai_gateway.config.prices import LongContext, Price, PriceTable
 from openai_gateway.wire.usage import Usage, read_answer
+
+ROOT = Path(__file__).parents[2]
 
 TABLE = PriceTable(
     {
@@ -161,6 +165,19 @@ def test_table_of_ones_own_has_tiers_patterns_and_deployments(tmp_path: Path) ->
     assert table.cost_usd("m", Usage(2000, 1000)) == pytest.approx(0.01)
     assert table.cost_usd("team-blue", usage) == pytest.approx(0.03)
     assert table.cost_usd("m", Usage(1000, 1000, None, None, None, 1000, 1000)) == pytest.approx(0.011)
+
+
+def test_shipped_table_can_be_made_anew(tmp_path: Path) -> None:
+    """Of LiteLLM's file, by the script that made it."""
+    path = tmp_path / "table.json"
+    entry = {"litellm_provider": "openai", "mode": "chat", "input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+    path.write_text(json.dumps({"gpt-x": entry, "whisper": {**entry, "mode": "audio_transcription"}}))
+    command = [sys.executable, str(ROOT / ".ci/make_prices"), str(path), "2026-11-27", "a test"]
+    made = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=True, timeout=60).stdout
+    (tmp_path / "made.json").write_bytes(made)
+    prices = read_prices(tmp_path / "made.json")
+    assert prices.cost_usd("gpt-x", Usage(1_000_000, 1_000_000), None) == pytest.approx(3.0)
+    assert prices.cost_usd("whisper", Usage(1, 1), None) is None
 
 
 def test_litellms_file_is_read_as_it_is(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class CollectionOptions:
 
 def estimate(options: CollectionOptions, target: Target) -> int:
     """Tell what a run would come to; return the exit code."""
-    past = _read_past(options, target, options.may_resume)
+    past = _read_past(options, target)
     survey = _make_plan(options, past).survey(target.estimator)
     click.echo(describe_estimate(survey, target.estimator, options.max_cost, _choose_concurrency(options, target)))
     if not options.may_resume and options.output.is_file() and options.output.stat().st_size:
@@ -99,12 +99,12 @@ def collect(options: CollectionOptions, target: Target) -> int:
     with Journal(options.output, may_resume=options.may_resume) as journal:
         if journal.cut_bytes:
             click.echo(f"cut off a torn last line of {journal.cut_bytes:,} bytes; its call is made again", err=True)
-        past = _read_past(options, target, options.may_resume)
+        past = _read_past(options, target)
         plan = _make_plan(options, past)
         survey = plan.survey(target.estimator)
         # Only now, as what is wrong with the input or the settings has been told.
         if options.is_redo and _take_out_cut_off(options, journal, plan):
-            past = _read_past(options, target, options.may_resume)
+            past = _read_past(options, target, is_told=True)
             plan = plan.renew(past)
             survey = plan.survey(target.estimator)
         click.echo(
@@ -170,8 +170,9 @@ def print_line(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _read_past(options: CollectionOptions, target: Target, may_resume: bool) -> Past:
-    if not may_resume:
+def _read_past(options: CollectionOptions, target: Target, *, is_told: bool = False) -> Past:
+    """Return what earlier runs left; that it mixes settings is told unless it was already. Raises CalledWrongly."""
+    if not options.may_resume:
         return Past()
     before = read_settings(options.output)
     now = _make_settings(options, target, Survey())
@@ -184,7 +185,8 @@ def _read_past(options: CollectionOptions, target: Target, may_resume: bool) -> 
                 f"{options.output} was collected with other settings ({what}); set them as before, give another "
                 "--output, or take both into one with --mix"
             )
-        click.echo(f"note: {options.output} mixes answers of different settings: {what}", err=True)
+        if not is_told:
+            click.echo(f"note: {options.output} mixes answers of different settings: {what}", err=True)
     if any(each.shard != (str(options.shard) if options.shard else None) for each in before):
         raise CalledWrongly(f"{options.output} is of shard {before[-1].shard or 'none'}; give another --output")
     return past

@@ -38,7 +38,7 @@ def describe_estimate(survey: Survey, estimator: Estimator, limit_usd: float | N
             f"the input was edited since: {to_plural(matches.moved, 'row')} moved and found again, {matches.new:,} new "
             f"or changed, {to_plural(matches.orphans, 'answered row')} no longer there (their answers stay)"
         )
-    lines += [f"{to_plural(count, 'row')} {note}" for note, count in survey.notes.items()]
+    lines += [f"{to_plural(count, 'row')}: {note}" for note, count in survey.notes.items()]
     if not survey.to_do:
         return "\n".join(lines)
     lines.append(

@@ -34,6 +34,7 @@ MOST_ROWS: Final = 100_000_000
 MOST_CALLS: Final = 100_000_000
 _MOST_PROBLEMS: Final = 5
 _MOST_NOTES: Final = 20
+_OTHER_NOTES: Final = "other models are named, or other columns are not sent"
 
 
 class BadInput(Exception):
@@ -209,7 +210,7 @@ class Plan:
         survey.has_pictures = survey.has_pictures or has_pictures(row.body)
         survey.has_agents = survey.has_agents or AGENT_REF in row.fields
         for note in row.notes:
-            survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else "differ"] += 1
+            survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else _OTHER_NOTES] += 1
         if to_do:
             survey.first = survey.first or row
             survey.excess_usd = max(survey.excess_usd, estimator.excess_usd(row))

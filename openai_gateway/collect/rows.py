@@ -150,11 +150,11 @@ def to_line(fields: Mapping[str, Any], added: Mapping[str, Any]) -> bytes:
 def _find_notes(name: str, fields: Params, params: Params) -> tuple[str, ...]:
     notes = []
     if RESPONSE in fields and ROLLOUT_INDEX not in fields:
-        notes.append(f"bring a column {RESPONSE} of their own: it is kept as {GIVEN_RESPONSE}")
+        notes.append(f"a column {RESPONSE} of the row's own is kept as {GIVEN_RESPONSE}")
     if (model := read_text(params.get("model"))) is not None:
-        notes.append(f"name the model {model}, but the gateway's own is asked")
+        notes.append(f"the model {model} is named, but the gateway's own is asked")
     if name == MESSAGES and (unsent := sorted(NOT_SENT_WITH_MESSAGES & fields.keys())):
-        notes.append(f"bring {', '.join(unsent)}, not sent, as they may be the task's: chat_create_params sends all")
+        notes.append(f"not sent, as it may be the task's: {', '.join(unsent)} (chat_create_params sends all)")
     return tuple(notes)
 
 

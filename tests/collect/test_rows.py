@@ -143,8 +143,8 @@ def test_sampling_parameters_beside_messages_are_sent_and_what_may_be_the_tasks_
     params = {"frequency_penalty": 1.0, "logit_bias": {"1": 1}, "verbosity": "low", "service_tier": "flex", "top_k": 3}
     row = _row({"messages": [1], **params, "metadata": {"a": 1}, "user": "u", "label": 7})
     assert json.loads(row.body) == {"messages": [1], **params}
-    assert "bring metadata, user, not sent" in row.notes[0]
-    assert "name the model gpt-4o" in _row({"messages": [1], "model": "gpt-4o"}).notes[0]
+    assert "not sent, as it may be the task's: metadata, user" in row.notes[0]
+    assert "the model gpt-4o is named" in _row({"messages": [1], "model": "gpt-4o"}).notes[0]
 
 
 def test_parameters_of_all_rows_win_and_stand_in_the_line() -> None:

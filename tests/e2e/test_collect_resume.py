@@ -178,6 +178,7 @@ def test_answers_that_were_cut_off_are_asked_for_again(tmp_path: Path, target: t
     cost_usd = json.loads((tmp_path / "o_metrics.json").read_text())["cost_usd"]
     again = _run(tmp_path, *target, "--resume", "--redo", "incomplete", "--param", "max_output_tokens=1000")
     assert again.returncode == 0, again.stderr
+    assert again.stderr.count("mixes answers of different settings") == 1
     found = _read(tmp_path / "o.jsonl")
     assert sorted(row["_ng_task_index"] for row in found) == [0, 1, 2]
     assert {row["response"]["status"] for row in found} == {"completed"}

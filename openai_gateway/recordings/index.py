@@ -90,7 +90,7 @@ class Index:
         self._numbers.clear()
 
     def find(self, key: bytes) -> list[tuple[int, RecordHeader]]:
-        """Return places and headers of the answers under a key, the first recorded first."""
+        """Return places and headers of the answers under a key, the first begun first."""
         places = self._places.get(key, [])
         found = []
         for place in [places] if isinstance(places, int) else places:

@@ -37,7 +37,7 @@ _LOOK_EVERY_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An answer that needs no call; `age_s` since it was recorded, `is_joined`: another's call has just given it."""
+    """An answer that needs no call; `age_s` since its call began, `is_joined`: another's call has just given it."""
 
     answer: KeptAnswer
     age_s: float
@@ -69,6 +69,7 @@ class Flight:
         self.why = why
         self.is_kept = recordings.mode != JOIN
         self.waiting = 0
+        self._began_at = time()
         self.result: Hit | Shared | None = None
         self.ended = Event()
 
@@ -96,7 +97,7 @@ class Flight:
         if is_had or self.is_awaited():
             # Otherwise nobody has had it: it is there for whoever asks next.
             self._run.claim(self.key, self.asker, answer_id)
-        if self._recordings.store.keep(self.key, whose, answer, answer_id):
+        if self._recordings.store.keep(self.key, whose, answer, answer_id, self._began_at):
             self._run.land(self.key, self.asker, answer_id)
         else:
             self._run.fail(self.key, self.asker)

@@ -67,7 +67,7 @@ class Store:
         return folder
 
     def find(self, key: bytes, most_age_s: float | None, *, refresh: bool) -> list[Candidate]:
-        """Return the answers under a key that are young enough, the first recorded first. Raises OSError."""
+        """Return the answers under a key that are young enough, the first begun first. Raises OSError."""
         if refresh:
             self.index.refresh()
         ages = [age for age in (most_age_s, self.most_age_s) if age is not None]
@@ -83,10 +83,14 @@ class Store:
                 return None if answer is None else (answer, header.time)
         return None
 
-    def keep(self, key: bytes, asker: bytes, answer: KeptAnswer, answer_id: bytes) -> bool:
-        """Keep an answer under an id; False, with a line in the log and a count, if the disk won't take it."""
+    def keep(self, key: bytes, asker: bytes, answer: KeptAnswer, answer_id: bytes, began_at: float) -> bool:
+        """Keep an answer under an id; False, with a line in the log and a count, if the disk won't take it.
+
+        `began_at` is when its call began: equal calls' answers are handed out in this order, whichever worker keeps its
+        own first.
+        """
         try:
-            self._writer.append(key, asker, to_payload(answer), answer_id=answer_id)
+            self._writer.append(key, asker, to_payload(answer), began_at, answer_id)
             self._prune()
         except OSError as error:
             if self.lost == 0:

@@ -52,6 +52,18 @@ def test_second_run_gets_what_the_first_paid_for_and_no_more(store: Store) -> No
     assert isinstance(begin(recordings, x_gateway_run="second"), Flight)
 
 
+def test_answers_are_handed_out_in_the_order_their_calls_began(tmp_path: Path) -> None:
+    # Two workers keep what they have answered at moments of their own.
+    workers = [Store(tmp_path / "kept") for _ in range(2)]
+    recordings = [Recordings(store, REUSE, "http://u/v1", "boot") for store in workers]
+    for store in workers:
+        store.open()
+    flights = [begin(each) for each in recordings]
+    for number in (1, 0):
+        flights[number].land(to_answer(b"%d" % number), is_had=True)
+    assert [begin(recordings[0], x_gateway_run="second").answer.body for _ in range(2)] == [b"0", b"1"]
+
+
 def test_replay_makes_no_call(store: Store) -> None:
     _record(Recordings(store, RECORD, "http://u/v1", "boot"), b"1")
     replay = Recordings(store, REPLAY, "http://u/v1", "later")

@@ -28,8 +28,9 @@ _WIDE: Final = 110
 # From then on it is worth telling how long the oldest call has been under way.
 _LONG_S: Final = 10.0
 _BAR_RANK: Final = 6
-# Left out where there is little room.
+# Left out, or said briefly, where there is little room.
 _WAITING_FOR_THE: Final = "waiting for the "
+_BRIEFLY: Final = {" requests a minute": "/min", " tokens a minute": " tokens/min"}
 _SPACE: Final = "  "
 # What the gateway's queue waits for, as it says it.
 _QUEUES: Final = {"rate": "requests", "tokens": "tokens"}
@@ -96,11 +97,16 @@ def describe_run(progress: RunProgress, survey: Survey, width: int) -> str:
     bar = f"[{'#' * filled}{'.' * (bar_width - filled)}]"
     (rank, count), *others = list_status(progress, survey)
     parts = [(_BAR_RANK, bar), (rank, count), *others]
+    if _measure_parts(parts) > width:
+        for long, brief in _BRIEFLY.items():
+            parts = [(rank, text.replace(long, brief)) for rank, text in parts]
     if width < _WIDE:
         parts = [(rank, text.removeprefix(_WAITING_FOR_THE)) for rank, text in parts]
-    while len(parts) > 1 and _measure_parts(parts) > width:
-        parts.remove(max(parts, key=lambda part: part[0]))
-    return _SPACE.join(text for _, text in parts)[:width]
+    shown: list[tuple[int, str]] = []
+    for part in sorted(parts):
+        if not shown or _measure_parts([*shown, part]) <= width:
+            shown.append(part)
+    return _SPACE.join(part[1] for part in parts if part in shown)[:width]
 
 
 def list_status(progress: RunProgress, survey: Survey) -> list[tuple[int, str]]:

@@ -74,15 +74,19 @@ def _find_fault(api: str, verdict: _Verdict) -> tuple[str | None, str] | None:
     error = verdict.error or (failed.error if failed is not None else None)
     if isinstance(error, dict):
         code = error.get("code")
-        return None if code is None else str(code), f"with an error: {error.get('message', '')}"
+        return None if code is None else str(code), _name("with an error", error.get("message"))
     if error or failed is not None:
-        return None, f"with an error: {error or ''}"
+        return None, _name("with an error", error)
     if api == RESPONSES and verdict.status in _NO_RESPONSE:
         return None, f"with status {verdict.status}"
     # `{}`, `{"detail": ...}`, `{"object": "error", ...}`: what proxies and servers of their own kind answer with.
     if not (verdict.output is not None if api == RESPONSES else verdict.choices):
-        return None, f"without {'output' if api == RESPONSES else 'choices'}: {verdict.message or verdict.detail or ''}"
+        return None, _name(f"without {'output' if api == RESPONSES else 'choices'}", verdict.message or verdict.detail)
     return None if _holds_something(api, verdict) else (None, "with nothing in it")
+
+
+def _name(fault: str, message: Any) -> str:
+    return f"{fault}: {message}" if message else fault
 
 
 def _holds_something(api: str, verdict: _Verdict) -> bool:

@@ -90,6 +90,9 @@ class RunProgress(msgspec.Struct):
     def sample(self) -> None:
         """Take a sample for `rates`."""
         now = monotonic()
+        if not self.samples:
+            # In the first minute, rates are of all that went before.
+            self.samples.append((self.started, 0, 0))
         self.samples.append((now, self.over, self.run_sums.tokens))
         while now - self.samples[0][0] > _WINDOW_S:
             self.samples.popleft()

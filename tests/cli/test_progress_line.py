@@ -85,14 +85,23 @@ def test_eta_is_of_the_last_minute_and_there_is_none_once_all_calls_have_begun()
 @pytest.mark.parametrize(
     ("width", "expected"),
     [
-        (79, r"600/10,000 6 %  ETA 1\d:\d\d  rate limit \(3,000 requests a minute, 99 % used\)"),
-        (119, r".*ETA 1\d:\d\d .* waiting for the rate limit \(3,000 requests a minute, 99 % used\)"),
+        (79, r"600/10,000 6 %  ETA 1\d:\d\d  \$1.20 of ~\$20.00  rate limit \(3,000/min, 99 % used\)"),
+        (119, r".* 10.0 calls/s  ETA 1\d:\d\d  \$1.20 of .* waiting for the rate limit \(3,000/min, 99 % used\)"),
+        (200, r".* 64 in flight  waiting for the rate limit \(3,000 requests a minute, 99 % used\)"),
     ],
-    ids=["80 columns", "120 columns"],
+    ids=["80 columns", "120 columns", "200 columns"],
 )
 def test_rate_limit_is_told_at_usual_widths(width: int, expected: str) -> None:
     progress = _progress(waits=WaitReasons({"queued": 60}, "rate", {"requests": FoundLimit(3000.0, 0.991)}))
     assert re.fullmatch(expected, describe_run(progress, _survey(progress), width))
+
+
+def test_rate_in_the_first_minute_is_of_all_that_went_before() -> None:
+    progress = RunProgress(Sums(), 240)
+    progress.started = monotonic() - 2
+    progress.sample()
+    progress.answered = 24
+    assert progress.rates()[0] == pytest.approx(12, rel=0.2)
 
 
 def test_slow_rates_are_told_a_minute() -> None:

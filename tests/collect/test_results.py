@@ -148,6 +148,7 @@ def test_200_that_is_no_json_is_a_failure(body: bytes) -> None:
         ({"choices": [{"error": {"code": 502, "message": "provider gone"}}]}, "502", "provider gone"),
         ({"error": "model overloaded"}, None, "model overloaded"),
         ({"object": "error", "message": "oops"}, None, "without choices: oops"),
+        ({}, None, "answered with 200, but without choices"),
         ({"detail": "Internal error"}, None, "without choices: Internal error"),
     ],
 )

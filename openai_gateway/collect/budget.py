@@ -19,6 +19,7 @@ class Budget:
         self._fixed_usd = 0.0
         # By size of the input: how many unbounded calls are in flight, and what a token of all their answers costs.
         self._unbounded: dict[int, tuple[int, float]] = {}
+        self._with_pictures = 0
 
     def may_take(self, claim: Claim) -> bool:
         """Tell whether one more call fits."""
@@ -26,9 +27,13 @@ class Budget:
             return True
         return self.spent_usd + self.sum_up_reserved_usd() + self._estimate_usd(claim) <= self.limit_usd
 
-    def may_begin_unbounded(self, claim: Claim) -> bool:
-        """Tell whether enough is known of unbounded answers for one more such call: few begin before any has ended."""
-        if self.limit_usd is None or claim.size is None:
+    def knows_enough(self, claim: Claim) -> bool:
+        """Tell whether enough is known for one more call whose cost is a guess: few begin before any has ended."""
+        if self.limit_usd is None:
+            return True
+        if claim.has_pictures and self._with_pictures > self._estimator.picture_answers:
+            return False
+        if claim.size is None:
             return True
         return sum(count for count, _ in self._unbounded.values()) < 1 + self._estimator.answers
 
@@ -48,6 +53,7 @@ class Budget:
 
     def _put(self, claim: Claim, sign: int) -> None:
         self._fixed_usd += sign * claim.fixed_usd
+        self._with_pictures += sign * claim.has_pictures
         if claim.size is not None:
             count, usd = self._unbounded.get(claim.size, (0, 0.0))
             self._unbounded[claim.size] = count + sign, usd + sign * claim.usd_per_token

@@ -2,7 +2,8 @@
 
 A call's input is counted by its bytes. Its answer is as long as the row or the config allow; where nothing bounds it,
 as the 95th percentile of the answers so far to inputs of about its size, and before there are any, as an assumption
-that may be far off: so `run` begins few such calls until real answers say more. See also: config.prices, budget (what
+that may be far off: so `run` begins few such calls until real answers say more. So it does with pictures, whose tokens
+depend on the model and their size in pixels. See also: config.prices, budget (what
 is spent).
 """
 
@@ -16,6 +17,7 @@ import msgspec
 
 from openai_gateway.collect.rows import Row
 from openai_gateway.config.prices import PriceTable
+from openai_gateway.wire.input_tokens import count_input_tokens, has_pictures
 from openai_gateway.wire.usage import Report, Usage
 
 # What a call may answer with of which nothing is known yet.
@@ -49,11 +51,15 @@ class _Lengths:
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What a call may cost: `fixed_usd`, and for each token of an unbounded answer, by its input's `size`, more."""
+    """What a call may cost: `fixed_usd`, and for each token of an unbounded answer, by its input's `size`, more.
+
+    `has_pictures` says that the input is a guess.
+    """
 
     fixed_usd: float
     usd_per_token: float = 0.0
     size: int | None = None
+    has_pictures: bool = False
 
 
 FREE: Final = Claim(0.0)
@@ -74,6 +80,9 @@ class Estimator:
         self._tiers = tiers or {}
         self._lengths: dict[int, _Lengths] = {}
         self._all_lengths = _Lengths()
+        # By how much inputs with pictures were longer than thought, the most, and how many answers told.
+        self._picture_factor = 1.0
+        self.picture_answers = 0
         self.model = model
 
     @property
@@ -119,9 +128,10 @@ class Estimator:
         """Return what to set aside for a call of a row."""
         bound = self.find_bound(row)
         if bound is not None:
-            return Claim(self._price(row, row.input_tokens, bound) or 0.0)
+            return Claim(self._price(row, row.input_tokens, bound) or 0.0, has_pictures=row.has_pictures)
         without, with_output = (self._price(row, row.input_tokens, tokens) or 0.0 for tokens in (0, 1_000_000))
-        return Claim(without, (with_output - without) / 1_000_000, _find_size_class(row.input_tokens))
+        per_token = (with_output - without) / 1_000_000
+        return Claim(without, per_token, _find_size_class(row.input_tokens), row.has_pictures)
 
     def compute_cost_usd(self, report: Report) -> float | None:
         """Return what an answer cost, None if that is unknown; its length is remembered."""
@@ -131,13 +141,22 @@ class Estimator:
             self._all_lengths.add(report.usage.output_tokens)
         return self._prices.cost_usd(report.model or self.model, report.usage, report.service_tier)
 
+    def learn_pictures(self, asked: bytes, usage: Usage | None) -> None:
+        """Learn from an answer what pictures count as, if it was asked with any."""
+        if usage is not None and has_pictures(asked):
+            self.picture_answers += 1
+            thought, _ = count_input_tokens(asked)
+            self._picture_factor = max(self._picture_factor, usage.input_tokens / thought)
+
     def guess_usd(self, report: Report, input_tokens: int) -> float:
         """Return what an answer is thought to have cost whose cost is unknown: at the price of the model asked."""
         usage = report.usage or Usage(input_tokens, self.expect_tokens(_find_size_class(input_tokens)))
         return self._prices.cost_usd(self.model, usage) or 0.0
 
     def _price(self, row: Row, input_tokens: int, output_tokens: int) -> float | None:
-        return self._prices.cost_usd(self.model, Usage(input_tokens, output_tokens), self.find_tier(row))
+        factor = self._picture_factor if row.has_pictures else 1.0
+        usage = Usage(math.ceil(factor * input_tokens), output_tokens)
+        return self._prices.cost_usd(self.model, usage, self.find_tier(row))
 
 
 def _find_size_class(input_tokens: int) -> int:

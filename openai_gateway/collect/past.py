@@ -74,6 +74,7 @@ class Past:
         self.answers += 1
         report = read_answer(bytes(entry.response))
         cost_usd = 0.0 if entry.is_replayed else estimator.compute_cost_usd(report)
+        estimator.learn_pictures(bytes(entry.asked), report.usage)
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         self.sums.perhaps_billed_usd += entry.perhaps_billed_usd
         if cost_usd is None:

@@ -25,7 +25,6 @@ from openai_gateway.collect.past import Past
 from openai_gateway.collect.questions import BadRow
 from openai_gateway.collect.rows import AGENT_REF, ROLLOUT_INDEX, TASK_INDEX, Row, parse_row, to_line
 from openai_gateway.collect.shards import Shard
-from openai_gateway.wire.input_tokens import has_pictures
 
 MOST_RETRIES: Final = 3
 MOST_REPEATS: Final = 100_000
@@ -207,7 +206,7 @@ class Plan:
         survey.output_tokens += to_do * estimator.output_tokens(row)
         survey.unbounded += to_do if estimator.find_bound(row) is None else 0
         survey.has_own_indices = survey.has_own_indices or TASK_INDEX in row.fields
-        survey.has_pictures = survey.has_pictures or has_pictures(row.body)
+        survey.has_pictures = survey.has_pictures or row.has_pictures
         survey.has_agents = survey.has_agents or AGENT_REF in row.fields
         for note in row.notes:
             survey.notes[note if note in survey.notes or len(survey.notes) < _MOST_NOTES else _OTHER_NOTES] += 1

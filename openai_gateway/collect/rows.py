@@ -26,7 +26,7 @@ from openai_gateway.collect.params import (
     read_text,
 )
 from openai_gateway.collect.questions import MESSAGES, QUESTIONS, BadRow, compute_checksum, find_api, find_question
-from openai_gateway.wire.input_tokens import count_input_tokens
+from openai_gateway.wire.input_tokens import count_input_tokens, has_pictures
 
 TASK_INDEX: Final = "_ng_task_index"
 ROLLOUT_INDEX: Final = "_ng_rollout_index"
@@ -86,6 +86,11 @@ class Row(msgspec.Struct, frozen=True):
     most_input_tokens: int
     has_seeds: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_pictures(self) -> bool:
+        """Tell whether its tokens are a guess."""
+        return has_pictures(self.body)
 
     @property
     def is_background(self) -> bool:

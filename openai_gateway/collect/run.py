@@ -115,7 +115,7 @@ class Run:
     def _admit(self, claim: Claim, concurrency: int) -> bool:
         """Wait until one more call may be made; False if none may be any more."""
         while self.progress.stopping is None:
-            may_begin = self._budget.may_begin_unbounded(claim)
+            may_begin = self._budget.knows_enough(claim)
             self.progress.holds_back = not may_begin
             if not self._budget.may_take(claim):
                 if self.progress.in_flight == 0:
@@ -206,6 +206,7 @@ class Run:
         assert isinstance(found, GatewayAnswer)
         report = read_answer(response)
         cost_usd = 0.0 if found.is_replayed else self._estimator.compute_cost_usd(report)
+        self._estimator.learn_pictures(row.body, report.usage)
         guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
         times = AnswerTimes(took_s, max(took_s - tries.held_s - found.waited_s, 0.0))
         self._journal.answers.append(make_answer_line(call, found, response, times, lost_usd))

@@ -271,17 +271,17 @@ def test_what_is_set_aside_for_unbounded_calls_follows_the_answers() -> None:
     estimator = _estimator()
     budget = Budget(1.0, estimator)
     claim = Claim(0.0, usd_per_token=1e-5, size=4)
-    assert budget.may_begin_unbounded(claim)
+    assert budget.knows_enough(claim)
     budget.reserve(claim)
-    assert not budget.may_begin_unbounded(claim), "another one began before any answer told what a call costs"
+    assert not budget.knows_enough(claim), "another one began before any answer told what a call costs"
     assert budget.sum_up_reserved_usd() == pytest.approx(ASSUMED_OUTPUT_TOKENS * 1e-5)
     cost_usd = estimator.compute_cost_usd(Report(Usage(10, 60_000), model="m"))
     assert cost_usd is not None
     budget.settle(claim, cost_usd)
-    assert budget.may_begin_unbounded(claim)
+    assert budget.knows_enough(claim)
     budget.reserve(claim)
     assert budget.sum_up_reserved_usd() >= 0.6
-    assert budget.may_begin_unbounded(claim)
+    assert budget.knows_enough(claim)
     assert not budget.may_take(claim)
 
 

@@ -182,6 +182,21 @@ def test_pictures_are_told_to_be_counted_at_a_guess(tmp_path: Path) -> None:
     assert "if each byte is a token and each picture 1,200" in told
 
 
+def test_max_cost_holds_for_pictures_that_cost_far_more_than_assumed(tmp_path: Path) -> None:
+    most = [0]
+    usage = {"input_tokens": 37_000, "output_tokens": 20, "total_tokens": 37_020}
+    picture = {"type": "input_image", "image_url": "https://example.org/a.png"}
+    row = {"responses_create_params": {"input": [{"role": "user", "content": [picture]}], "max_output_tokens": 100}}
+    (tmp_path / "p.jsonl").write_text((json.dumps(row) + "\n") * 100)
+    with run_upstream(_answer_with(_response(20, model="gpt-5-mini", usage=usage), most)) as upstream:
+        config = str(write_config(tmp_path, upstream.url, PRICED))
+        for more in ((), ("--resume",)):
+            ended = _run(tmp_path, "--config", config, "--max-cost", "0.1", *more)
+            assert (ended.returncode, "Stopped by --max-cost" in ended.stderr) == (1, True)
+            # 37,000 tokens at $0.25 a million each, of which 1,200 were assumed until the first answer told.
+            assert 0.08 <= _metrics(tmp_path)["cost_usd"] <= 0.1
+
+
 def test_tier_without_a_price_is_refused_with_max_cost(tmp_path: Path) -> None:
     config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
     _write_rows(tmp_path, 2, service_tier="express")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import gevent
 import pytest
@@ -15,10 +13,9 @@ from openai_gateway.errors import InvalidRequest
 from openai_gateway.transport import pool as pool_module
 from openai_gateway.transport.errors import BadAnswer, NotHttp, Unreachable
 from openai_gateway.transport.exchange import Exchange
-from openai_gateway.transport.pool import ConnectionPool
-from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.wire.headers import RequestHeaders
+from tests.support.exchanges import make_pool, make_request, post
 from tests.support.upstreams import Conversation, ScriptedUpstream, to_answer, to_chunk
 
 TIMEOUTS = Timeouts(connect_s=5, first_byte_s=5, idle_s=5)
@@ -31,31 +28,18 @@ def watch() -> Iterator[CallWatch]:
     watch.stop()
 
 
-def _pool(upstream: ScriptedUpstream) -> ConnectionPool:
-    host, _, port = upstream.url.removeprefix("http://").partition(":")
-    return ConnectionPool(host, int(port), None)
-
-
-def _to_sent(watch: CallWatch) -> Any:
-    return SimpleNamespace(watch=watch, most_sends=2, sends=0)
-
-
-def _get(pool: ConnectionPool, watch: CallWatch, body: bytes | None = b"{}") -> RawAnswer:
-    return Exchange(pool, _to_sent(watch)).urlopen("POST", "/v1/x", body, RequestHeaders({"host": "x"}))
-
-
 def test_idle_connection_is_reused_dropped_when_old_and_when_closed(
     upstream: ScriptedUpstream, watch: CallWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = _pool(upstream)
+    pool = make_pool(upstream)
     for _ in range(3):
-        assert _get(pool, watch).read() == b'{"ok": true}'
+        assert post(pool, watch).read() == b'{"ok": true}'
     assert upstream.connections == 1
     monkeypatch.setattr(pool_module, "MAX_IDLE_S", 0.0)
     time.sleep(0.01)
     assert pool.take() is None
     monkeypatch.setattr(pool_module, "MAX_IDLE_S", 60.0)
-    _get(pool, watch).read()
+    post(pool, watch).read()
     assert upstream.connections == 2
     pool.close()
     assert pool.take() is None
@@ -69,7 +53,7 @@ def test_body_of_unknown_length_ends_with_the_connection(upstream: ScriptedUpstr
         talk.send(b"two")
 
     upstream.script = answer_and_close
-    raw = _get(_pool(upstream), watch)
+    raw = post(make_pool(upstream), watch)
     assert b"".join(iter(raw.read, b"")) == b"onetwo"
 
 
@@ -80,8 +64,8 @@ def test_connection_with_unasked_bytes_is_not_kept(upstream: ScriptedUpstream, w
         talk.wait_until_closed(1)
 
     upstream.script = answer_twice
-    pool = _pool(upstream)
-    assert _get(pool, watch).read() == b"{}"
+    pool = make_pool(upstream)
+    assert post(pool, watch).read() == b"{}"
     assert pool.take() is None
 
 
@@ -100,13 +84,13 @@ def test_answer_that_never_is_one_is_a_bad_answer(answer: bytes, upstream: Scrip
 
     upstream.script = script
     with pytest.raises(BadAnswer):
-        _get(_pool(upstream), watch)
+        post(make_pool(upstream), watch)
 
 
 def test_header_that_would_break_out_of_its_line_is_refused(upstream: ScriptedUpstream, watch: CallWatch) -> None:
     for name, value in (("x", "a\r\nevil: b"), ("x", "a\nb"), ("x\r\ny", "z")):
         with pytest.raises(InvalidRequest):
-            Exchange(_pool(upstream), _to_sent(watch)).urlopen("GET", "/", None, RequestHeaders({name: value}))
+            Exchange(make_pool(upstream), make_request(watch)).urlopen("GET", "/", None, RequestHeaders({name: value}))
     assert upstream.connections == 0
 
 
@@ -128,7 +112,7 @@ def test_what_is_not_http_is_found_out_at_once(answer: bytes, upstream: Scripted
 
     upstream.script = script
     with gevent.Timeout(4, AssertionError("waited for more")), pytest.raises(NotHttp):
-        _get(_pool(upstream), watch)
+        post(make_pool(upstream), watch)
 
 
 def test_head_in_single_bytes_and_after_signs_of_life_is_read(upstream: ScriptedUpstream, watch: CallWatch) -> None:
@@ -140,7 +124,7 @@ def test_head_in_single_bytes_and_after_signs_of_life_is_read(upstream: Scripted
             time.sleep(0.0005)
 
     upstream.script = script
-    assert b"".join(iter(_get(_pool(upstream), watch).read, b"")) == b"{}"
+    assert b"".join(iter(post(make_pool(upstream), watch).read, b"")) == b"{}"
 
 
 def test_request_is_sent_no_more_often_than_it_may_be(upstream: ScriptedUpstream, watch: CallWatch) -> None:
@@ -150,10 +134,10 @@ def test_request_is_sent_no_more_often_than_it_may_be(upstream: ScriptedUpstream
         talk.read_request()
 
     upstream.script = answer_once
-    pool, request = _pool(upstream), _to_sent(watch)
+    pool, request = make_pool(upstream), make_request(watch)
     headers = RequestHeaders({"host": "x"})
     for most_sends, expected in ((2, 2), (1, 1)):
-        _get(pool, watch).read()
+        post(pool, watch).read()
         request.most_sends, request.sends = most_sends, 0
         try:
             Exchange(pool, request).urlopen("POST", "/v1/x", b"{}", headers).close()
@@ -178,7 +162,7 @@ def test_blanks_before_an_answer_are_not_kept_back(
         talk.send(to_chunk(b"{}") + b"0\r\n\r\n")
 
     upstream.script = script
-    raw = _get(_pool(upstream), watch)
+    raw = post(make_pool(upstream), watch)
     raw.read_ahead(1024, watch)
     assert (raw.body, raw.is_whole) == (b"\n", False)
     may_end.set()

@@ -6,7 +6,6 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -14,8 +13,6 @@ import pytest
 
 from openai_gateway.errors import Cancelled, ClientGone
 from openai_gateway.transport.errors import BadAnswer
-from openai_gateway.transport.exchange import Exchange
-from openai_gateway.transport.pool import ConnectionPool
 from openai_gateway.transport.raw_answer import RawAnswer, make_mocked_answer
 from openai_gateway.transport.watch import CallWatch, Timeouts
 from openai_gateway.upstream.answer import Answer
@@ -24,6 +21,7 @@ from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders
+from tests.support.exchanges import make_pool, post
 from tests.support.upstreams import (
     STREAM_HEAD,
     Conversation,
@@ -40,19 +38,6 @@ def watch() -> Iterator[CallWatch]:
     watch = CallWatch(TIMEOUTS)
     yield watch
     watch.stop()
-
-
-def _pool(upstream: ScriptedUpstream) -> ConnectionPool:
-    host, _, port = upstream.url.removeprefix("http://").partition(":")
-    return ConnectionPool(host, int(port), None)
-
-
-def _to_sent(watch: CallWatch) -> Any:
-    return SimpleNamespace(watch=watch, most_sends=2, sends=0)
-
-
-def _get(pool: ConnectionPool, watch: CallWatch, body: bytes | None = b"{}") -> RawAnswer:
-    return Exchange(pool, _to_sent(watch)).urlopen("POST", "/v1/x", body, RequestHeaders({"host": "x"}))
 
 
 class _BrokenRaw(RawAnswer):
@@ -189,7 +174,7 @@ def test_client_that_left_cuts_the_pump(error: BaseException, upstream: Scripted
         talk.wait_until_closed(2)
 
     upstream.script = stream
-    raw = _get(_pool(upstream), watch)
+    raw = post(make_pool(upstream), watch)
     ended = list[str]()
     answer = _answer(raw, ended, watch)
     with pytest.raises(ConnectionResetError):
@@ -215,7 +200,7 @@ def test_chunk_that_arrives_in_pieces_is_pumped_whole(upstream: ScriptedUpstream
             time.sleep(0.02)
 
     upstream.script = stream
-    raw = _get(_pool(upstream), watch)
+    raw = post(make_pool(upstream), watch)
     sink = _Sink()
     answer = _answer(raw, [], watch)
     answer.pump_into(sink)
@@ -237,7 +222,7 @@ def test_pump_loses_nothing_to_a_slow_client(upstream: ScriptedUpstream, watch: 
         sent.set()
 
     upstream.script = stream
-    raw = _get(_pool(upstream), watch)
+    raw = post(make_pool(upstream), watch)
     ended = list[str]()
     answer = _answer(raw, ended, watch)
     sink = _Sink()

@@ -7,7 +7,7 @@ import gc
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -160,8 +160,10 @@ def _count_held() -> tuple[int, int]:
     return alive, len(os.listdir("/proc/self/fd"))
 
 
-def _split(data: bytes, *, is_masked: bool) -> tuple[list[bytes], dict[str, list[bytes]]]:
-    """Return the control frames as they came, and the messages of each lane: raw, or what a changed create says."""
+def _sort(
+    data: bytes, *, is_masked: bool, change: Callable[[bytes], bytes | None]
+) -> tuple[list[bytes], dict[str, list[bytes]]]:
+    """Return the control frames as they came, and each lane's messages: what `change` makes of one, else as it came."""
     control: list[bytes] = []
     lanes: dict[str, list[bytes]] = defaultdict(list)
     raw, text = b"", b""
@@ -171,9 +173,13 @@ def _split(data: bytes, *, is_masked: bool) -> tuple[list[bytes], dict[str, list
             continue
         raw, text = raw + frame.raw, text + frame.payload
         if frame.is_final:
-            lanes[_find_lane(text)].append(text if text.startswith(b'{"changed":') else raw)
+            lanes[_find_lane(text)].append(change(text) or raw)
             raw = text = b""
     return control, lanes
+
+
+def _split(data: bytes, *, is_masked: bool) -> tuple[list[bytes], dict[str, list[bytes]]]:
+    return _sort(data, is_masked=is_masked, change=lambda text: text if text.startswith(b'{"changed":') else None)
 
 
 def _find_lane(text: bytes) -> str:
@@ -185,19 +191,8 @@ def _find_lane(text: bytes) -> str:
 
 
 def _to_expected(data: bytes) -> tuple[list[bytes], dict[str, list[bytes]]]:
-    control: list[bytes] = []
-    lanes: dict[str, list[bytes]] = defaultdict(list)
-    raw, text = b"", b""
-    for frame in FrameReader(is_masked=True, most_bytes=MOST).feed(data):
-        if frame.is_control:
-            control.append(frame.raw)
-            continue
-        raw, text = raw + frame.raw, text + frame.payload
-        if frame.is_final:
-            is_create = text.startswith(b'{"type": "response.create", ')
-            lanes[_find_lane(text)].append(_to_changed(text) if is_create else raw)
-            raw = text = b""
-    return control, lanes
+    start = b'{"type": "response.create", '
+    return _sort(data, is_masked=True, change=lambda text: _to_changed(text) if text.startswith(start) else None)
 
 
 @settings(max_examples=60, deadline=None)

@@ -27,7 +27,7 @@ from openai_gateway.accounting.totals import (
 )
 from openai_gateway.wire.call import CallRecord
 
-# No upstream has more models; one that makes up a name for each call must not fill the memory.
+# More than any upstream has. Bounded, for one that makes up a name for each call would fill the memory.
 _MOST_MODELS: Final = 200
 _MOST_CODES: Final = 100
 _OTHER: Final = "other"
@@ -88,7 +88,7 @@ class Aggregate:
         """Return the count of the present second."""
         seconds = self.totals.seconds
         now = int(time.time())
-        # A clock that was set back goes on in the last second there is.
+        # While a clock that was set back catches up, calls are counted in the last second there is.
         if not seconds or seconds[-1].t < now:
             seconds.append(Second(now))
             if len(seconds) > KEPT_SECONDS:

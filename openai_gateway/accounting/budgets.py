@@ -100,7 +100,7 @@ class Budgets:
             self._file = None
 
     def _open(self) -> SpendFile:
-        # The column belongs to one process: one that was forked takes its own.
+        # A column of the table belongs to one process: after a fork, the child opens the file anew and gets its own.
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = SpendFile(self._path), os.getpid()
             if self._file.is_first and self._usage_logs:

@@ -64,7 +64,7 @@ class Captures:
     def append(self, rollout_id: str, line: bytes) -> None:
         """Append a line, all of it or nothing. Raises OSError; BlockingIOError if another process has the lock."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # A FIFO without a reader fails at once (ENXIO), one with a reader below.
+        # It may be a FIFO: without a reader this fails at once (ENXIO), with one the check below does.
         fd = os.open(self._folder / f"{rollout_id}.capture.jsonl", _FLAGS, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -137,7 +137,7 @@ def _read_raw(body: bytes) -> msgspec.Raw | None:
     """Return a body as it goes into a line if it is an object that readers can read, None otherwise."""
     try:
         body.decode()
-        # Readers may be deeper in their own stack than we are, and the body is one level deeper in the line.
+        # With a margin of nesting: readers may have less stack left, and the line adds a level around the body.
         _raw_decoder.decode(_MARGIN[0] + body + _MARGIN[1])
     except (UnicodeDecodeError, RecursionError):
         return None

@@ -16,7 +16,7 @@ def append_line(fd: int, line: bytes) -> None:
     written = os.write(fd, line)
     if written == len(line):
         return
-    # The disk is full. The piece is taken back while it is the last, lest another process's line goes on in it.
+    # The disk is full. The piece is cut off, unless another process has appended a line behind it.
     end = os.lseek(fd, 0, os.SEEK_CUR)
     if os.fstat(fd).st_size == end:
         os.ftruncate(fd, end - written)

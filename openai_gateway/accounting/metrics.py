@@ -57,7 +57,7 @@ def render(snapshots: Snapshots, accept: str) -> tuple[bytes, str]:
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError, LookupError):
-        # It compares, as numbers, what a client may write as it likes.
+        # prometheus-client takes parts of the Accept header for numbers without a check.
         encode, content_type = choose_encoder("")
     return encode(registry), content_type
 

@@ -51,7 +51,7 @@ class Snapshots:
         """Write the totals if they have changed; a failure is logged once until it is over."""
         try:
             states = self._aggregate.look()
-            # What was used of late goes down without a call.
+            # These may change without a call: the used share of a limit goes down by itself.
             states_now = [
                 (
                     state.in_flight,

@@ -85,7 +85,7 @@ class SpendPart:
         for key in self._asked:
             row, own, name = self._rows[key], self._own[key], _KEY + key.hex()
             commands += [("HSETNX", name, host, msgspec.json.encode(row.others[host])) for host in row.unsaid]
-            # First it is heard what was said before: the table may be younger than that.
+            # Nothing is said before the first answer: if the table is new, Redis knows more of this host than it.
             if row.said is not None and (row.said != own or own.in_flight):
                 commands.append(("HSET", name, file.host, msgspec.json.encode(_Said(clock, own))))
                 commands.append(("EXPIRE", name, _KEPT_S))

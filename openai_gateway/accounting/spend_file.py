@@ -206,7 +206,7 @@ class SpendFile:
         """Return a row's head with the periods of now."""
         key, is_run, _, day, month, of_day, of_month, total = _HEAD.unpack_from(self._map, row)
         this_day, this_month = to_periods(now)
-        # A clock that was set back goes on in the period there is.
+        # While a clock that was set back catches up, spending is counted in the period there is.
         if this_day > day:
             day, of_day = this_day, 0
         if this_month > month:

@@ -43,7 +43,7 @@ class UsageLog:
         self._warn_at = 0.0
         self._is_link_told = False
         self.lost = 0
-        # How many of them are of the present failure.
+        # How many calls were lost since writing began to fail.
         self._lost_now = 0
 
     def observe(self, record: CallRecord) -> None:
@@ -57,7 +57,7 @@ class UsageLog:
         try:
             append_line(self._open(), line)
         except OSError as error:
-            # A line may be left open; whoever opens the file anew ends it first.
+            # A part of the line may be in the file. Opening the file anew ends that line first.
             self._close()
             self.lost += 1
             self._lost_now += 1
@@ -108,10 +108,10 @@ class UsageLog:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # Another worker is at it.
+            # Another worker renames the file now.
             return
         try:
-            # It may have been quicker.
+            # Another worker may have renamed it before the lock was taken.
             if self._is_current(fd):
                 moment = time.time_ns()
                 stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9))

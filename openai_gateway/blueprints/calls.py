@@ -36,7 +36,7 @@ from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 
 _MOST_HEADS: Final = 256
-# Of a stored response, the query says whether it comes as a stream.
+# In the query of a GET: the stored response is asked for as a stream.
 _STREAM: Final = "stream=true"
 
 
@@ -77,7 +77,7 @@ class CallServer:
             if recordings is not None
             else None
         )
-        # Kept answers are POSTs' only: a client that is told so asks for them that way.
+        # Recordings hold answers to POSTs only. Without WebSockets, a client goes over to POSTs and finds them.
         self._websocket = WebSocketServer(
             relay, server.max_body_bytes, is_on=server.websocket and server.recordings != REPLAY
         )
@@ -135,7 +135,7 @@ class CallServer:
         except BaseException:
             watch.stop()
             if call is not None and call.reservation is not None:
-                # Settled long since, unless something unforeseen went wrong before the call could be recorded.
+                # The record has settled it already, unless something unforeseen kept the call from being recorded.
                 call.reservation.release()
             raise
 
@@ -184,7 +184,7 @@ class CallServer:
                 client = self.keys.authenticate(environ)
                 if client is not None:
                     made = msgspec.structs.replace(made, client=client.name, share=client.share)
-                # None: the upstream has begun it by itself.
+                # No text: the upstream has begun this response by itself.
                 values, body = self._rewrite(text, endpoint) if text is not None else ({}, b"")
             except GatewayError as error:
                 self._relay.refuse(made, error, started)

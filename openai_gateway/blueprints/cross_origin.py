@@ -61,7 +61,7 @@ class CrossOrigin:
             asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
             headers += [
                 ("access-control-allow-methods", _METHODS),
-                # `*` would not take in `authorization`.
+                # `*` would not allow `authorization` (Fetch 4.9).
                 ("access-control-allow-headers", asked or "authorization, content-type"),
                 ("access-control-max-age", _MAX_AGE_S),
             ]
@@ -83,5 +83,5 @@ def is_preflight(environ: Mapping[str, Any]) -> bool:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    # The scheme aside, which a proxy in front may have changed. A name may be one that a site made to lead here.
+    # Without the scheme, which a proxy may have changed. Addresses only: any site may have a name of its own lead here.
     return origin.partition("://")[2].lower() == host.lower() and _ADDRESS.fullmatch(host) is not None

@@ -149,7 +149,7 @@ def _decode(body: bytes, encoding: str, max_body_bytes: int) -> bytes:
             if length > max_body_bytes:
                 raise _too_large(max_body_bytes)
             pieces.append(piece)
-            # A small body may be decoded for long.
+            # A small compressed body may decode to a large one, so others get their turn after each piece.
             gevent.sleep(0)
     except BadEncoding:
         raise InvalidRequest(f"The request body is not in the {encoding} encoding that its header names.") from None

@@ -36,7 +36,7 @@ _MOST_BYTES: Final = 16 * 1024 * 1024
 _ASKED: Final = ("cache-control", "x-gateway-run", "x-gateway-repeat", "x-stainless-retry-count")
 _LIMITS: Final = ("x-ratelimit-", "anthropic-ratelimit-", "retry-after")
 _ENCODING: Final = "content-encoding"
-# A response that was stored there, or that is only begun, can't be handed to another.
+# States of a response that is no answer to keep.
 _UNFINISHED: Final = frozenset({"failed", "in_progress", "queued", "cancelled"})
 # After so many pieces others get a turn.
 _TURN: Final = 256
@@ -177,7 +177,8 @@ class _Keeping:
             elif not any(name in progress.call.headers for name in OF_CLIENT):
                 self._flight.fail(answer)
         finally:
-            # Whatever happened: nobody waits for ever. What a client's own header was refused for is nobody else's.
+            # Whatever happened, nobody may wait for ever. (Above, those who wait get an error, too, unless a header
+            # of this client's own may be the cause.)
             self._flight.fail()
 
     def _make_kept_answer(self, progress: Progress) -> KeptAnswer | None:
@@ -252,7 +253,7 @@ class ReplayedAnswer:
         self._count += 1
         try:
             if self._count % _TURN == 0:
-                # Nothing here waits for an upstream, nor for a client that is fast.
+                # No upstream is waited for here, and a fast client isn't either: without this, nobody else would run.
                 gevent.sleep(0)
             piece = next(self._pieces)
         except StopIteration:

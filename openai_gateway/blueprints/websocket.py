@@ -31,8 +31,8 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 
 _VERSION: Final = "13"
-# For how long an upstream is taken at its word. A 400 may be about one client's headers, as anything may be about its
-# query, and says nothing of others' handshakes.
+# How long it is remembered that an upstream has no WebSockets. That isn't concluded from a 400, nor if the client sent
+# a query: what was wrong may have been that client's own.
 _TRUSTED_S: Final = 300.0
 _NOT_PASSED: Final = ("sec-websocket-accept",)
 _KEY_AS_PROTOCOL: Final = "openai-insecure-api-key."

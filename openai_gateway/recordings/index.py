@@ -61,7 +61,7 @@ class Index:
             if number is None:
                 number = self._numbers[name] = len(self._segments)
                 self._segments.append(_Segment(path))
-            # One that is pruned meanwhile is noticed the next time; a folder of such a name costs the others nothing.
+            # A segment may be pruned meanwhile, which the next look notices; something else may have a segment's name.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 self._take_in(number)
 

@@ -37,7 +37,7 @@ def open_recordings(config: GatewayConfig, joined_folder: Path) -> dict[str, Rec
             most_age_s = _JOINED_S if mode == JOIN else server.recordings_max_age_s
             stores[folder] = Store(folder, server.recordings_max_bytes, most_age_s)
             _open(stores[folder], mode, config)
-        # Without what may be a secret in it: the key must be the same where that isn't known.
+        # Masked, so that a replay without the secret finds the same keys.
         base_url = mask_url(server.openai_base_url)
         found[name] = Recordings(
             stores[folder], mode, base_url, _make_run_name(), is_stateful_kept=server.record_stateful

@@ -30,7 +30,7 @@ _log = logging.getLogger("openai_gateway")
 RECORD: Final = "record"
 REPLAY: Final = "replay"
 REUSE: Final = "reuse"
-# Nothing is kept but for those who wait for it in another process.
+# An answer is kept only for those who wait for it in other processes.
 JOIN: Final = "join"
 _LOOK_EVERY_S: Final = 0.05
 
@@ -95,7 +95,7 @@ class Flight:
         whose = self.asker if is_named(self.asker) else NOBODY
         answer_id = make_answer_id()
         if is_had or self.is_awaited():
-            # Otherwise nobody has had it: it is there for whoever asks next.
+            # An answer that nobody took is not claimed: whoever asks next gets it.
             self._run.claim(self.key, self.asker, answer_id)
         if self._recordings.store.keep(self.key, whose, answer, answer_id, self._began_at):
             self._run.land(self.key, self.asker, answer_id)

@@ -210,7 +210,7 @@ class RunNotes:
     def _locked(self) -> Iterator[None]:
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            # Whole notes only: a process that died while it wrote one left a piece, behind which nobody writes.
+            # A process that died while it wrote a note left a piece of one: cut it off before others are appended.
             size = os.fstat(self._fd).st_size
             whole = size - size % _NOTE.size
             if whole < size:

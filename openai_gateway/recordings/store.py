@@ -50,7 +50,7 @@ class Store:
         run = self._runs.get(name)
         if run is None:
             if len(self._runs) >= _MOST_RUNS:
-                # Its file stays open for its flights, if it has any.
+                # Flights of the run hold its RunNotes, so that its file stays open until they are over.
                 self._runs.popitem(last=False)
             run = self._runs[name] = RunNotes(self._find_runs_folder(), name)
         self._runs.move_to_end(name)

@@ -33,7 +33,7 @@ from openai_gateway.wire.head import Header
 from openai_gateway.wire.sse import make_closing_event, takes_events
 from openai_gateway.wire.tail import Tail
 
-# Of the time before the last attempt.
+# A shorter wait before the last attempt is not told of in a header.
 _WORTH_TELLING_S: Final = 0.01
 
 
@@ -154,7 +154,7 @@ class Answer:
         if on_over is not None:
             self._watch.stop()
             if self.body is None:
-                # One whose body is all in has no connection any more.
+                # An answer whose body was read whole has given its connection back.
                 self._raw.close()
             on_over(self._progress)
 
@@ -209,6 +209,6 @@ def make_own_headers(progress: Progress) -> list[Header]:
         headers.append(("x-gateway-retries", ",".join(progress.retries)))
     waited_s = progress.last_attempt - progress.started
     if progress.retries or waited_s > progress.queue_wait_s + _WORTH_TELLING_S:
-        # Earlier attempts and pauses, too.
+        # All the time before the last attempt: the queue, earlier attempts, pauses.
         headers.append(("x-gateway-wait-ms", f"{waited_s * 1000:.0f}"))
     return headers

@@ -113,7 +113,7 @@ class Sender:
     def ask_breaker(self) -> None:
         """Raise UpstreamError if the breaker lets no attempt be made; one that may be made has to settle it."""
         refusal = self.breaker.refusal()
-        # The breaker knows of the last attempt's key.
+        # The breaker judged the key of the last attempt; one that was swapped in since gets its chance.
         if refusal is not None and self._key.reveal() == self._key_in_own:
             raise refusal
 

@@ -38,7 +38,7 @@ def follow_end(follower: Follower, end: Callable[[Progress], None]) -> Callable[
 
     def end_followed(progress: Progress) -> None:
         try:
-            # First: what it costs is not known before, and its client may ask for it again at once.
+            # Before `end`: only the follower knows what the answer cost, and the client may ask for it again at once.
             follower.end(progress)
         except Exception:
             _log.exception("a call's answer could not be handed on")

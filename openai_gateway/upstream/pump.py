@@ -33,7 +33,7 @@ from openai_gateway.wire.tail import Tail
 
 # A line that is no part of an event, so that it can stand between any two.
 _COMMENT: Final = b": waiting for the upstream\n"
-# A smaller piece that isn't whole chunks is decoded with less effort than it would be passed on.
+# A piece that doesn't end with a chunk's end: if it is smaller than this, decoding it takes less than passing it on.
 _LARGE_BYTES: Final = 1024
 
 

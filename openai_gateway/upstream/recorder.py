@@ -25,7 +25,7 @@ from openai_gateway.wire.usage import NOTHING, read_answer, read_stream
 Observer = Callable[[CallRecord], None]
 _log = logging.getLogger("openai_gateway")
 _DELAY_S: Final = 0.05
-# More would be cheaper still, but hold up the call that comes next.
+# With more at a time each would cost less, but the call that comes next would wait for longer.
 _MOST_CALLS: Final = 8
 _LARGE_BYTES: Final = 128 * 1024
 _MAX_CODE_LENGTH: Final = 100
@@ -130,7 +130,7 @@ class Recorder:
         elif is_failed and tail is not None:
             error_code = read_error_code(tail.end())
         if error_code is not None:
-            # The upstream's code was decoded after its bytes were looked through for keys.
+            # The bytes were searched for keys before. JSON may have hidden one by escapes, so the decoded code is, too.
             error_code = self._hide(error_code)[:_MAX_CODE_LENGTH]
         return CallRecord(
             time=time() - (monotonic() - progress.started),

@@ -58,7 +58,7 @@ class Relay:
         self._retries = Retries(server, self.admission.retrying)
         self._recorder = Recorder(server, observers, capturer, self.sender.hide)
         self.make_own_headers = make_own_headers if server.gateway_headers else _make_no_headers
-        # What others ask of a server, answered where it is known.
+        # Questions that others ask of a server, each answered by the part that knows.
         self.under_way, self.rate_limits = self.admission.under_way, self.admission.rate_limits
         self.close_queue = self.admission.queue.close
         self.is_refusing, self.key_files = self.sender.breaker.blocks, self.sender.key_files
@@ -146,7 +146,7 @@ class Relay:
                 self.admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
                 if raw.head.status < 400:
                     return raw
-                # One too large to be read ahead would keep its connection while its call waits: it goes out.
+                # A 429 too large to be read ahead would keep its connection while the call waits, so it goes out.
                 until = deadline if raw.is_whole else 0.0
                 if outcome.status == 429 and self.admission.readmit(progress, outcome, raw.body, until):
                     raw.close()

@@ -160,7 +160,7 @@ class Downstream:
         try:
             sent = self._send(data)  # type: ignore[misc]
         except OSError:
-            # Of one that is gone the greenlet is told.
+            # If the client is gone, the greenlet finds out when it sends.
             sent = 0
         if sent != len(data):
             self._rest = data[sent:]
@@ -168,7 +168,7 @@ class Downstream:
 
     def _wake_soon(self) -> None:
         if self._is_parked:
-            # From the hub, as a waiter has to be.
+            # gevent lets only the hub wake a waiter.
             gevent.get_hub().loop.run_callback(self._wake, None)
 
     def _wake(self, data: bytes | None) -> None:

@@ -12,8 +12,8 @@ import msgspec
 CREATE: Final = "response.create"
 ERROR: Final = "error"
 LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed", ERROR})
-# Of a response's input, not of its output. What is accepted makes a response of its own, which the upstream begins as
-# soon as the steered one is over, unless it says that it waits (pending) or won't (failed).
+# A steer adds input to a response that runs. If the upstream accepts it, it begins another response by itself once that
+# one is over; `pending` says that it has yet to decide, `failed` that it won't.
 _STEER: Final = "response.steer"
 ACCEPTED: Final = "response.steer.accepted"
 STEERS: Final = frozenset({ACCEPTED, "response.steer.pending", "response.steer.failed"})
@@ -76,7 +76,7 @@ def read_client_event(text: bytes) -> ClientEvent:
     try:
         return _client_events.decode(text)
     except UNREADABLE:
-        # UTF-16, too, is read by some.
+        # Some upstreams read UTF-16, too: without its zero bytes, a create is told in that as well.
         bare = text.replace(b"\0", b"")
         return ClientEvent(CREATE if b"response.create" in bare or b"\\u" in bare else None)
 

@@ -22,10 +22,10 @@ from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome
 from openai_gateway.wire.tail import Tail, make_tail
 
-# For how long a slot is kept for a response that the upstream is to begin by itself: it does so at once.
+# How long a slot is kept for a response that the upstream is to begin by itself. It begins it at once, or never.
 _FOLLOWS_WITHIN_S: Final = 10.0
 _MOST_STEERS: Final = 64
-# Records read a turn's events as they read a stream's.
+# The heads that records need: they read a turn's events as those of a stream, an error as a JSON answer.
 _EVENTS: Final = Head(200, "OK", [("content-type", "text/event-stream")])
 _ERROR: Final = Head(200, "OK", [("content-type", "application/json")])
 _ANSWERED: Final = Outcome(200, {})
@@ -152,7 +152,7 @@ class Lane:
             return CallTimeout(f"The call was not over within {total_s:g} s.")
         if not self.running:
             return None
-        # The others wait for it.
+        # Only the first one can be late: those behind it wait for it.
         turn = self.running[0]
         if turn.has_moved:
             turn.has_moved, turn.moved_at = False, now

@@ -34,7 +34,7 @@ def open_socket(relay: Relay, call: Call, watch: CallWatch) -> Socket:
         if is_final(outcome):
             refused = outcome if sender.blames_key(call, request) else None
         else:
-            # That it agrees says nothing of the quota.
+            # An agreed handshake doesn't show that there is quota left, so it is no answer that closes the breaker.
             is_answered = raw.head.status != _AGREED
     finally:
         sender.breaker.settle(refused, is_answered=is_answered)

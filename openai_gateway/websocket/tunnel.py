@@ -81,7 +81,7 @@ class Tunnel:
     def run(self, is_draining: Callable[[], bool]) -> None:
         """Carry the connection until it ends; then everything is given back."""
         self._is_draining = is_draining
-        # By which it is told that a stop waits no longer.
+        # Without bounds of its own: only a stop that waits no longer ends this greenlet by it.
         watch = CallWatch(Timeouts())
         pumps = [gevent.spawn(self._pump_client), gevent.spawn(self._pump_upstream)]
         _open.add(self)
@@ -219,7 +219,7 @@ class Tunnel:
     def _part(self, from_client: gevent.Greenlet[[], None], from_upstream: gevent.Greenlet[[], None]) -> None:
         """Tell each side what it has to be told, and give it a moment to answer."""
         if self._farewell is None:
-            # Whoever was sent a close answers it, and that passes, too; of two sides that are there.
+            # If both sides are there and one was sent a close, its answer still passes before both end.
             is_closing = self._has_closed or self._downstream.close_code is not None
             gevent.joinall([from_client, from_upstream], timeout=_CLOSE_S if is_closing else 0)
             return

@@ -113,7 +113,7 @@ class Turns:
                     self._waiting -= 1
                     self._waiting_bytes -= len(frames)
         except (OSError, Cancelled, ClientGone):
-            # The connection is gone, and its tunnel knows, which ends what waits.
+            # The connection is gone. The tunnel has noticed, and ends what waits.
             pass
         finally:
             lane.sender = None
@@ -138,7 +138,7 @@ class Turns:
             self._tell_error(GatewayError("The gateway met an unexpected error."), name)
             return
         if self._is_over or lane.error is not None:
-            # Its slot came free by the end of the others, at the same moment, or too late.
+            # The slot came too late: the connection is over, or the lane has failed meanwhile.
             progress.attempts, progress.error = 0, lane.error
             progress.outcome = "client_gone" if lane.error is None else "failed"
             self._relay.end_turn(progress)
@@ -154,7 +154,7 @@ class Turns:
         try:
             self._relay.drop_turn(self._make_call(text), error)
         except (GatewayError, ClientGone):
-            # It was wrong as well, and is recorded.
+            # The create was wrong in itself, too; as such it is recorded already.
             pass
         except Exception:
             _log.exception("a WebSocket's call could not be recorded")
@@ -202,7 +202,7 @@ class Turns:
         turn.has_moved = True
         progress = turn.progress
         if not turn.has_begun:
-            # All that was accepted until now is in it.
+            # This response takes in every steer that was accepted until now.
             lane.steers.clear()
             self._relay.answer_turn(progress, turn.begin(event, text), text)
         elif progress.tail is not None:

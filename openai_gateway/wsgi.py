@@ -37,6 +37,8 @@ GUNICORN_APP_LOAD_ERROR: Final = 4
 _log = logging.getLogger("openai_gateway")
 _MARGIN_S: Final = 2.0
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
+# Twice that is kept at most.
+_LARGE_BYTES: Final = 4 * 1024 * 1024
 
 
 def _make_app() -> GatewayApp:
@@ -64,6 +66,9 @@ def _make_app() -> GatewayApp:
     # What is loaded now lives as long as the process: no collection need look at it, and calls make few cycles.
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    # glibc learns from a large block that is freed what is worth keeping. Without that, it gives the memory of each
+    # large body back to the kernel, only to fetch it anew for the next, page by page.
+    bytes(_LARGE_BYTES)
     gc.enable()
     return made
 

@@ -56,7 +56,7 @@ class Interpolation:
                 return UNRESOLVED
             value = node[key]
         except OmegaConfBaseException as error:
-            # What couldn't be read may hold what is missing here: its complaint is the one to cure.
+            # If a file could not be read, what is missing here may stand in it: that file's complaint is enough.
             if not self._merged.is_partial:
                 self._complain(dotted, _find_cure(node, key, error))
             return UNRESOLVED
@@ -87,7 +87,7 @@ class Interpolation:
 def _find_cure(node: DictConfig | ListConfig, key: Any, error: OmegaConfBaseException) -> str:
     raw: Any = OmegaConf.to_container(node, resolve=False)
     expression = raw[key]
-    # Anything longer than a reference may hold text of its own.
+    # Only a plain reference is shown: what stands around one may be a secret.
     shown = ""
     if isinstance(expression, str) and expression.startswith("${") and len(expression) < 80:
         shown = expression

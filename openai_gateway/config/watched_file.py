@@ -59,7 +59,7 @@ class WatchedFile(Generic[_Content]):
             found = os.stat(self.path)
             stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
             if stamp == self._stamp:
-                # Unread all the same: what was wrong with this content still is.
+                # The file is as it was. If it could not be used then, `problem` still says so.
                 return
             with open(self.path, encoding="utf-8") as file:
                 content = self._parse(file.read())

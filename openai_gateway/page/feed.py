@@ -20,9 +20,9 @@ from openai_gateway.upstream.pump import Sink
 
 MOST_VIEWERS: Final = 20
 _INTERVAL_S: Final = 1.0
-# A viewer that stops reading must not keep its place.
+# A viewer that stops reading is put out, so that another can watch.
 _TIMEOUTS: Final = Timeouts(client_s=10.0)
-# Then the browser comes again by itself, and shows its key anew.
+# After that the stream ends, and the browser opens another one by itself; then its key is checked again.
 _LONGEST_S: Final = 900.0
 _GREETING: Final = b"retry: 1000\n\n"
 

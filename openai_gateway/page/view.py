@@ -124,7 +124,7 @@ def _list_alerts(snapshot: Mapping[str, Any]) -> list[str]:
     for where, count in snapshot["lost"].items():
         if count:
             alerts.append(_LOST[where].format(count))
-    # Servers mostly have the same.
+    # Once each: most servers have the same notes.
     return [*alerts, *dict.fromkeys(note for server in snapshot["servers"] for note in server["notes"])]
 
 

@@ -18,7 +18,7 @@ from openai_gateway.errors import MalformedBody
 # After so many bytes another greenlet runs.
 YIELD_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
-# gunicorn's own bounds are those of a head, and what it looks through anew for every byte that comes.
+# gunicorn bounds these as it does a head, and searches all of it again with every byte that comes: too much.
 _MAX_TRAILER_BYTES: Final = 16 * 1024
 _MAX_SIZE_LINE_BYTES: Final = 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"

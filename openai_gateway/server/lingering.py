@@ -29,7 +29,7 @@ PLACES: Final = 64
 _BYTES_PER_S: Final = 64 * 1024 * 1024
 
 silences = Waits(SILENCE_S)
-# What is read goes here, whoever sent it, and nobody looks at it.
+# One buffer for whatever is read to be thrown away, from any client.
 _waste = bytearray(256 * 1024)
 
 

@@ -27,7 +27,7 @@ _MOST_TIMES_LEFT: Final = 3
 _SAY_AGAIN_S: Final = 60.0
 # For a TLS handshake; as long as for a head.
 handshakes = Waits(20.0)
-# A client that left between its handshake and now.
+# The client left after TCP's handshake, before its connection was accepted.
 _GONE: Final = {errno.ECONNABORTED, errno.EPROTO}
 
 
@@ -39,7 +39,7 @@ class Listener(StreamServer):
     _said_at = float("-inf")
     # Tells whether another worker should have the next connection.
     is_for_another: Callable[[], bool] | None = None
-    # Counts connections from their accepting on, before the next one is thought of; `handle` counts them out.
+    # Called with 1 for each connection as it is accepted; `Worker.handle` counts it out when it is over.
     count: Callable[[int], None] = staticmethod(lambda change: None)
     _times_left = 0
     _has_just_taken = False

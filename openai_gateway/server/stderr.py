@@ -96,7 +96,7 @@ class QueuedStream(_Stream):
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:
-                # Whoever else has this descriptor may have made it so.
+                # Another process that shares this descriptor may have made it non-blocking.
                 _sleep(_PAUSE_S)
             except OSError:
                 lost_lines.count += 1

@@ -208,7 +208,7 @@ def adopt_worker() -> Worker | None:
         return None
     if type(worker) is GeventWorker:
         worker.__class__ = Worker
-        # The one set was GeventWorker's.
+        # Signals were set up by GeventWorker; this handler is ours.
         signal.signal(signal.SIGTERM, worker.handle_exit)
     if not isinstance(worker, Worker):
         raise RefusedWorkerClass(

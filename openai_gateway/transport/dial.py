@@ -85,7 +85,7 @@ class _Race:
         if code and code not in _IN_PROGRESS:
             self._fail(watcher, code)
         else:
-            # Connected at once, it is writable at once.
+            # The socket is writable when it is connected, which may be now.
             watcher.start(self._news.set)
 
     def wait(self, seconds: float | None) -> tuple[_socket.socket, Address] | None:

@@ -37,7 +37,7 @@ class Ticker(Generic[TickedT]):
     def __init__(self) -> None:
         self.awake: set[TickedT] = set()
         self.is_running = False
-        # What rests: by the number of the tick that ends it, and that number for each.
+        # What rests, by the number of the tick that ends its rest; and that number for each.
         self._resting: dict[int, set[TickedT]] = {}
         self._rests_until: dict[TickedT, int] = {}
         self._number = 0

@@ -20,12 +20,12 @@ _HEX = re.compile(rb"[0-9a-fA-F]{1,15}")
 _KNOWN_SIZES: dict[bytes, int] = {}
 _MAX_KNOWN_SIZES: Final = 4096
 _MAX_KNOWN_SIZE_BYTES: Final = 8
-# What stands between a chunk's bytes and the next chunk's, as it was seen: a line end, the size's line, and what may be
-# a byte of the chunk. By it: how far the next chunk reaches, its line end not counted, and how many bytes it holds.
+# A step goes from one chunk's bytes to the next chunk's. The key is what was seen between them: the line end, the line
+# with the size, and perhaps a first byte of the chunk. The value: how far it is to the next step, and the chunk's size.
 _KNOWN_STEPS: dict[bytes, tuple[int, int]] = {}
 _STEP_DIGITS: Final = 3
 LAST_BYTES: Final = 2 * 1024
-# Steps pay off with more than a few chunks.
+# In a smaller piece there are too few chunks for steps to pay off.
 _FEW_BYTES: Final = 1024
 
 
@@ -159,14 +159,14 @@ def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
     And where those begin that hold the last few KB.
     """
     at, end, length, mark = start, len(piece), 0, start
-    # Up to there the first time, to the end the second.
+    # The first round goes up to the limit, to find the mark; the second to the end.
     limit = max(end - 2 * LAST_BYTES, start)
     while at < end:
         if at >= limit:
             mark, limit = (at, end) if limit < end else (mark, limit)
         before, size = at, 0
         if at > start:
-            # Each step proves the line end of the chunk before.
+            # A step that is found has shown that the chunk before it ends with a line end, as it must.
             while at < limit and (step := _KNOWN_STEPS.get(piece[at - 2 : at + 5])) is not None:
                 before, size = at, step[1]
                 at += step[0]

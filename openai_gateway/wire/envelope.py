@@ -27,7 +27,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD]")
 _ABSENT: Final = msgspec.Raw(b"\0")
 _UTF8_WINDOW_BYTES: Final = 32 * 1024
 _TRUE: Final = ord("t")
-# Keys of rollouts are kept, thousands of them; the end of a longer one tells rollouts apart as well.
+# Thousands of rollout keys are kept. Of a longer one only the end is: it tells rollouts apart as well.
 _MOST_KEY_LENGTH: Final = 256
 _STARTS: Final = {"string": '"', "array": "[", "object": "{", "boolean": "tf", "null": "n"}
 _NAMES_OF_STARTS: Final = {

@@ -67,7 +67,7 @@ class FrameReader:
         self._is_masked = is_masked
         self._most_bytes = most_bytes
         self._buffer = bytearray()
-        # Bytes of the message that has begun, its frames' heads included; None between messages.
+        # How many bytes have come of a message that isn't whole yet, with its frames' heads; None between messages.
         self._begun: int | None = None
 
     @property

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from openai_gateway.errors import InvalidRequest
 
-# The environ's key of a client's head without its Content-Length, if all else in the environ comes from it alone.
+# The environ's key for the head as it came, without Content-Length. Only there if the whole environ was made of it.
 CLIENT_HEAD: Final = "openai_gateway.head"
-# The environ's key of headers whose names hold an underscore: (name, value) pairs, which no other header can be.
+# The environ's key for headers with an underscore in their names, as (name, value): no client can set it by a header.
 UNDERSCORED: Final = "openai_gateway.underscored"
 HOP_BY_HOP: Final = frozenset(
     {
@@ -46,9 +46,9 @@ _NOT_TO_UPSTREAM: Final = HOP_BY_HOP | {
     "content-encoding",
     "origin",
 }
-# By these a client makes a call another account's: what that is refused for, or limited to, is not the gateway's own.
+# With these a client names an account of its own: its limits and refusals are not those of the gateway's account.
 OF_ACCOUNT: Final = ("openai-organization", "openai-project")
-# What a client may send of these can have its own call refused, and says nothing of anybody else's.
+# A wrong value of these has that client's call refused. Such a refusal says nothing of other clients' calls.
 OF_CLIENT: Final = (*OF_ACCOUNT, "openai-beta")
 _MAX_CACHED_NAMES: Final = 1024
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-# A string that is cut off is a token, too: what is in it is no member.
+# A string that is cut off counts as a token as well, so that nothing within it is taken for a member.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}\[\]:,]|[^\s"{}\[\]:,]+', re.DOTALL)
 _QUOTE: Final = re.compile(rb'(?<!\\)((?:\\\\)*)"')
 _OPENING: Final = (b"{", b"[")
@@ -36,7 +36,7 @@ def read_beginning(text: bytes) -> Members:
 def read_end(text: bytes) -> Members:
     """Return the members in the end of an object as `read_beginning` does; `text` may begin anywhere."""
     quotes = [match.start(1) + len(match[1]) for match in _QUOTE.finditer(text)]
-    # An odd number of them: the first one ends the string that `text` begins in.
+    # With an odd number of quotes, `text` begins within a string, which the first of them ends.
     start = quotes[0] + 1 if len(quotes) % 2 else 0
     text = text[start:]
     depth = sum(_read_step(match[0]) for match in _TOKEN.finditer(text))
@@ -58,7 +58,7 @@ def _members(text: bytes, depth: int) -> Iterator[tuple[int, bytes, bytes]]:
             key = before[1:-1] if before.startswith(b'"') else None
         elif key is not None:
             if match.end() == len(text) and token not in _OPENING:
-                # A value that is cut off may be taken for another one.
+                # The value may be cut off here (`12` of `120`), and would be wrong.
                 return
             if token == b"{":
                 open_objects.append((depth, key, match.start()))

@@ -283,7 +283,7 @@ class DecodingTail(Tail):
 
 
 def make_tail(head: Head, clock: Clock, *, is_captured: bool) -> Tail:
-    """Return what keeps the tail of an answer with this head; if captured, all of it up to MAX_CAPTURED_BYTES."""
+    """Return the Tail for an answer with this head. If captured, it keeps the whole body, up to MAX_CAPTURED_BYTES."""
     known = head.known
     tail = Tail(clock) if is_event_stream(known.get("content-type", "")) else BodyTail(clock)
     if is_captured:

@@ -41,6 +41,8 @@ from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 _log = logging.getLogger("openai_gateway")
 # What the output of a call that gives no bound is taken to be; the drain learns what it really is.
 _OUTPUT_TOKENS: Final = 1024
+# How many hosts those that share their limits may be, until they are in touch.
+_HOSTS_BY_GUESS: Final = 4
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*("resp_[^"\\]{1,200}")')
 _RESPONSE_KEY: Final = '"resp_'
 _ID_WITHIN_BYTES: Final = 400
@@ -102,6 +104,10 @@ class Admission:
         """
         server, total = self._server, self._server.max_concurrent_requests_total
         has_hosts = server.limits_url is not None
+        # None of these has heard of any other at their first calls.
+        others = workers * (_HOSTS_BY_GUESS if has_hosts else 1) - 1
+        if self._learns and others:
+            self.limiter.window.begin_beside(others)
         if total is None and not has_hosts and (workers == 1 or not self._learns):
             return None
         try:

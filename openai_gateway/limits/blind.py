@@ -85,7 +85,7 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
                 steps += max(0.0, steps - _STEADY_STEPS) ** 2
             return rate * float(_GUESS_GROWTH ** min(steps, _MOST_STEPS))
         steps = self._grown / _GROW_CALLS
-        steps += max(0.0, steps - _STEADY_STEPS) ** 2
+        steps += max(0.0, steps - _STEADY_STEPS) ** 3
         return rate * (1 - self._below + max(_BELOW, self._below / 2) * steps)
 
     def wait_s(self, now: float) -> float:

@@ -1,8 +1,9 @@
 """How many calls may be in flight: at the start, and at an upstream that limits just that.
 
-The strategy. A new upstream is met with four calls. While these are all in flight, each answer lets two more in, and
-they double in a third of a second without a refusal, one by one (answers may take minutes, refusals come at once): a
-thousand in three seconds, then any number. Whatever tells the upstream's limits opens the window at once.
+The strategy. A new upstream is met with four calls, of all workers together. While these are all in flight, each answer
+lets two more in, and they double in a third of a second without a refusal, one by one (answers may take minutes,
+refusals come at once): a thousand in three seconds, then any number. Whatever tells the upstream's limits opens the
+window at once.
 
 An upstream that refuses calls for being too many at once is held at what was running then. One more is tried after five
 seconds; refused, the next try comes after ten, and so on to a minute. A try that passes lets the window grow by one an
@@ -61,6 +62,11 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Learn that one of those that another process had in flight as it joined was refused."""
         if self.is_held:
             self.most = max(1.0, self.most - 1)
+
+    def begin_beside(self, others: int) -> None:
+        """Begin with its part of the first calls, so many processes beginning at the same time."""
+        if not self.is_held:
+            self.most = min(self.most, max(1.0, _FIRST / (1 + others)))
 
     def open(self) -> None:
         """Let in any number: the upstream's limits are told otherwise."""

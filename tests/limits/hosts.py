@@ -21,6 +21,7 @@ class Host:
     def __init__(self, name: str, gateway: Gateway, redis: Redis, told: ConfiguredLimits) -> None:
         self.name, self.gateway, self.redis = name, gateway, redis
         self.limiter = gateway.limiter = HostLimiter(told, 0.0)
+        self.limiter.window.begin_beside(3)
         self.ledger = HostLedger(name, b"")
 
     def exchange(self) -> None:

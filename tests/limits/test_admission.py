@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from openai_gateway.config.secret import Secret
 from openai_gateway.limits.admission import Admission, QueuedCall
 from openai_gateway.limits.order import Rollout
 from openai_gateway.wire.api import Api
@@ -20,6 +23,8 @@ class _Server:
     requests_per_minute = tokens_per_minute = max_concurrent_requests = max_concurrent_requests_total = None
     max_queue = queue_timeout_s = None
     learn_limits = True
+    limits_url: Secret | None = None
+    openai_base_url, openai_model = "http://a/v1", "m"
     schedule = "rollouts"
     openai_default_headers: ClassVar[dict[str, str]] = {}
 
@@ -42,6 +47,17 @@ def test_limit_of_the_headers_is_told_with_what_is_free() -> None:
     found = admission.under_way().learned_limits["requests"]
     assert found.per_minute == 600.0
     assert found.free == pytest.approx(501.0, abs=1.0)
+
+
+def test_workers_of_hosts_that_know_nothing_of_each_other_begin_with_few_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for workers, limits_url, first in ((1, None, 4.0), (2, None, 2.0), (8, None, 1.0), (1, Secret("redis://h"), 1.0)):
+        admission = _admission()
+        admission._server.limits_url = limits_url
+        admission.share("key", workers)
+        assert admission.limiter.window.most == first
 
 
 def test_rate_learnt_from_refusals_is_told_too() -> None:

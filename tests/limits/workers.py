@@ -57,10 +57,11 @@ class _Callback:
 class Worker:
     """One worker: what `admission` does, without greenlets."""
 
-    def __init__(self, simulation: Simulation, path: Path) -> None:
+    def __init__(self, simulation: Simulation, path: Path, workers: int) -> None:
         self.simulation = simulation
         self.queue = _SimulatedQueue(Limiter(ConfiguredLimits(), CLOCK_AT_S), Order(), Bounds())
         self.queue.simulation = simulation
+        self.queue.limiter.window.begin_beside(workers - 1)
         self.queue.share(SharedLimits(path))
         self.rollouts: dict[tuple[int, int], Rollout] = {}
 
@@ -125,7 +126,7 @@ class WorkersSimulation(Simulation):
         self, spec: Upstream, path: Path, workers: int, told: ConfiguredLimits | None = None, **given: Any
     ) -> None:
         super().__init__(spec, gateways=0, **given)
-        self.workers = [Worker(self, path) for _ in range(workers)]
+        self.workers = [Worker(self, path, workers) for _ in range(workers)]
         self.worker_of = [self.random.choice(self.workers) for _ in range(self.callers)]
 
     def run(self) -> Report:

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.mixed_calls [--calls 100000]
 
-Two workers' queues in one process share a file. Each call is a greenlet that may be killed at any time. Printed: what
-became of the calls, what is still held (nothing), and charges as the upstream counted them against those of the ledger
-(equal). Exit 1 otherwise.
+Two workers' queues in one process share a file; the upstream is a few counters beside them: no sockets here. Each call
+is a greenlet that may be killed at any time. Printed: what became of the calls, what is still held (nothing), and
+charges as the upstream counted them against those of the ledger (equal). Exit 1 otherwise.
 """
 
 from __future__ import annotations

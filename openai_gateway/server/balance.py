@@ -20,6 +20,7 @@ from typing import Final
 PLACES: Final = 64
 _PLACE_BYTES: Final = 16
 _FRESH_S: Final = 3.0
+_PART_MORE: Final = 8
 
 
 class Balance:
@@ -45,10 +46,14 @@ class Balance:
         self._places[self._own] = 0.0
 
     def has_more_than_another(self, count: int) -> bool:
-        """Tell whether a worker with so many should leave the next connection to another."""
-        oldest = monotonic() - _FRESH_S
+        """Tell whether a worker with so many should leave the next connection to another.
+
+        Of many it may have an eighth more: when hundreds come at once, workers that took only one in turn, between the
+        calls that they serve, would have them wait for seconds.
+        """
+        oldest, fair = monotonic() - _FRESH_S, count - count // _PART_MORE
         places = self._places
         for place in range(0, PLACES * 2, 2):
-            if places[place] > oldest and places[place + 1] < count and place != self._own:
+            if places[place] > oldest and places[place + 1] < fair and place != self._own:
                 return True
         return False

@@ -1,7 +1,7 @@
 """Accepts connections for a worker: in patience if there is no room, and after a worker that has fewer.
 
-Several are taken at a time only while this worker has fewest: with many clients at once, a worker that gets to it
-seldom, for its core is busy, catches up with the others.
+Several are taken at a time only while no other worker has clearly fewer: with many clients at once, a worker that gets
+to it seldom, for its core is busy, catches up with the others.
 
 See also: worker (what is done with a connection), balance.
 """

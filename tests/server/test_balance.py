@@ -27,6 +27,25 @@ def test_worker_with_more_than_another_leaves_the_next_one_to_it(tmp_path: Path,
     assert not first.has_more_than_another(3)
 
 
+@pytest.mark.parametrize(("workers", "clients"), [(2, 64), (4, 64), (2, 512), (4, 512), (8, 512)])
+def test_many_that_come_at_once_are_taken_in_few_turns_and_evenly(
+    workers: int, clients: int, tmp_path: Path, now: list[float]
+) -> None:
+    places = [Balance(tmp_path / "connections", age) for age in range(workers)]
+    counts = [0] * workers
+    for place in places:
+        place.publish(0)
+    turns = 0
+    while sum(counts) < clients:
+        turns += 1
+        for number, place in enumerate(places):
+            while sum(counts) < clients and not place.has_more_than_another(counts[number]):
+                counts[number] += 1
+                place.publish(counts[number])
+    assert max(counts) <= 1.3 * min(counts)
+    assert turns <= 40
+
+
 def test_nobody_waits_for_a_worker_that_left_or_died(tmp_path: Path, now: list[float]) -> None:
     first, left, dead = (Balance(tmp_path / "connections", age) for age in (1, 2, PLACES + 3))
     left.publish(0)

@@ -53,13 +53,14 @@ class PlannedCall(msgspec.Struct, frozen=True):
 
 
 class Survey(msgspec.Struct):
-    """What a plan comes to: `calls` is all that is wanted, which is `done`, `given_up`, or `to_do`.
+    """What a plan comes to.
 
-    Some of the latter `failed` before.
-
-    Tokens and cost are of the calls to do, at most; `cost_usd` None is unknown. `unbounded` calls may answer with any
-    length; `rows` counts the input's, and `first` is that of the first call to do. A call's estimate may fall short by
-    up to `excess_usd`. `notes` count rows by what is to be told of them. `all_rows` are those of all shards.
+    Rows: `rows` are those of this shard, `all_rows` of all shards; `first` is the row of the first call to do. `notes`
+    has what is to be told of rows, and of how many.
+    Calls: `calls` is how many are wanted in all. Each is `done`, `given_up` or `to_do`; of the calls to do, `failed`
+    have failed before, and `unbounded` may be answered at any length.
+    Cost: the tokens and `cost_usd` are the most that the calls to do may take; None is unknown. A single call may cost
+    up to `excess_usd` more than that.
     """
 
     rows: int = 0

@@ -26,9 +26,9 @@ _SEND_TOGETHER_BYTES: Final = 32 * 1024
 
 
 class Watched(Protocol):
-    """A request to be sent: it knows its call's watch, how often it may be sent, and how often it was.
+    """A request to be sent, its call's watch, and two counts: `most_sends` allowed, `sends` made.
 
-    A peer may have acted on each time.
+    They are counted because a peer may have acted on each, and charge for it.
     """
 
     watch: CallWatch
@@ -37,7 +37,7 @@ class Watched(Protocol):
 
 
 class Exchange:
-    """Makes one call of `urlopen`, the way requests' adapter makes it."""
+    """Stands where requests' adapter expects urllib3's connection pool; its `urlopen` sends one request."""
 
     __slots__ = ("_pool", "_request")
 

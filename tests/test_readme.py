@@ -48,7 +48,7 @@ def test_quick_start_has_exactly_two_commands() -> None:
     assert len(commands) == 2
     assert all("\n" not in command for command in commands)
     assert commands[0].endswith("openai-gateway demo")
-    assert commands[1].endswith("python -m pytest -n 4 --dist loadfile")
+    assert commands[1].endswith("python -m pytest -n 6 --dist loadfile")
 
 
 def test_tables_of_keys_are_those_of_the_declarations() -> None:

@@ -31,6 +31,16 @@ KEY = "gw-key-0123456789"
 WAYS = {"-k gevent": ["-k", "gevent"], "gunicorn's parser": ["--access-logfile", "/dev/null"]}
 
 
+# Whoever reads nothing is waited for as soon as the kernel holds this much for it; it would take 4 MB.
+_SMALL_BUFFERS = """
+import socket
+
+def post_worker_init(worker):
+    for listener in worker.sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+"""
+
+
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[ScriptedUpstream]:
     with run_upstream(answer_always) as running:
@@ -43,7 +53,9 @@ def gateway(
 ) -> Iterator[Gunicorn]:
     settings = {"gateway_api_keys": [KEY], "client_timeout_s": 3, "max_body_bytes": 300_000}
     folder = tmp_path_factory.mktemp("hostile")
-    with run_gateway(folder, upstream.url, settings, *WAYS[request.param]) as running:
+    (folder / "buffers.py").write_text(_SMALL_BUFFERS)
+    arguments = ["-c", str(folder / "buffers.py"), *WAYS[request.param]]
+    with run_gateway(folder, upstream.url, settings, *arguments) as running:
         yield running
 
 

@@ -432,8 +432,7 @@ def test_upstream_that_always_says_429_is_not_stormed(
     length_s, callers, is_over = 4.0, 50, threading.Event()
     ends: list[type[Exception]] = []
 
-    def call_on(number: int) -> None:
-        client = openai.OpenAI(api_key="x", base_url=f"{gateway.url}/v1", max_retries=2 if has_sdk else 0)
+    def call_on(client: openai.OpenAI) -> None:
         while not is_over.is_set():
             with pytest.raises(openai.APIError) as raised:
                 client.responses.create(model="m", input="x")
@@ -441,8 +440,9 @@ def test_upstream_that_always_says_429_is_not_stormed(
                 ends.append(raised.type)
 
     with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 3}) as gateway, ThreadPoolExecutor(callers) as pool:
+        client = openai.OpenAI(api_key="x", base_url=f"{gateway.url}/v1", max_retries=2 if has_sdk else 0)
         began = time.monotonic()
-        calls = [pool.submit(call_on, number) for number in range(callers)]
+        calls = [pool.submit(call_on, client) for _ in range(callers)]
         try:
             eventually(lambda: ends and time.monotonic() > began + length_s)
             took_s, sent = time.monotonic() - began, len(upstream.requests)

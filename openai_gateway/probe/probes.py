@@ -174,7 +174,7 @@ def describe_usage(reply: Reply) -> str:
     usage = read_answer(reply.body).usage
     if usage is None:
         return "answers; it reports no tokens"
-    return f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
+    return f"tokens: {usage.input_tokens} in, {usage.output_tokens} out"
 
 
 def describe_limit(kind: str, limit: RateLimit) -> str:

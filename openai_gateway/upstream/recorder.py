@@ -26,7 +26,7 @@ Observer = Callable[[CallRecord], None]
 _log = logging.getLogger("openai_gateway")
 _DELAY_S: Final = 0.05
 # With more at a time each would cost less, but the call that comes next would wait for longer.
-_MOST_CALLS: Final = 8
+_MOST_CALLS: Final = 24
 _LARGE_BYTES: Final = 128 * 1024
 _MAX_CODE_LENGTH: Final = 100
 

@@ -221,6 +221,15 @@ class LimitsFile:
         return self._running
 
 
+def has_workers(path: Path) -> bool:
+    """Tell whether a worker that lives has a row in a file, if that has this layout. Raises OSError."""
+    text = path.read_bytes()
+    if len(text) != SIZE or not text.startswith(_MAGIC):
+        return False
+    workers = (WORKER.unpack_from(text, TABLE_AT + row * WORKER.size) for row in range(WORKERS))
+    return any(pid and not _has_ended(pid, start) for start, pid, *_ in workers)
+
+
 def _has_ended(pid: int, start: int) -> bool:
     try:
         return start_of(pid) != start

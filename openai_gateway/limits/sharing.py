@@ -42,6 +42,7 @@ from openai_gateway.limits.limits_file import (
     STATE_AT,
     WORKERS,
     LimitsFile,
+    has_workers,
 )
 from openai_gateway.processes import start_of
 
@@ -131,10 +132,12 @@ def derive_limits_path(base_url: str, key: str, model: str) -> Path:
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to somebody else")
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time() - path.stat().st_mtime > _KEPT_S:
-                path.unlink()
     # The key itself is not to be told from the name.
     name = hashlib.blake2b("\0".join((base_url, model)).encode(), key=key.encode()[:64], digest_size=16).hexdigest()
-    return folder / f"{name}.{LAYOUT}"
+    asked = folder / f"{name}.{LAYOUT}"
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            # What workers write leaves the file's time as it was; and another may just be opening the one asked for.
+            if path != asked and time() - path.stat().st_mtime > _KEPT_S and not has_workers(path):
+                path.unlink()
+    return asked

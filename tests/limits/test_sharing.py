@@ -19,6 +19,7 @@ from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
+from openai_gateway.limits.limits_file import LimitsFile
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
@@ -158,6 +159,27 @@ def test_versions_with_other_layouts_have_files_of_their_own_and_speak_to_the_sa
     parts = [UpstreamPart(path, ConfiguredLimits(), None, 0.0) for path in (one, other)]
     assert parts[0].name == parts[1].name
     assert all(part.lead(0.0) for part in parts), "who speaks for the one is not heard for the other"
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["asked for again", "beside the one asked for"])
+def test_old_file_goes_only_when_no_worker_has_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_same: bool
+) -> None:
+    """What is written through a mapping leaves a file's time as it was: a gateway may run for longer than that says."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = "m" if is_same else "another"
+    path = sharing.derive_limits_path("http://a/v1", "key", "m")
+    holder = _fork.Process(target=_hold, args=(path, 1), daemon=True)
+    holder.start()
+    eventually(lambda: path.exists() and LimitsFile(path).demand(0.0).running == 1)
+    os.utime(path, (1, 1))
+    before = path.stat().st_ino
+    sharing.derive_limits_path("http://a/v1", "key", model)
+    assert path.stat().st_ino == before
+    holder.kill()
+    holder.join()
+    sharing.derive_limits_path("http://a/v1", "key", "another")
+    assert not path.exists()
 
 
 def _learn(path: Path) -> None:

@@ -193,12 +193,12 @@ class TlsConnection(Connection):
     def is_stale(self) -> bool:
         """See Connection; TLS 1.3 tickets that came late are taken in and don't count."""
         try:
-            while super().is_stale():
+            while not self._ended and super().is_stale():
                 if self.receive() is not None:
                     return True
         except OSError:
             return True
-        return False
+        return self._ended
 
     def _flush(self) -> None:
         # Handshake records and the like are small: they fit the socket's buffer or the connection is no good.

@@ -114,6 +114,14 @@ def test_late_tickets_make_no_connection_stale_but_its_end_does(
     assert link.is_stale()
 
 
+def test_goodbye_that_came_with_an_answer_makes_its_connection_stale(pair: tuple[TlsConnection, Peer]) -> None:
+    """Though the peer leaves the socket open, as one does that waits for the other's goodbye."""
+    link, peer = pair
+    peer.sock.sendall(peer.tickets + peer.encrypt(b"answer") + peer.say_goodbye())
+    assert link.receive() == b"answer"
+    assert link.is_stale()
+
+
 def test_tickets_that_come_together_with_the_end_do_not_hide_it(pair: tuple[TlsConnection, Peer]) -> None:
     link, peer = pair
     peer.sock.sendall(peer.tickets)

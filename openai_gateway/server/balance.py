@@ -4,9 +4,9 @@ All workers accept from one listening socket, and the kernel wakes whichever is 
 for long, one worker may get nearly all. So a worker that has more than another leaves a new connection to that one for
 a few milliseconds, and takes it if nobody does: a worker that died or hangs keeps nobody waiting for longer.
 
-One file of a master's workers, mapped into each: a place by a worker's age, with the time it was last written and the
-count. A place that is not written anew each second is no worker's any more. See also: listener (who asks before it
-accepts).
+One file of a master's workers, mapped into each: a place by a worker's age, with the time it was last written, the
+count, and the pid. A place is no worker's any more if it is not written anew each second, or the worker has ended. See
+also: listener (who asks before it accepts).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from openai_gateway.processes import start_of
+
 PLACES: Final = 64
-_PLACE_BYTES: Final = 16
+_IN_PLACE: Final = 3
+_PLACE_BYTES: Final = 8 * _IN_PLACE
 _FRESH_S: Final = 3.0
 _PART_MORE: Final = 8
 
@@ -34,7 +37,8 @@ class Balance:
             self._places = memoryview(mmap.mmap(fd, PLACES * _PLACE_BYTES)).cast("d")
         finally:
             os.close(fd)
-        self._own = age % PLACES * 2
+        self._own = age % PLACES * _IN_PLACE
+        self._places[self._own + 2] = os.getpid()
 
     def publish(self, count: int) -> None:
         """Tell how many connections this worker has."""
@@ -53,7 +57,18 @@ class Balance:
         """
         oldest, fair = monotonic() - _FRESH_S, count - count // _PART_MORE
         places = self._places
-        for place in range(0, PLACES * 2, 2):
+        for place in range(0, PLACES * _IN_PLACE, _IN_PLACE):
             if places[place] > oldest and places[place + 1] < fair and place != self._own:
-                return True
+                # The clients of one that was killed come back all at once, and each would wait for it.
+                if not _has_ended(int(places[place + 2])):
+                    return True
+                places[place] = 0.0
+        return False
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return start_of(pid) == 0
+    except OSError:
+        # No file descriptor is left to tell by.
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,17 @@ def test_nobody_waits_for_a_worker_that_left_or_died(tmp_path: Path, now: list[f
     left.leave()
     assert first.has_more_than_another(1)
     now[0] += 3.5
+    assert not first.has_more_than_another(1)
+
+
+def test_nobody_waits_for_a_worker_that_was_killed_just_now(tmp_path: Path, now: list[float]) -> None:
+    """Its clients come back all at once, and each would wait for it for some milliseconds, one after the other."""
+    first = Balance(tmp_path / "connections", 1)
+    pid = os.fork()
+    if not pid:
+        Balance(tmp_path / "connections", 2).publish(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
     assert not first.has_more_than_another(1)
 
 

@@ -24,6 +24,7 @@ from openai_gateway.collect.failures import Failure, make_cancelled_failure
 from openai_gateway.collect.journal import Journal
 from openai_gateway.collect.plan import BadInput, Plan, PlannedCall
 from openai_gateway.collect.results import AnswerTimes, make_answer_line, make_failure_line, read_result
+from openai_gateway.collect.rows import Row
 from openai_gateway.collect.run_progress import ALL_FAIL, BROKEN, COST, GENERAL_FAILURE, INTERRUPTED, RunProgress
 from openai_gateway.collect.wait_reasons import WaitReasons
 from openai_gateway.wire.usage import read_answer
@@ -87,8 +88,8 @@ class Run:
         ]
         try:
             for call in plan.calls():
-                claim = self._estimator.make_claim(call.row)
-                if not self._admit(claim, concurrency):
+                claim = self._await_room(call.row, concurrency)
+                if claim is None:
                     break
                 self._count += 1
                 self.progress.begun[self._count] = monotonic()
@@ -112,19 +113,21 @@ class Run:
                 self.error = error
                 self._stop(BROKEN)
 
-    def _admit(self, claim: Claim, concurrency: int) -> bool:
-        """Wait until one more call may be made; False if none may be any more."""
+    def _await_room(self, row: Row, concurrency: int) -> Claim | None:
+        """Wait until a call of this row may be made, and return what to set aside; None if none may be any more."""
         while self.progress.stopping is None:
+            # Anew each time: the answers that are waited for may tell that it costs more.
+            claim = self._estimator.make_claim(row)
             may_begin = self._budget.knows_enough(claim)
             self.progress.holds_back = not may_begin
             if not self._budget.may_take(claim):
                 if self.progress.in_flight == 0:
                     self._stop(COST)
-                    return False
+                    return None
             elif self.progress.in_flight < concurrency and may_begin:
-                return True
+                return claim
             self._await_change()
-        return False
+        return None
 
     def _await_change(self) -> None:
         self._wake.wait()

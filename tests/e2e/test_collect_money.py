@@ -197,6 +197,18 @@ def test_max_cost_holds_for_pictures_that_cost_far_more_than_assumed(tmp_path: P
             assert 0.08 <= _metrics(tmp_path)["cost_usd"] <= 0.1
 
 
+def test_call_that_waited_for_what_pictures_cost_begins_only_if_that_leaves_room(tmp_path: Path) -> None:
+    usage = {"input_tokens": 37_000, "output_tokens": 20, "total_tokens": 37_020}
+    picture = {"type": "input_image", "image_url": "https://example.org/a.png"}
+    row = {"responses_create_params": {"input": [{"role": "user", "content": [picture]}], "max_output_tokens": 100}}
+    (tmp_path / "p.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    with run_upstream(_answer_with(_response(20, model="gpt-5-mini", usage=usage), [0])) as upstream:
+        config = str(write_config(tmp_path, upstream.url, PRICED))
+        # One such call costs $0.0093, and was thought to cost $0.0005.
+        assert _run(tmp_path, "--config", config, "--max-cost", "0.012").returncode == 1
+    assert len(upstream.requests) == 1
+
+
 def test_tier_without_a_price_is_refused_with_max_cost(tmp_path: Path) -> None:
     config = write_config(tmp_path, "http://127.0.0.1:9", PRICED)
     _write_rows(tmp_path, 2, service_tier="express")

@@ -29,6 +29,8 @@ from openai_gateway.transport.tls import TlsConnection
 MAX_IDLE_S: Final = 60.0
 # So that connections that were made together don't all end together.
 _AGE_SPREAD: Final = 0.1
+# A peer that has changed its ticket keys has full handshakes for so long.
+_SESSION_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class ConnectionPool:
         self._addresses = Addresses(host, port) if proxy is None else Addresses(proxy.host, proxy.port)
         self._look_at = inf if self._addresses.is_literal else 0.0
         self._tls_session: Any = None
+        self._session_from = 0.0
         self._idle: deque[tuple[float, Connection]] = deque()
 
     def take(self) -> Connection | None:
@@ -79,13 +82,15 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose last answer was read to its end."""
+        now = monotonic()
         if not connection.used:
             connection.used = True
-            if isinstance(connection, TlsConnection):
-                # TLS 1.3 sends its tickets after the handshake: only now there is a session to resume. Once a
-                # connection, for the session is copied each time it is asked for, which costs more than the call.
+            if now >= self._session_from and isinstance(connection, TlsConnection):
+                # TLS 1.3 sends its tickets after the handshake: only now there is a session to resume. Seldom, for the
+                # session is copied each time it is asked for, which costs nearly as much as resuming it does.
                 self._tls_session = connection.session
-        self._idle.append((monotonic(), connection))
+                self._session_from = now + _SESSION_EVERY_S
+        self._idle.append((now, connection))
 
     def connect(self) -> Connection:
         """Return a new connection; the caller's watch bounds the time. Raises Unreachable, NoDescriptor."""

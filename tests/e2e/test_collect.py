@@ -241,7 +241,8 @@ def test_both_apis_and_tool_calls_are_recorded(tmp_path: Path, running_gateway: 
     for row in found:
         response, task = row.pop("response"), row.pop("_ng_task_index")
         assert row.pop("_ng_rollout_index") in (0, 1)
-        assert row.pop("_ng_duration_s") > 0
+        # Told where a call waited, which it may on a busy machine.
+        assert row.pop("_ng_duration_s") >= row.pop("_ng_latency_s", 0)
         assert row == rows[task]
         if task == 2:
             assert response["output"][0]["type"] == "function_call"

@@ -44,7 +44,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or hasattr(config, "workerinput"):
         return
-    lines = ["All tests take about 4 minutes on two free cores, 15 on busy ones."]
+    lines = ["All tests take about 6 minutes on two free cores, 15 on busy ones."]
     lines += [f"Skipped, as there is no {name}: those of {what}." for name, what in PROGRAMS.items() if not _find(name)]
     print("\n".join(lines), flush=True)
 

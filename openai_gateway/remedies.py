@@ -81,12 +81,12 @@ _CURES_BY_KIND: Final = {
     NOT_FOUND: "the upstream has no such item: check the ids that the request names",
     INVALID_REQUEST: _BAD_REQUEST,
     RATE_LIMITED: "the upstream's rate limit is reached: lower {concurrency}, or wait{wait}; long runs need a large"
-    " max_retries and retry_budget_s; if every call fails so, the quota is used up: check billing",
+    " retry_budget_s; if every call fails so, the quota is used up: check billing",
     GATEWAY_FULL: "the gateway has more calls than slots and queue hold: lower {concurrency}, or raise max_queue and"
     " queue_timeout_s",
     GATEWAY_DRAINING: f"the gateway was stopping or reloading: {_AGAIN}",
-    TIMEOUT: f"the upstream was too slow: {_AGAIN}; if such calls take long, raise first_byte_timeout_s,"
-    " idle_timeout_s or total_timeout_s, or ask for shorter answers",
+    TIMEOUT: f"the upstream was too slow: {_AGAIN}; if such calls take long, raise {{timeout}}, or ask"
+    " for shorter answers",
     UPSTREAM_UNREACHABLE: "no connection to the upstream: check {url}, name resolution, firewall and certificate"
     " (ssl_ca_file)",
     UPSTREAM_UNAVAILABLE: f"the upstream is overloaded or down: {_AGAIN} in a while, or lower {{concurrency}}",
@@ -94,7 +94,7 @@ _CURES_BY_KIND: Final = {
 }
 _CURES_BY_CODE: Final = {
     "rate_limit_exceeded": "the upstream's rate limit is reached: lower {concurrency}, or wait{wait}; long runs need a"
-    " large max_retries and retry_budget_s",
+    " large retry_budget_s",
     "context_length_exceeded": "the input is longer than the model takes: shorten it",
     "invalid_json": _BAD_REQUEST,
     "invalid_type": _BAD_REQUEST,
@@ -136,6 +136,7 @@ _NAMES: Final = MappingProxyType(
         "url": "openai_base_url",
         "api": "",
         "concurrency": "max_concurrent_requests",
+        "timeout": "first_byte_timeout_s, idle_timeout_s or total_timeout_s",
         "wait": "",
     }
 )

@@ -85,7 +85,7 @@ def estimate(options: CollectionOptions, target: Target) -> int:
     click.echo(describe_estimate(survey, target.estimator, options.max_cost, _choose_concurrency(options, target)))
     if not options.may_resume and options.output.is_file() and options.output.stat().st_size:
         click.echo(f"note: {options.output} holds an earlier run; go on with it by --resume, or give another --output")
-    _may_begin(target, survey, Budget(options.max_cost, target.estimator, past.spent_usd), past)
+    _may_begin(target, survey, Budget(options.max_cost, target.estimator, past.sums.spent_usd), past)
     return exits.OK
 
 
@@ -111,7 +111,7 @@ def collect(options: CollectionOptions, target: Target) -> int:
             describe_estimate(survey, target.estimator, options.max_cost, _choose_concurrency(options, target)),
             err=True,
         )
-        budget = Budget(options.max_cost, target.estimator, past.spent_usd)
+        budget = Budget(options.max_cost, target.estimator, past.sums.spent_usd)
         run = Run(journal, target.estimator, budget, RunProgress(past.sums, survey.to_do))
         may_begin = _may_begin(target, survey, budget, past)
         settings = add_run(read_settings(options.output), _make_settings(options, target, survey))
@@ -221,7 +221,7 @@ def _may_begin(target: Target, survey: Survey, budget: Budget, past: Past) -> bo
         )
     if budget.may_take(estimator.make_claim(survey.first)):
         return True
-    if not past.spent_usd:
+    if not past.sums.spent_usd:
         raise CalledWrongly(describe_too_dear(survey.first, estimator))
     return False
 

@@ -227,4 +227,6 @@ def _describe_cost(found: Mapping[str, Any]) -> str:
             f"about {to_cost(found['perhaps_billed_usd'])} perhaps billed, of calls that timed out, broke off or were "
             "cancelled"
         )
+    if found["replaced_usd"]:
+        parts.append(f"{to_cost(found['replaced_usd'])} of answers that --redo replaced")
     return "; ".join(parts)

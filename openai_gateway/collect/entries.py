@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.collect.lines import is_gzip, read_raw_lines
+from openai_gateway.collect.params import decode_params, read_max_output_tokens
 from openai_gateway.collect.questions import QUESTIONS, BadRow, compute_checksum, find_question
 from openai_gateway.collect.rows import (
     DURATION,
@@ -74,6 +75,15 @@ class Entry(msgspec.Struct, rename=_NAMES):
         """What was asked."""
         fields = self.fields
         return fields[find_question(fields)]
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The bound on its answer that was asked for, None if there was none."""
+        try:
+            return read_max_output_tokens(decode_params(self.asked, "asked"))
+        except BadRow:
+            # A bare list of messages.
+            return None
 
     def compute_checksum(self, unheeded: Collection[str] = ()) -> int:
         """Return the checksum of what was asked, as of the input's row."""

@@ -148,9 +148,13 @@ class Estimator:
             thought, _ = count_input_tokens(asked)
             self._picture_factor = max(self._picture_factor, usage.input_tokens / thought)
 
-    def guess_usd(self, report: Report, input_tokens: int) -> float:
-        """Return what an answer is thought to have cost whose cost is unknown: at the price of the model asked."""
-        usage = report.usage or Usage(input_tokens, self.expect_tokens(_find_size_class(input_tokens)))
+    def guess_usd(self, report: Report, input_tokens: int, bound: int | None) -> float:
+        """Return what an answer of unknown cost is thought to have cost: at the price of the model asked.
+
+        Its length, if it doesn't tell it, is what few answers exceed, and no more than its `bound`.
+        """
+        output_tokens = self.expect_tokens(_find_size_class(input_tokens))
+        usage = report.usage or Usage(input_tokens, output_tokens if bound is None else min(output_tokens, bound))
         return self._prices.cost_usd(self.model, usage) or 0.0
 
     def _price(self, row: Row, input_tokens: int, output_tokens: int) -> float | None:

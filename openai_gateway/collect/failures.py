@@ -34,6 +34,7 @@ _NAMES: Final = {
     "url": "openai_base_url or --base-url (mostly it ends in /v1)",
     "api": " (many know chat completions only, for which rows need messages instead of responses_create_params)",
     "concurrency": "--concurrency",
+    "timeout": "--timeout (with --base-url: that gateway's first_byte_timeout_s, idle_timeout_s or total_timeout_s)",
 }
 _GATEWAY: Final = "see whether the gateway runs and is at this address"
 _GO_ON: Final = "then go on with --resume"

@@ -25,7 +25,7 @@ _LEAST_TO_BLAME_OTHERS: Final = 8
 
 
 class Past:
-    """Empty until `read`. `spent_usd` is what the output cost, with what is only estimated or perhaps billed."""
+    """Empty until `read`."""
 
     def __init__(self) -> None:
         self.marks = Marks()
@@ -34,12 +34,6 @@ class Past:
         self.sums = Sums()
         self.failures: Counter[str] = Counter()
         self.answers = 0
-        self.replaced_usd = 0.0
-
-    @property
-    def spent_usd(self) -> float:
-        """What counts towards an allowed cost."""
-        return self.sums.spent_usd + self.replaced_usd
 
     def read(self, output: Path, estimator: Estimator, unheeded: Collection[str] = ()) -> Past:
         """Take in the files of an output, if they are there; `unheeded` names parameters that rows don't ask for.
@@ -51,7 +45,7 @@ class Past:
                 self._add(entry, estimator)
             self.answered.put(entry.task_index, entry.compute_checksum(unheeded))
         for entry in read_entries(derive_replaced_path(output)):
-            self.replaced_usd += _find_spent_usd(entry, estimator)
+            self.sums.replaced_usd += _find_spent_usd(entry, estimator)
         failed_tasks = 0
         for entry in read_entries(derive_failures_path(output)):
             self.failures[entry.failure_class or ""] += 1
@@ -78,7 +72,9 @@ class Past:
         self.sums.add(report, cost_usd, entry.duration_s, entry.latency_s)
         self.sums.perhaps_billed_usd += entry.perhaps_billed_usd
         if cost_usd is None:
-            self.sums.estimated_usd += estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
+            self.sums.estimated_usd += estimator.guess_usd(
+                report, count_input_tokens(bytes(entry.asked))[0], entry.max_output_tokens
+            )
 
     def _fail(self, task_index: int, rollout_index: int, checksum: int) -> None:
         if self.failed.get(task_index) not in (0, checksum):
@@ -93,5 +89,5 @@ def _find_spent_usd(entry: Entry, estimator: Estimator) -> float:
     report = read_answer(bytes(entry.response))
     cost_usd = estimator.compute_cost_usd(report)
     if cost_usd is None:
-        cost_usd = estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0])
+        cost_usd = estimator.guess_usd(report, count_input_tokens(bytes(entry.asked))[0], entry.max_output_tokens)
     return cost_usd + entry.perhaps_billed_usd

@@ -210,7 +210,8 @@ class Run:
         report = read_answer(response)
         cost_usd = 0.0 if found.is_replayed else self._estimator.compute_cost_usd(report)
         self._estimator.learn_pictures(row.body, report.usage)
-        guess_usd = self._estimator.guess_usd(report, row.input_tokens) if cost_usd is None else 0.0
+        bound = self._estimator.find_bound(row)
+        guess_usd = 0.0 if cost_usd is not None else self._estimator.guess_usd(report, row.input_tokens, bound)
         times = AnswerTimes(took_s, max(took_s - tries.held_s - found.waited_s, 0.0))
         self._journal.answers.append(make_answer_line(call, found, response, times, lost_usd))
         self._in_a_row = 0

@@ -56,8 +56,8 @@ class Sums(TokenSums):
 
     Tokens are of those that reported them (the others: `without_usage`), cost of those that also have a price (the
     others: `without_price`). `estimated_usd` is what answers of unknown cost are thought to have cost,
-    `perhaps_billed_usd` what calls are that failed though the upstream worked on them. `latencies` are of the last
-    attempts alone, `durations` with all waiting.
+    `perhaps_billed_usd` what calls are that failed though the upstream worked on them, `replaced_usd` what answers cost
+    that were asked for again. `latencies` are of the last attempts alone, `durations` with all waiting.
     """
 
     answers: int = 0
@@ -66,6 +66,7 @@ class Sums(TokenSums):
     without_price: int = 0
     estimated_usd: float = 0.0
     perhaps_billed_usd: float = 0.0
+    replaced_usd: float = 0.0
     attempts: int = 0
     retries: Counter[str] = msgspec.field(default_factory=Counter)
     finish_reasons: Counter[str] = msgspec.field(default_factory=Counter)
@@ -111,7 +112,7 @@ class Sums(TokenSums):
     @property
     def spent_usd(self) -> float:
         """What all of it cost, or is thought to have cost."""
-        return self.cost_usd + self.estimated_usd + self.perhaps_billed_usd
+        return self.cost_usd + self.estimated_usd + self.perhaps_billed_usd + self.replaced_usd
 
     @property
     def known_cost_usd(self) -> float | None:
@@ -135,6 +136,7 @@ class Sums(TokenSums):
             "answers_without_price": self.without_price,
             "estimated_usd": round(self.estimated_usd, 6),
             "perhaps_billed_usd": round(self.perhaps_billed_usd, 6),
+            "replaced_usd": round(self.replaced_usd, 6),
             "latency_s": self.latencies.to_json(),
             "duration_s": self.durations.to_json(),
             "finish_reasons": dict(self.finish_reasons),

@@ -171,7 +171,14 @@ def test_unknown_costs_and_what_is_perhaps_billed_count_as_spent(tmp_path: Path)
     assert past.sums.perhaps_billed_usd == 0.25
     # The first at the price of the model that was asked, the second as long as the answers so far.
     assert past.sums.estimated_usd == pytest.approx(2 * (10 + 10 * 1000) / 1e6, rel=0.1)
-    assert past.spent_usd == past.sums.estimated_usd + 0.25
+    assert past.sums.spent_usd == past.sums.estimated_usd + 0.25
+
+
+def test_earlier_answer_that_does_not_tell_its_length_is_thought_no_longer_than_its_bound(tmp_path: Path) -> None:
+    asked = {"chat_create_params": {"messages": ["x"], "max_tokens": 50}, "_ng_task_index": 0, "_ng_rollout_index": 0}
+    _write(tmp_path / "o.jsonl", [{**asked, "response": {"choices": []}}])
+    past = Past().read(tmp_path / "o.jsonl", _estimator())
+    assert past.sums.estimated_usd == pytest.approx(10 * 50 / 1e6, rel=0.1)
 
 
 def test_row_that_failed_and_was_mended_is_tried_anew(tmp_path: Path) -> None:
@@ -253,6 +260,13 @@ def test_many_answers_are_expected_as_95_percent_of_those_to_inputs_of_the_same_
     for _ in range(10):
         estimator.compute_cost_usd(Report(Usage(row.input_tokens, 50_000), model="m"))
     assert estimator.output_tokens(row) >= 50_000
+
+
+def test_answer_that_does_not_tell_its_length_is_thought_no_longer_than_its_bound() -> None:
+    estimator = _estimator()
+    without_usage = Report(None, model="m")
+    assert estimator.guess_usd(without_usage, 100, 50) == pytest.approx((100 + 10 * 50) / 1e6)
+    assert estimator.guess_usd(without_usage, 100, None) == pytest.approx((100 + 10 * ASSUMED_OUTPUT_TOKENS) / 1e6)
 
 
 def test_budget_counts_what_is_in_flight() -> None:

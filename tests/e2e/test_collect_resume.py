@@ -184,7 +184,10 @@ def test_answers_that_were_cut_off_are_asked_for_again(tmp_path: Path, target: t
     assert {row["response"]["status"] for row in found} == {"completed"}
     (replaced,) = _read(tmp_path / "o_replaced.jsonl")
     assert replaced["response"]["status"] == "incomplete"
-    assert json.loads((tmp_path / "o_metrics.json").read_text())["cost_usd"] > cost_usd
+    metrics = json.loads((tmp_path / "o_metrics.json").read_text())
+    assert metrics["cost_usd"] > cost_usd
+    assert 0 < metrics["replaced_usd"] < cost_usd
+    assert again.stdout.count("of answers that --redo replaced") == 1
 
 
 def test_output_that_is_removed_stops_the_run_and_is_written_again(tmp_path: Path, target: tuple[str, ...]) -> None:

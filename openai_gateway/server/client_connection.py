@@ -31,6 +31,7 @@ from openai_gateway.server.refusals import describe_refusal, make_refusal
 from openai_gateway.server.request_heads import CheckedRequest, gather_head, may_be_drained
 from openai_gateway.server.waits import Wait, Waits
 from openai_gateway.server.writer import RelayWriter, TlsWriter, send_in_time
+from openai_gateway.transport.connection import wait_for
 from openai_gateway.wire.headers import UNDERSCORED
 
 HEAD_S: Final = 20.0
@@ -74,6 +75,7 @@ class ClientConnection:
         "_is_secure",
         "_pause_s",
         "_proxy",
+        "_read_event",
         "_remote_addr",
         "_rest",
         "_unreader",
@@ -95,6 +97,8 @@ class ClientConnection:
         self._count = 0
         self._wait = Wait()
         self._proxy: dict[str, Any] | None = None
+        # Stays started from one request to the next; whoever else reads has to find it stopped.
+        self._read_event = client._read_event
         # What came after the last request.
         self._rest = b""
         self._pause_s = 0.0
@@ -105,17 +109,20 @@ class ClientConnection:
         """Serve until one side has had enough; the caller closes the socket."""
         request: Any = None
         try:
-            while True:
-                request = None
-                request = self._read_request()
-                if request is None or not self._answer(request):
-                    break
-                if not self._worker.alive:
-                    break
-                if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
-                    break
-                if self._rest:
-                    gevent.sleep(self._pause_s)
+            try:
+                while True:
+                    request = None
+                    request = self._read_request()
+                    if request is None or not self._answer(request):
+                        break
+                    if not self._worker.alive:
+                        break
+                    if not (type(request) is PlainRequest and request.is_whole) and not self._drain(request):
+                        break
+                    if self._rest:
+                        gevent.sleep(self._pause_s)
+            finally:
+                self._read_event.stop()
         except Wait:
             pass
         except NoMoreData:
@@ -142,9 +149,17 @@ class ClientConnection:
             idle.start(self._wait, monotonic() + idle.seconds)
             try:
                 # Asked at once, it has nothing yet, which costs more than a whole wait.
-                if not (self._is_secure and self._client.pending()):
-                    gevent.get_hub().wait(self._client._read_event)
-                received = self._client.recv(_READ_BYTES)
+                if self._is_secure:
+                    if not self._client.pending():
+                        gevent.get_hub().wait(self._read_event)
+                    received = self._client.recv(_READ_BYTES)
+                else:
+                    wait_for(self._read_event)
+                    try:
+                        received = self._client._sock.recv(_READ_BYTES)
+                    except BlockingIOError:
+                        self._read_event.stop()
+                        received = self._client.recv(_READ_BYTES)
             except Wait:
                 received = self._receive_at_last()
             finally:
@@ -157,6 +172,8 @@ class ClientConnection:
             if len(received) >= end:
                 self._rest = received[end:]
                 return PlainRequest(environ, io.BytesIO(received[start:end]), is_whole=True)
+        self._read_event.stop()
+        if read is not None:
             return PlainRequest(environ, LengthBody(self._client, received[start:], length), is_whole=False)
         return self._read_checked(received) if received else None
 
@@ -165,12 +182,9 @@ class ClientConnection:
 
         Raises Wait if nothing has.
         """
-        try:
+        with contextlib.suppress(OSError):
             if not self._is_secure:
-                received: bytes = self._client._sock.recv(_READ_BYTES)
-                return received
-        except OSError:
-            pass
+                return bytes(self._client._sock.recv(_READ_BYTES))
         raise self._wait from None
 
     def _read_checked(self, received: bytes) -> CheckedRequest:

@@ -2,7 +2,9 @@
 
 All reading and writing is tried first and waited for only if it has to be: most often the bytes are there, or there is
 room. Two ways to wait: the greenlet parks itself (`wait_readable`, and within `send`), or the hub calls back each time
-that bytes have come (`on_readable`), which wakes no greenlet. One watcher serves both, made once a connection.
+that bytes have come (`on_readable`), which wakes no greenlet. One watcher serves both, made once a connection. It stays
+started between waits, for to start it anew takes a system call each time; if something comes while nobody waits, it
+stops itself.
 
 Knows bytes only. See also: dial (how a socket gets connected), tls (the same over TLS), pool (which connection to use).
 """
@@ -31,7 +33,7 @@ class Connection:
 
     def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
-        self._readable = gevent.get_hub().loop.io(sock.fileno(), _READ)
+        self._readable: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
         # Made when the connection is idle for the first time; one that carries a stream until it closes needs none.
         self._liveness: Any = None
         self.closed = False
@@ -104,7 +106,7 @@ class Connection:
 
     def wait_readable(self) -> None:
         """Park the current greenlet until bytes or the end have come."""
-        gevent.get_hub().wait(self._readable)
+        wait_for(self._readable)
 
     def on_readable(self, callback: Any) -> None:
         """Have the hub call `callback` whenever bytes or the end have come, until `off_readable`."""
@@ -112,7 +114,8 @@ class Connection:
 
     def off_readable(self) -> None:
         """End what `on_readable` began."""
-        self._readable.stop()
+        if self._readable.active:
+            self._readable.callback = self._readable.stop
 
     def is_stale(self) -> bool:
         """Tell whether an idle connection can't be used again: closed by the upstream, or with unasked bytes."""
@@ -132,3 +135,16 @@ class Connection:
         self._readable.stop()
         self._readable.close()
         return self._sock
+
+
+def wait_for(watcher: Any) -> None:
+    """Park the current greenlet until a watcher's event; the watcher stays started, and stops itself at the next one.
+
+    gevent's own `wait` would find it in use until it is stopped.
+    """
+    watcher.start(gevent.getcurrent().switch)
+    try:
+        gevent.get_hub().switch()
+    finally:
+        if watcher.active:
+            watcher.callback = watcher.stop

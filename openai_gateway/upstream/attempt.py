@@ -122,7 +122,8 @@ class Sender:
         url = self._base + call.target
         if self._query:
             url += ("&" if "?" in call.target else "?") + self._query
-        return PeerRequest(call.method, url, call.headers.with_own(self._own_headers()), call.body, watch)
+        own = self._own if self._key.file is None else self._own_headers()
+        return PeerRequest(call.method, url, call.headers.with_own(own), call.body, watch)
 
     def blames_key(self, call: Call, request: PeerRequest) -> bool:
         """Tell whether a refusal of a request says something of the key in use, and not of an older one or the client.

@@ -22,7 +22,7 @@ class Client:
         self.sent = b""
         self.connection: Any = None
         self._sock = SimpleNamespace(recv=self._receive, send=self._send)
-        self._read_event = SimpleNamespace(start=self._start, stop=bool)
+        self._read_event = SimpleNamespace(start=self._start, stop=bool, active=False)
 
     def _start(self, *_: Any) -> None:
         gevent.get_hub().loop.run_callback(self.connection._wait.end)

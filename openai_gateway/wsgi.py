@@ -19,6 +19,7 @@ import logging
 import math
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,16 +46,26 @@ def _make_app() -> GatewayApp:
     try:
         # Under `-k gevent`, gunicorn's own worker becomes ours here; under our settings it is ours from the start.
         worker = adopt_worker()
-        if worker is not None:
-            queue_stderr()
-        config = master.current()
     except RefusedWorkerClass as refused:
         print(refused, file=sys.stderr, flush=True)
         raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
-    except ConfigError as error:
+    if worker is not None:
+        queue_stderr()
+    try:
+        return _make_app_for(worker)
+    except Exception as error:
+        is_config = isinstance(error, ConfigError)
+        if worker is not None:
+            worker.stand_by(_find_shared_counts(worker), str(error) if is_config else traceback.format_exc())
+        if not is_config:
+            raise
         print(error, file=sys.stderr, flush=True)
         # Any other code would make gunicorn start the worker again, for ever.
         raise SystemExit(GUNICORN_APP_LOAD_ERROR) from None
+
+
+def _make_app_for(worker: Worker | None) -> GatewayApp:
+    config = master.current()
     server = config.servers[config.default_server]
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)
@@ -82,7 +93,7 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
     files = open_shared_files(worker.ppid)
     if files is not None:
         made.snapshots.share(files)
-        worker.balance(Path(tempfile.gettempdir(), make_folder_name(worker.ppid), "connections"))
+        worker.balance(_find_shared_counts(worker))
     for listener in worker.sockets:
         # What is set here holds for the connections that it accepts.
         if isinstance(listener.getsockname(), tuple):
@@ -96,6 +107,11 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _make_draining_error)
 
     worker.on_stop = stop
+
+
+def _find_shared_counts(worker: Worker) -> Path:
+    """Return the file in which the workers of a master tell each other how many connections they have."""
+    return Path(tempfile.gettempdir(), make_folder_name(worker.ppid), "connections")
 
 
 def _is_local(address: Any) -> bool:

@@ -5,12 +5,15 @@ for long, one worker may get nearly all. So a worker that has more than another 
 a few milliseconds, and takes it if nobody does: a worker that died or hangs keeps nobody waiting for longer.
 
 One file of a master's workers, mapped into each: a place by a worker's age, with the time it was last written, the
-count, and the pid. A place is no worker's any more if it is not written anew each second, or the worker has ended. See
-also: listener (who asks before it accepts).
+count, and the pid. A place is no worker's any more if it is not written anew each second, or the worker has ended. Who
+has a place accepts, but for one that stays out: its count is infinite.
+
+See also: listener (who asks before it accepts), successors.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from pathlib import Path
@@ -38,9 +41,12 @@ class Balance:
         finally:
             os.close(fd)
         self._own = age % PLACES * _IN_PLACE
+        # Whoever had this place before may have been killed.
+        self._places[self._own] = 0.0
+        self._places[self._own + 1] = math.nan
         self._places[self._own + 2] = os.getpid()
 
-    def publish(self, count: int) -> None:
+    def publish(self, count: float) -> None:
         """Tell how many connections this worker has."""
         self._places[self._own + 1] = count
         self._places[self._own] = monotonic()
@@ -48,6 +54,30 @@ class Balance:
     def leave(self) -> None:
         """Tell that this worker takes no more."""
         self._places[self._own] = 0.0
+
+    def stay_out(self) -> None:
+        """Tell that this worker lives and takes none, for it can't serve."""
+        self.publish(math.inf)
+
+    def count_of(self, pid: int) -> float | None:
+        """Return how many connections a worker has, or had when it left; infinity if it stays out.
+
+        None if it has said nothing yet.
+        """
+        places = self._places
+        for place in range(0, PLACES * _IN_PLACE, _IN_PLACE):
+            if places[place + 2] == pid and not math.isnan(places[place + 1]):
+                return places[place + 1]
+        return None
+
+    def has_others(self) -> bool:
+        """Tell whether any other worker accepts, be it a busy one that has said nothing for long."""
+        places = self._places
+        return any(
+            places[place] and places[place + 1] < math.inf and not _has_ended(int(places[place + 2]))
+            for place in range(0, PLACES * _IN_PLACE, _IN_PLACE)
+            if place != self._own
+        )
 
     def has_more_than_another(self, count: int) -> bool:
         """Tell whether a worker with so many should leave the next connection to another.

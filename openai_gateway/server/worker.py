@@ -30,6 +30,7 @@ from openai_gateway.server.balance import Balance
 from openai_gateway.server.lingering import silences
 from openai_gateway.server.listener import Listener, handshakes
 from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
+from openai_gateway.server.successors import Successors
 from openai_gateway.server.waits import tick_forever
 from openai_gateway.server.writer import sends
 from openai_gateway.transport.watch import call_in_hub
@@ -40,6 +41,7 @@ CONNECTIONS: Final = 10_000
 # A request that is on its way when a stop comes gets through before idle connections are closed.
 _IDLE_S: Final = 1.0
 _ON_ITS_WAY_S: Final = 0.5
+_STAND_BY_S: Final = 0.5
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -58,6 +60,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _has_asked_for_another = False
     _is_stopping = False
     _balance: Balance | None = None
+    _successors: Successors | None = None
     _connections = 0
 
     def patch(self) -> None:
@@ -115,12 +118,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._count(0)
 
     def tick(self, now: float) -> None:
-        """If all connections are taken, end one that no call runs on, to make room; called from the hub.
+        """Stop if others have taken this worker's place; make room if all connections are taken. Called from the hub.
 
-        First choice is the one that has been idle for longest, then one whose client is slow: in sending its head, in
-        its TLS handshake, in taking its answer. One that was opened or used just now is spared, for its request may be
-        on its way.
+        Room is made by ending one that no call runs on. First choice is the one that has been idle for longest, then
+        one whose client is slow: in sending its head, in its TLS handshake, in taking its answer. One that was opened
+        or used just now is spared, for its request may be on its way.
         """
+        if self._successors is not None:
+            self._stop_if_replaced()
         if self._connections >= self.worker_connections:
             kinds = (client_connection.idle, client_connection.heads, handshakes, sends)
             _ = any(kind.end_oldest(now, _ON_ITS_WAY_S) for kind in kinds) or silences.end_oldest(now, 0.0)
@@ -168,18 +173,48 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def retire(self) -> None:
         """Make room for a new worker, after `max_requests`."""
-        if not self.alive:
+        if not self.alive or self._has_asked_for_another:
             return
         self.log.info("Autorestarting worker after current request.")
         # The master starts another worker only when this one is gone, which may be hours from now, after its longest
         # call. So it is told now to run one worker more (SIGTTIN), and one less when this one goes.
         self._has_asked_for_another = True
         os.kill(self.ppid, signal.SIGTTIN)
-        self.stop()
+        self._give_way()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop, on SIGTERM."""
-        self.stop()
+        """Stop, on SIGTERM: at once, or when others have taken this worker's place."""
+        self._give_way()
+
+    def _give_way(self) -> None:
+        if self._successors is None and self._balance is not None and self.alive:
+            patience_s = float(self.cfg.graceful_timeout)
+            self._successors = Successors(self.ppid, self.sockets, self._balance, patience_s)
+            self._successors.is_asked_for = self._has_asked_for_another
+        self._stop_if_replaced()
+
+    def _stop_if_replaced(self) -> None:
+        if self._successors is None or not self._successors.are_awaited():
+            self._successors = None
+            self.stop()
+
+    def stand_by(self, path: Path, why: str) -> None:
+        """Take no connection while other workers do: gunicorn would end them all for one that can't start.
+
+        Returns when there is no other, or no other any more. Raises SystemExit when told to stop.
+        """
+        try:
+            balance = Balance(path, self.age)
+        except OSError:
+            return
+        if balance.has_others():
+            self.log.error("%s\nThe workers of before serve on. Once this is mended, send SIGHUP again.", why)
+        while balance.has_others():
+            balance.stay_out()
+            self.notify()
+            gevent.sleep(_STAND_BY_S)
+            if not self.alive:
+                sys.exit(0)
 
     def stop(self) -> None:
         """Take no more connections, end those that are idle, and let calls in flight finish."""

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 import requests
 
-from tests.support.processes import ROOT, Gunicorn, eventually, run_gateway, run_gunicorn, to_config
+from tests.support.processes import ROOT, Gunicorn, eventually, run_gateway, run_gunicorn, to_config, write_config
 from tests.support.upstreams import (
     LAST_CHUNK,
     PATHS,
@@ -170,6 +171,117 @@ def test_reload_under_load_loses_no_call_and_cuts_no_stream(tmp_path: Path) -> N
             assert (flow.failures, flow.answered) == ([], flow.sent)
             assert all(body.endswith(b"data: [DONE]\n\n") for body in streams.bodies)
             assert _are_new(upstream.requests[-100:])
+
+
+# Starts as slowly as a busy machine has it: as long as there is a file.
+_HELD_APP = """
+import time
+from pathlib import Path
+while Path("hold").exists():
+    time.sleep(0.02)
+from tests.support.inspected import app
+"""
+WORKER_CLASSES = ("gevent", "openai_gateway.server.worker.Worker")
+
+
+@contextmanager
+def _run_held(folder: Path, upstream_url: str, *arguments: str) -> Iterator[Gunicorn]:
+    """Run a gateway whose next workers don't get ready while there is a file `hold`."""
+    (folder / "held.py").write_text(_HELD_APP)
+    environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(write_config(folder, upstream_url))}
+    with run_gunicorn("held:app", folder, *arguments, environ=environ) as running:
+        try:
+            yield running
+        finally:
+            (folder / "hold").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_old_workers_accept_until_those_of_a_reload_do(worker_class: str, workers: int, tmp_path: Path) -> None:
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, "-k", worker_class, "-w", str(workers)) as gateway,
+    ):
+        eventually(lambda: len(gateway.workers()) == workers)
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(2 * workers)}) == workers)
+        old = set(gateway.workers())
+        (tmp_path / "hold").touch()
+        gateway.send_signal(signal.SIGHUP)
+        eventually(lambda: len(gateway.workers()) == 2 * workers)
+        # Each over a new connection, and for longer than an old worker takes to stop.
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60).ok
+            assert gateway.inspect()["pid"] in old
+        (tmp_path / "hold").unlink()
+        eventually(lambda: not old & set(gateway.workers()))
+        assert gateway.inspect()["pid"] not in old
+
+
+def test_worker_that_is_recycled_accepts_until_the_next_one_does(tmp_path: Path) -> None:
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, "--max-requests", "5") as gateway,
+    ):
+        old = gateway.inspect()["pid"]
+        (tmp_path / "hold").touch()
+        assert {gateway.inspect()["pid"] for _ in range(20)} == {old}
+        until = time.monotonic() + 2
+        while time.monotonic() < until or len(gateway.workers()) < 2:
+            assert gateway.inspect()["pid"] == old
+        (tmp_path / "hold").unlink()
+        eventually(lambda: old not in gateway.workers())
+
+
+def test_stop_drains_at_once_although_another_worker_is_about_to_serve(tmp_path: Path) -> None:
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, "--graceful-timeout", "200") as gateway,
+        requests.Session() as session,
+    ):
+        assert session.get(f"{gateway.url}/healthz", timeout=60).ok
+        (tmp_path / "hold").touch()
+        gateway.send_signal(signal.SIGTTIN)
+        eventually(lambda: len(gateway.workers()) == 2)
+        gateway.send_signal(signal.SIGTERM)
+        eventually(lambda: session.get(f"{gateway.url}/healthz", timeout=60).headers.get("Connection") == "close")
+        (tmp_path / "hold").unlink()
+        assert gateway.process.wait(60) == 0
+
+
+def test_bad_config_at_a_reload_leaves_the_old_workers_serving_until_it_is_mended(tmp_path: Path) -> None:
+    """Without the gateway's settings the master knows no config: each new worker reads it, and finds it bad."""
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, "-w", "2") as gateway,
+    ):
+        eventually(lambda: len(gateway.workers()) == 2)
+        old = set(gateway.workers())
+        eventually(lambda: {gateway.inspect()["pid"] for _ in range(4)} == old)
+        write_config(tmp_path, upstream.url, {"max_retrys": 1})
+        gateway.send_signal(signal.SIGHUP)
+        eventually(lambda: gateway.log().count("did you mean max_retries") == 2)
+        assert gateway.log().count("The workers of before serve on.") == 2
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert gateway.inspect()["pid"] in old
+        assert len(gateway.workers()) == 4
+        write_config(tmp_path, upstream.url, {"openai_model": "new-model"})
+        gateway.send_signal(signal.SIGHUP)
+        eventually(lambda: not old & set(gateway.workers()) and len(gateway.workers()) == 2)
+        assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60).ok
+        assert b'"new-model"' in upstream.requests[-1].body
+
+
+def test_worker_that_found_the_config_bad_ends_gunicorn_with_the_last_that_served(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream, _run_held(tmp_path, upstream.url) as gateway:
+        (old,) = gateway.workers()
+        write_config(tmp_path, upstream.url, {"max_retrys": 1})
+        gateway.send_signal(signal.SIGHUP)
+        gateway.wait_for_log("The workers of before serve on.")
+        os.kill(old, signal.SIGKILL)
+        assert gateway.process.wait(60) == 4
 
 
 def _are_new(requests: list[Request]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -68,6 +69,28 @@ def test_nobody_waits_for_a_worker_that_was_killed_just_now(tmp_path: Path, now:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert not first.has_more_than_another(1)
+
+
+def test_one_that_has_left_is_told_from_one_that_has_not_come_yet(tmp_path: Path) -> None:
+    """Of two old workers, the one that leaves first must not be taken for a new one that the other has to wait for."""
+    place = Balance(tmp_path / "connections", 1)
+    assert place.count_of(os.getpid()) is None
+    place.publish(3)
+    assert place.count_of(os.getpid()) == 3
+    place.leave()
+    assert place.count_of(os.getpid()) == 3
+    assert Balance(tmp_path / "connections", 1 + PLACES).count_of(os.getpid()) is None
+
+
+def test_one_that_stays_out_is_left_no_connection_and_does_not_count(tmp_path: Path) -> None:
+    one, other = Balance(tmp_path / "connections", 1), Balance(tmp_path / "connections", 2)
+    assert not other.has_others()
+    one.publish(3)
+    assert other.has_others()
+    one.stay_out()
+    assert one.count_of(os.getpid()) == math.inf
+    assert not other.has_more_than_another(9)
+    assert not other.has_others()
 
 
 def test_worker_alone_takes_all(tmp_path: Path, now: list[float]) -> None:

@@ -181,7 +181,7 @@ class Admission:
         if sent is None or head.status == 429:
             return
         limits: dict[str, RateLimit] = {}
-        if "imit-" in head.text and sent.at > self.limiter.newest_reference_at:
+        if "imit-" in head.text and self.limiter.may_refer(sent):
             limits = self._read_limits({name.lower(): value for name, value in head.headers})
         self.queue.answer(sent, limits)
         if body and self.queue.waiting:
@@ -196,7 +196,7 @@ class Admission:
             self._learn_refusal(sent, queued, outcome, text)
             self.queue.learn()
             return
-        self.queue.answer(sent, self._read_limits(outcome.headers) if outcome.headers else {})
+        self.queue.answer(sent, self._read_limits(outcome.headers) if self.limiter.may_refer(sent) else {})
         if self.queue.waiting:
             self._follow(text, queued)
 

@@ -86,7 +86,7 @@ class UpstreamPart:
             permits, until = self._permits.take(replies.pop(), self._asked_at)
         found: Mapping[bytes, bytes] = replies.pop()
         self._begin()
-        state = None
+        known = None
         try:
             if self._permits is not None:
                 self._file.set_lease(permits, until)
@@ -95,11 +95,11 @@ class UpstreamPart:
             is_of_use, forgotten = ledger.take(self._limiter, said, demand.for_rate, now, clock)
             if is_of_use:
                 self._file.put_in_use()
-                state = self._limiter.to_state()
+                known = self._limiter.to_known()
             self._file.write_notes(ledger.to_notes())
             self._file.set_link(is_up=True, hosts=ledger.others + 1)
         finally:
-            self._file.end(state)
+            self._file.end(known)
         return [("HDEL", _KEY + self.name, *forgotten)] if forgotten else []
 
     def miss(self, now: float) -> None:
@@ -107,7 +107,7 @@ class UpstreamPart:
         ledger = self._ledger
         assert ledger is not None
         self._begin()
-        state = None
+        known = None
         try:
             if self._permits is not None and self._cap is not None:
                 self._permits.forget()
@@ -115,13 +115,13 @@ class UpstreamPart:
                 self._file.set_lease(lease.permits if lease.is_known else self._cap, math.inf)
             if self._file.is_in_use:
                 ledger.miss(self._limiter, now)
-                state = self._limiter.to_state()
+                known = self._limiter.to_known()
             self._file.write_notes(ledger.to_notes())
             self._file.set_link(is_up=False, hosts=1)
         finally:
-            self._file.end(state)
+            self._file.end(known)
 
     def _begin(self) -> None:
-        state = self._file.begin()
-        if state is not None:
-            self._limiter.take_state(state)
+        known = self._file.begin()
+        if known is not None:
+            self._limiter.take(known)

@@ -51,7 +51,7 @@ class HostLimiter(Limiter):
         shares = [0.0]
         if self.held.since is not None:
             shares.append(requests_s / self.held.rate(now))
-        for ledger, _, kind in self._ledgers(0.0):
+        for ledger, kind in self._ledgers:
             shares.append((requests_s if kind == "rate" else tokens_s) / ledger.speed(now))
         return max(shares)
 
@@ -112,6 +112,7 @@ class HostLimiter(Limiter):
             is_new = True
         if is_new:
             self._is_bound = True
+            self._find_ledgers()
             if not self.window.is_held:
                 self.window.open()
         return is_new

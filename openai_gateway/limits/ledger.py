@@ -64,8 +64,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
     _at: float = -math.inf
     _level_at: float = 0.0
     _spent_at: float = 0.0
-    # Whether the upstream itself said what was left then; else the bucket was full, by our own count.
-    _is_reference: bool = False
+    # When the call was sent by whose answer the upstream itself last said what was left.
     referred_at: float = -math.inf
     _widened: float = 0.0
     _widened_at: float = 0.0
@@ -85,6 +84,11 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         """Tell whether anything is known that a call could wait for."""
         return self.most > 0.0
 
+    @property
+    def is_told_by_values(self) -> bool:
+        """Tell whether a charge changes no more than the five fields that are handed on of each call (`learnt`)."""
+        return self.window_ends_at is None and not self._others_per_s
+
     def tell(self, per_minute: float, now: float) -> None:
         """Take a limit from the configuration: five seconds of it are the most that is saved up."""
         self.limit, self.rate, self.most = per_minute, per_minute / 60, max(self._unit, per_minute / 12)
@@ -96,11 +100,11 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             self._expect(now)
         if self.window_ends_at is not None and now >= self.window_ends_at:
             # Whoever used the last one is forgotten with it.
-            self._set_base(now, self.most, self.spent, is_reference=False)
+            self._set_base(now, self.most, self.spent)
             self.window_ends_at += self.period_s * math.ceil((now - self.window_ends_at + 1e-9) / self.period_s)
         level = self._level_at + self.inflow * (now - self._at) - (self.spent - self._spent_at)
         if level > self.most:
-            self._set_base(now, self.most, self.spent, is_reference=False)
+            self._set_base(now, self.most, self.spent)
             return self.most
         return level
 
@@ -160,7 +164,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             self._learn_drain(told.remaining, sent_at, spent)
         self.most = max(self.most, told.remaining + charge, 2 * self._unit)
         self.referred_at = sent_at
-        self._set_base(sent_at, told.remaining, spent, is_reference=True)
+        self._set_base(sent_at, told.remaining, spent)
 
     def speed(self, now: float) -> float:
         """Return how much a second may be spent, by all hosts together."""
@@ -184,7 +188,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         self._others_per_s = 0.0
         if not self.is_known:
             return
-        self._set_base(now, self.level(now), self.spent, is_reference=False)
+        self._set_base(now, self.level(now), self.spent)
         self.drain = min(self.drain + drain, (1 - _SLOWEST) * self.rate)
 
     def to_news(self, now: float) -> LedgerNews | None:
@@ -202,10 +206,10 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         self.most, self.referred_at = max(self.most, news.most), referred_at
         ends_in_s = news.window_ends_in_s
         self.window_ends_at = None if ends_in_s is None else now + ends_in_s
-        self._set_base(now, level, self.spent, is_reference=False)
+        self._set_base(now, level, self.spent)
 
-    def _set_base(self, at: float, level: float, spent: float, *, is_reference: bool) -> None:
-        self._at, self._level_at, self._spent_at, self._is_reference = at, level, spent, is_reference
+    def _set_base(self, at: float, level: float, spent: float) -> None:
+        self._at, self._level_at, self._spent_at = at, level, spent
 
     def _learn_rate(self, told: RateLimit) -> None:
         """The limit is a minute's unless resets that are the time to full say twice that it is an hour's or a day's."""
@@ -249,8 +253,8 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         drain = self.rate - flowed
         if drain > self.drain and remaining > 0.98 * self.most:
             return  # A full bucket takes in nothing.
-        if drain < self.drain and not self._is_reference:
-            return  # It holds more than was known, that is all.
+        if drain < self.drain and self._at != self.referred_at:
+            return  # The bucket was full, by our own count: it holds more than was known, that is all.
         # What remains is told in whole units: where few flow in, what flowed between two answers is mostly rounding.
         rounded_s = _TAU_UNITS * self._unit / self.rate if self.rate else 0.0
         share = 1 - math.exp(-passed_s / max(_TAU_S, rounded_s))

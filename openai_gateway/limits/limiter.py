@@ -22,164 +22,110 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from openai_gateway.limits.attempts import ConfiguredLimits, SentAttempt, Tries
-from openai_gateway.limits.blind import BlindRate
-from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH, HeldPace
+from openai_gateway.limits.attempts import SentAttempt, Tries
+from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH
+from openai_gateway.limits.learnt import FIRST_PROBE_S, GUESS_SHARE, Learnt
 from openai_gateway.limits.ledger import Ledger
-from openai_gateway.limits.seen import SPAN_CALLS, SeenRate
-from openai_gateway.limits.state import LEARNT, State
-from openai_gateway.limits.window import Window
+from openai_gateway.limits.seen import SPAN_CALLS
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
-_PROBE_S: Final = 1.0
 _LONGEST_PROBE_S: Final = 30.0
 _MOST_REFUSALS: Final = 3
 _PASSES_BETWEEN: Final = 3
+# What is left is told often enough by one call in so long; each more costs what reading it and telling others does.
+_REFERENCE_EVERY_S: Final = 0.02
 # A refused call waits for so long if nothing says how long, and twice as long each time.
 _OWN_WAIT_S: Final = 0.5
 _SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
-_GUESS_SHARE: Final = 0.4
 _ROOM: Final = 0.05
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
-# Bounds from the configuration that one upstream may have.
-_MOST_TOLD: Final = 16
 
 
-class Limiter:
+class Limiter(Learnt):
     """The limits of one upstream, key and model."""
-
-    def __init__(self, told: ConfiguredLimits, now: float) -> None:
-        self.requests = Ledger(1.0)
-        self.tokens = Ledger(1.0)
-        self.blind = BlindRate()
-        self.window = Window()
-        self.held = HeldPace()
-        self.seen = SeenRate()
-        self.pause_until = 0.0
-        self.token_factor = 1.0
-        self._learns = told.learns
-        self._told: list[tuple[Ledger, str]] = []
-        # Servers of one upstream may have bounds of their own, and after a reload others than before: a name for each.
-        self._told_names: list[str] = []
-        self._told_elsewhere: dict[str, Ledger] = {}
-        for per_minute, kind in ((told.requests_per_minute, "rate"), (told.tokens_per_minute, "tokens")):
-            if per_minute is not None:
-                ledger = Ledger(1.0)
-                ledger.tell(per_minute, now)
-                self._told.append((ledger, kind))
-                self._told_names.append(f"{kind} {per_minute:g}")
-        if not told.learns:
-            self.window.open()
-        # Whether there is anything but the window and slots that calls may have to wait for.
-        self._is_bound = bool(self._told)
-        self._number = 0
-        # Of the last refusal: whose, what had been sent by then, how many of those sent since have passed.
-        self._last_refused = 0
-        self._last_refused_number = 0
-        self._passed_since = 0
-        self._started_at = 0.0
-        self._probe_s = _PROBE_S
-        # The last refusal that no ledger explains: whose, and when that was sent.
-        self._unexplained = (0, -math.inf)
-        self._is_rate = False
-
-    def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
-        """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
-        wait_s, reason, fair_s = 0.0, "", 0.0
-        # One above the limit is refused at once, or our estimate is wrong: no bucket is to fill for it.
-        tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
-        if not self._is_bound:
-            if running >= self.window.most and not self.window.admits(running, now):
-                return self.window.wait_s(now), "window"
-            return wait_s, reason
-        if self.pause_until > now:
-            wait_s, reason = self.pause_until - now, "pause"
-        for ledger, charge, name in self._ledgers(tokens):
-            held_s = ledger.wait_s(charge, now)
-            if held_s > wait_s:
-                wait_s, reason, fair_s = held_s, name, charge / (ledger.rate or math.inf)
-        held_s = max(self.blind.wait_s(now), self.held.free_at - now)
-        if held_s > wait_s:
-            wait_s, reason, fair_s = held_s, "rate", 0.0
-        if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
-            # Nobody is under way who could tell us more; that a call's charge has to flow in first needs no telling.
-            wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
-        if wait_s <= 0 and not self.window.admits(running, now):
-            return self.window.wait_s(now), "window"
-        return wait_s, reason
-
-    def start(self, tokens: float, running: int, now: float) -> SentAttempt:
-        """Charge a call that is sent now, beside `running` others."""
-        tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
-        self._number = number = self._number + 1
-        self._started_at = now
-        if number % SPAN_CALLS == 1:
-            self.seen.look(number, now)
-        if not self._is_bound:
-            # Of ledgers that nobody refers to as yet, the sums are all there is.
-            self.requests.spent += 1.0
-            self.tokens.spent += tokens
-        else:
-            self.requests.take(1.0, now)
-            self.tokens.take(tokens, now)
-            for ledger, kind in self._told:
-                ledger.take(1.0 if kind == "rate" else tokens, now)
-            self.blind.take(number, now)
-            self.held.take(now)
-        return SentAttempt(now, number, tokens, running, self.requests.spent, self.tokens.spent)
-
-    def join(self, state: State, running: int, now: float) -> None:
-        """Join others, who know `state`, with what this process did by itself: `running` calls are in flight."""
-        rate, most = self.seen.per_s(self._number, now), self.window.most
-        self.take_state(state)
-        self.window.join(running, most, now)
-        self.blind.number = self._number
-        self.blind.join(_GUESS_SHARE * rate, now)
-        self.seen.join(rate, now)
-
-    def to_state(self) -> State:
-        """Return all that was learnt; another process's `take_state` takes it."""
-        told = self._told_elsewhere
-        if self._told:
-            told = {**told, **{name: ledger for name, (ledger, _) in zip(self._told_names, self._told, strict=True)}}
-        others = [getattr(self, name) for name in LEARNT]
-        return State(self.requests, self.tokens, self.blind, self.window, self.held, self.seen, told, others)
-
-    def take_state(self, state: State) -> None:
-        """Take what another process has learnt in place of what was known here."""
-        self.requests, self.tokens, self.blind = state.requests, state.tokens, state.blind
-        self.window, self.held, self.seen = state.window, state.held, state.seen
-        if self._told or state.told:
-            told = state.told
-            self._told = [
-                (told.pop(name, ledger), kind)
-                for name, (ledger, kind) in zip(self._told_names, self._told, strict=True)
-            ]
-            # Bounds of before a reload are nobody's any more: after some of these, all go, and the others come back.
-            self._told_elsewhere = told if len(told) <= _MOST_TOLD else {}
-        vars(self).update(zip(LEARNT, state.others, strict=True))
 
     @property
     def is_bound(self) -> bool:
         """Tell whether a limit is known."""
         return self._is_bound or self.window.is_held
 
-    @property
-    def newest_reference_at(self) -> float:
-        """Return when the call was sent by whose answer most is known; what an earlier one says is of no use."""
-        return max(self.requests.referred_at, self.tokens.referred_at)
+    def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
+        """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
+        wait_s, reason, fair_s = 0.0, "", 0.0
+        window = self.window
+        if self._is_bound:
+            # One above the limit is refused at once, or our estimate is wrong: no bucket is to fill for it.
+            tokens = 0.0 if tokens > self.tokens.limit > 0.0 else tokens
+            if self.pause_until > now:
+                wait_s, reason = self.pause_until - now, "pause"
+            for ledger, kind in self._ledgers:
+                charge = tokens if kind == "tokens" else 1.0
+                held_s = ledger.wait_s(charge, now)
+                if held_s > wait_s:
+                    wait_s, reason, fair_s = held_s, kind, charge / (ledger.rate or math.inf)
+            held_s = max(self.blind.free_at, self.held.free_at) - now
+            if held_s > wait_s:
+                wait_s, reason, fair_s = held_s, "rate", 0.0
+            if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
+                # Nobody is under way who could tell more; that a call's charge has to flow in first needs no telling.
+                wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
+        if wait_s <= 0 and (running >= window.most or window.was_full):
+            self.has_news = True
+            if not window.admits(running, now):
+                return window.wait_s(now), "window"
+        return wait_s, reason
+
+    def start(self, tokens: float, running: int, now: float) -> SentAttempt:
+        """Charge a call that is sent now, beside `running` others."""
+        requests, ledger_of_tokens = self.requests, self.tokens
+        tokens = 0.0 if tokens > ledger_of_tokens.limit > 0.0 else tokens
+        self._number = number = self._number + 1
+        self._started_at = now
+        if number % SPAN_CALLS == 1:
+            self.seen.look(number, now)
+            self.has_news = True
+        if not self._is_bound:
+            # Of ledgers that nobody refers to as yet, the sums are all there is.
+            requests.spent += 1.0
+            ledger_of_tokens.spent += tokens
+        else:
+            requests.take(1.0, now)
+            ledger_of_tokens.take(tokens, now)
+            if self._told:
+                self.has_news = True
+                for ledger, kind in self._told:
+                    ledger.take(1.0 if kind == "rate" else tokens, now)
+            self.blind.take(number, now)
+            self.held.take(now)
+            if not (requests.is_told_by_values and ledger_of_tokens.is_told_by_values):
+                self.has_news = True
+        return SentAttempt(now, number, tokens, running, requests.spent, ledger_of_tokens.spent)
 
     def cancel(self, sent: SentAttempt) -> None:
         """Take back a start after which nothing was sent."""
         self.requests.give_back(1)
         self.tokens.give_back(sent.tokens)
 
+    def may_refer(self, sent: SentAttempt) -> bool:
+        """Tell whether what an answer says of the limits is worth to be read: not if another was sent with it."""
+        return sent.at > max(self.requests.referred_at, self.tokens.referred_at) + _REFERENCE_EVERY_S
+
+    def is_unmoved(self, limits: Mapping[str, RateLimit], running: int) -> bool:
+        """Tell whether an answer that is no refusal, with these limits, would change nothing that is known."""
+        return (
+            not limits
+            and self._passed_since >= _PASSES_BETWEEN
+            and self._probe_s == FIRST_PROBE_S
+            and not self.window.learns_from_answer(running)
+        )
+
     def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], running: int) -> None:
         """Learn from an answer that is no refusal; `running` are in flight with it."""
+        self.has_news = True
         if sent.number > self._last_refused_number:
             self._passed_since += 1
-        self._probe_s = _PROBE_S
+        self._probe_s = FIRST_PROBE_S
         if self._learns:
             if limits:
                 self._refer(sent, limits, is_charged=True)
@@ -189,6 +135,7 @@ class Limiter:
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> float | None:
         """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
+        self.has_news = True
         tries.number = tries.number or sent.number
         is_alone = self._last_refused == tries.number and self._passed_since >= _PASSES_BETWEEN
         tries.refusals += 1
@@ -220,6 +167,7 @@ class Limiter:
 
         It was charged to nobody's account, and tells no more than that there is a limit, if that isn't known.
         """
+        self.has_news = True
         if self.window.is_held:
             self.window.leave_out()
         elif self._learns and not (self.requests.is_known or self.tokens.is_known or self.blind.is_known):
@@ -261,7 +209,7 @@ class Limiter:
         elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
             self._is_rate = True
             self.window.open()
-            guess = _GUESS_SHARE * self.seen.per_s(self._number, now)
+            guess = GUESS_SHARE * self.seen.per_s(self._number, now)
             self.blind.refuse(sent.number, sent.at, guess, now)
             if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
@@ -287,13 +235,6 @@ class Limiter:
         if told is not None:
             self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens)
         self._is_bound = True
+        self._find_ledgers()
         if not self.window.is_held:
             self.window.open()
-
-    def _ledgers(self, tokens: float) -> list[tuple[Ledger, float, str]]:
-        found = [(ledger, 1.0 if kind == "rate" else tokens, kind) for ledger, kind in self._told]
-        if self.requests.is_known:
-            found.append((self.requests, 1.0, "rate"))
-        if self.tokens.is_known:
-            found.append((self.tokens, tokens, "tokens"))
-        return found

@@ -1,26 +1,30 @@
 """The file in memory in which the workers of this host share one upstream's limits: its layout, its lock.
 
-A table of workers, two halves for what was learnt, of which one is in use, and what this host knows of other hosts. See
-also: sharing (what a worker does with it), host_exchange (what the one worker does that speaks for the host).
+A table of workers, what was learnt, and what this host knows of other hosts. What was learnt is in two parts: what each
+call changes, some numbers, and all of it (`learnt`). Each of the two stands twice, and is written where it is not in
+use. The numbers say which of the others they go with; one byte says which numbers are in use, and is written last. So
+a worker that is killed in the midst of it leaves what was.
+
+See also: sharing (what a worker does with it), host_exchange (what the one worker does that speaks for the host).
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
 import mmap
 import os
 import struct
+from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from openai_gateway.limits.state import State
+from openai_gateway.limits.state import VALUES_FORMAT, Known, State
 from openai_gateway.processes import start_of
 
 # A layout has a file of its own: during an upgrade, processes of two versions must not read each other's.
-LAYOUT: Final = 5
+LAYOUT: Final = 6
 _MAGIC: Final = b"gwlim-%d\0" % LAYOUT
 # How many rows of the table were ever taken: nobody is below. In 32-bit words, as the counts are.
 _ROWS_WORD: Final = 14
@@ -45,13 +49,17 @@ TABLE_AT: Final = 4 * (COUNTS_WORD + WORKERS)
 WORKER = struct.Struct("<QIddII")
 HEAD_AT: Final = 12
 HEAD = struct.Struct("<ddII")
-STATE_AT: Final = TABLE_AT + WORKERS * WORKER.size
+# Two, each after the number of this writing, and that of the state which they go with.
+VALUES_AT: Final = TABLE_AT + WORKERS * WORKER.size
+_VALUES = struct.Struct(f"<QQ{VALUES_FORMAT}")
+_VALUES_BYTES: Final = _VALUES.size
+# Two, each after its length; that of an even number is the first.
+STATE_AT: Final = VALUES_AT + 2 * _VALUES_BYTES
 _STATE_BYTES: Final = 16 * 1024
 _NOTES_AT: Final = STATE_AT + 2 * _STATE_BYTES
 _NOTES_BYTES: Final = 32 * 1024
 _LENGTH = struct.Struct("<I")
 SIZE: Final = _NOTES_AT + _NOTES_BYTES
-_SEQUENCE_AND_LENGTH = struct.Struct("<QI")
 # A worker that said so long ago that its calls wait may be busy, or they don't wait any more.
 _WAITING_HOLDS_S: Final = 0.3
 
@@ -80,9 +88,12 @@ class LimitsFile:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._seen = 0
+        # The numbers of the writing and of the state that are known here.
+        self._written = self._seen = 0
         self._half = 0
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        # Whether what stands there is of no use, so that all that is known has to be written.
+        self.needs_state = True
+        flock(self._fd, LOCK_EX)
         try:
             if os.fstat(self._fd).st_size != SIZE:
                 os.ftruncate(self._fd, 0)
@@ -96,7 +107,7 @@ class LimitsFile:
                 self._map[: len(boot)] = boot
                 self._map[_HOST_AT : _HOST_AT + _HOST_BYTES] = os.urandom(_HOST_BYTES)
         finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            flock(self._fd, LOCK_UN)
 
     @property
     def host(self) -> str:
@@ -112,16 +123,24 @@ class LimitsFile:
         """Have all workers take part from now on; the file is locked."""
         self._map[IN_USE_AT] = 1
 
-    def begin(self) -> State | None:
+    def begin(self) -> Known | None:
         """Lock the file; return what was learnt by others since the last look, None if nothing was."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self._half = self._map[_HALF_AT] & 1
-        at = STATE_AT + self._half * _STATE_BYTES
-        sequence, length = _SEQUENCE_AND_LENGTH.unpack_from(self._map, at)
-        if sequence == self._seen or not length:
+        flock(self._fd, LOCK_EX)
+        self._half = half = self._map[_HALF_AT] & 1
+        found = _VALUES.unpack_from(self._map, VALUES_AT + half * _VALUES_BYTES)
+        if found[0] == self._written:
             return None
-        self._seen = sequence
-        begin = at + _SEQUENCE_AND_LENGTH.size
+        state, self._written = None, found[0]
+        if found[1] != self._seen:
+            self._seen = found[1]
+            state = self._read_state()
+            self.needs_state = state is None
+        return None if self.needs_state else (found[2:], state)
+
+    def _read_state(self) -> State | None:
+        at = STATE_AT + (self._seen & 1) * _STATE_BYTES
+        (length,) = _LENGTH.unpack_from(self._map, at)
+        begin = at + _LENGTH.size
         try:
             return _decoder.decode(self._map[begin : begin + length])
         except msgspec.MsgspecError:
@@ -130,22 +149,30 @@ class LimitsFile:
 
     def begin_counting(self) -> None:
         """Lock the file for counts, lease or notes only."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        flock(self._fd, LOCK_EX)
 
-    def end(self, state: State | None) -> None:
+    def end(self, known: Known | None) -> None:
         """Write what is known now, if it is to be written, and unlock."""
         try:
-            if state is not None:
-                text = _encoder.encode(state)
+            if known is not None:
+                values, state = known
+                if state is not None:
+                    self._write_state(state)
+                self._written = written = self._written + 1
                 half = 1 - self._half
-                at = STATE_AT + half * _STATE_BYTES
-                self._seen += 1
-                _SEQUENCE_AND_LENGTH.pack_into(self._map, at, self._seen, len(text))
-                begin = at + _SEQUENCE_AND_LENGTH.size
-                self._map[begin : begin + len(text)] = text
+                _VALUES.pack_into(self._map, VALUES_AT + half * _VALUES_BYTES, written, self._seen, *values)
                 self._map[_HALF_AT] = half
         finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            flock(self._fd, LOCK_UN)
+
+    def _write_state(self, state: State) -> None:
+        text = _encoder.encode(state)
+        self._seen += 1
+        at = STATE_AT + (self._seen & 1) * _STATE_BYTES
+        _LENGTH.pack_into(self._map, at, len(text))
+        begin = at + _LENGTH.size
+        self._map[begin : begin + len(text)] = text
+        self.needs_state = False
 
     def demand(self, now: float) -> Demand:
         """Return what is in flight and waits on this host; workers that have ended are taken out first."""
@@ -207,8 +234,8 @@ class LimitsFile:
         start, pid, *_ = WORKER.unpack_from(self._map, self._find_offset(row))
         return start, pid
 
-    @property
-    def _running(self) -> int:
+    def count_all(self) -> int:
+        """Return how many calls are in flight on this host; those of workers that were killed may be among them."""
         return sum(self._words[COUNTS_WORD : COUNTS_WORD + self._words[_ROWS_WORD]])
 
     def _drop_dead(self) -> int:
@@ -218,7 +245,7 @@ class LimitsFile:
             if pid and _has_ended(pid, start):
                 WORKER.pack_into(self._map, self._find_offset(row), 0, 0, 0.0, 0.0, 0, 0)
                 self._words[COUNTS_WORD + row] = 0
-        return self._running
+        return self.count_all()
 
 
 def has_workers(path: Path) -> bool:

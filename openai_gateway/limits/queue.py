@@ -25,7 +25,7 @@ from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Slots
-from openai_gateway.limits.state import State
+from openai_gateway.limits.state import Known
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # A timer that is due a little too early would only have to be set again.
@@ -125,13 +125,14 @@ class Queue:
 
     def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit]) -> None:
         """Learn from an answer that is no refusal, and let calls go that may then."""
-        if self._shared is None:
-            self.limiter.answer(sent, limits, self.slots.in_flight)
-        else:
+        # What was sent before was not charged where others see it.
+        limits = limits if sent.at >= self._joined_at else {}
+        slots = self.slots
+        running = slots.in_flight if slots.on_host is None else slots.on_host.count_all()
+        if not self.limiter.is_unmoved(limits, running):
             running = self._begin()
             try:
-                # What was sent before was not charged where others see it.
-                self.limiter.answer(sent, limits if sent.at >= self._joined_at else {}, running)
+                self.limiter.answer(sent, limits, running)
             finally:
                 self._end(has_learnt=True)
         if self.waiting:
@@ -254,23 +255,23 @@ class Queue:
                 return self.slots.in_flight
             shared = self._start_sharing()
         try:
-            state = shared.begin()
+            known = shared.begin()
             if self._joined_at < 0:
-                self._join(state)
-            elif state is not None:
-                self.limiter.take_state(state)
+                self._join(known)
+            elif known is not None:
+                self.limiter.take(known)
             return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
         except BaseException:
             # A lock that is left would stop every worker of the host.
             shared.end(None)
             raise
 
-    def _join(self, state: State | None) -> None:
+    def _join(self, known: Known | None) -> None:
         """Add what this worker does to what others have learnt; the first one's own is what is known."""
         self._joined_at, self._has_joined = 0.0, True
-        if state is not None:
+        if known is not None:
             now = self._joined_at = monotonic()
-            self.limiter.join(state, self.slots.in_flight, now)
+            self.limiter.join(known, self.slots.in_flight, now)
 
     def _start_sharing(self) -> SharedLimits:
         shared = self.slots.on_host = self._shared
@@ -281,9 +282,14 @@ class Queue:
         return shared
 
     def _end(self, *, has_learnt: bool) -> None:
-        if self.slots.on_host is not None:
-            has_learnt, self._has_joined = has_learnt or self._has_joined, False
-            self.slots.on_host.end(self.limiter.to_state() if has_learnt else None)
+        shared, limiter = self.slots.on_host, self.limiter
+        if shared is None:
+            return
+        known: Known | None = None
+        if has_learnt or self._has_joined:
+            known = limiter.to_known(is_whole=limiter.has_news or shared.needs_state)
+            limiter.has_news = self._has_joined = False
+        shared.end(known)
 
     def _set_timer(self, now: float, wait_s: float) -> None:
         if now < self._due <= now + wait_s:

@@ -39,7 +39,7 @@ from openai_gateway.limits.limits_file import (
     LEASE,
     LEASE_AT,
     SIZE,
-    STATE_AT,
+    VALUES_AT,
     WORKERS,
     LimitsFile,
     has_workers,
@@ -76,7 +76,7 @@ class SharedLimits(LimitsFile):
 
     def _forget(self) -> None:
         """Forget what nobody has kept up to date, for it may be true no more; the permits wait to be confirmed."""
-        self._map[STATE_AT:] = bytes(SIZE - STATE_AT)
+        self._map[VALUES_AT:] = bytes(SIZE - VALUES_AT)
         self._map[IN_USE_AT] = 0
         lease = self.lease
         if lease.is_known:
@@ -89,7 +89,7 @@ class SharedLimits(LimitsFile):
 
     def running(self, most: float) -> int:
         """Return how many calls are in flight on this host; if that is `most`, see first whether all workers live."""
-        running = self._running
+        running = self.count_all()
         if running >= most:
             now = monotonic()
             if now - self._looked_at >= _LOOKED_EVERY_S:

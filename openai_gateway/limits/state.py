@@ -1,12 +1,12 @@
 """What is learnt of one upstream, as a host's workers hand it to each other: the limiter's parts, and its own values.
 
-It is read and written for each decision, so all of it is structs, which msgspec reads and writes whole. See also:
-limiter (what is made of it), limits_file (where it stands).
+All of it is structs, which msgspec reads and writes whole. See also: learnt (what is handed on when), limits_file
+(where it stands).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -16,16 +16,20 @@ from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.seen import SeenRate
 from openai_gateway.limits.window import Window
 
+# What each call changes: two whole numbers, and fourteen others.
+Values: TypeAlias = tuple[
+    int, int, float, float, float, float, float, float, float, float, float, float, float, float, float, float
+]
+VALUES_FORMAT: Final = "qq14d"
+
 # The limiter's own values, in the order of `State.others`.
 LEARNT: Final = (
     "pause_until",
     "token_factor",
     "_is_bound",
-    "_number",
     "_last_refused",
     "_last_refused_number",
     "_passed_since",
-    "_started_at",
     "_probe_s",
     "_unexplained",
     "_is_rate",
@@ -43,3 +47,7 @@ class State(msgspec.Struct, array_like=True):
     seen: SeenRate
     told: dict[str, Ledger]
     others: list[Any]
+
+
+# What each call changes, and all else if that has changed, too.
+Known: TypeAlias = tuple[Values, State | None]

@@ -72,6 +72,11 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Let in any number: the upstream's limits are told otherwise."""
         self.most, self.is_held = math.inf, False
 
+    @property
+    def was_full(self) -> bool:
+        """Tell whether it was full when last asked, and is not held."""
+        return self._full_since is not None
+
     def admits(self, running: int, now: float) -> bool:
         """Tell whether one more may go beside those running."""
         if running < self.most:
@@ -94,6 +99,10 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         if self.is_held:
             return max(0.01, self._try_at - now)
         return max(0.002, _DOUBLED_EVERY_S / self.most)
+
+    def learns_from_answer(self, running: int) -> bool:
+        """Tell whether `answer` would change anything."""
+        return self._full_since is not None or (running >= self.most and (self._is_growing or not self.is_held))
 
     def answer(self, running: int) -> None:
         """Learn that a call was answered and not refused, `running` being in flight with it."""

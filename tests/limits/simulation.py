@@ -299,7 +299,8 @@ class Gateway:
             simulation.later(0.002, lambda: self.refuse(call, meets, headers))
 
     def answer(self, call: Call, headers: dict[str, str]) -> None:
-        self.limiter.answer(call.sent, read_dialect(headers, 0.0)[1], self.running)
+        limits = read_dialect(headers, 0.0)[1] if self.limiter.may_refer(call.sent) else {}
+        self.limiter.answer(call.sent, limits, self.running)
         self.running -= 1
         self.simulation.finish_call(call)
         self.pump()

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from openai_gateway.limits import sharing
@@ -23,6 +24,7 @@ from openai_gateway.limits.limits_file import LimitsFile
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.limits.state import Known
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.support.processes import eventually
 
@@ -248,7 +250,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "limits"
     one, other = SharedLimits(path), SharedLimits(path)
     one.begin()
-    one.end(Limiter(ConfiguredLimits(60.0), 0.0).to_state())
+    one.end(Limiter(ConfiguredLimits(60.0), 0.0).to_known())
     damaged = bytearray(path.read_bytes())
     # What was learnt stands last in the file.
     end = len(damaged.rstrip(b"\0"))
@@ -258,13 +260,45 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     assert other.begin() is None
     learnt = Limiter(ConfiguredLimits(), 0.0)
     learnt.pause_until = 4.5
-    other.end(learnt.to_state())
+    other.end(learnt.to_known())
     found = one.begin()
     one.end(None)
     assert found is not None
     learnt.pause_until = 0.0
-    learnt.take_state(found)
+    learnt.take(found)
     assert learnt.pause_until == 4.5
+
+
+@pytest.mark.parametrize("kind", ["requests and tokens", "blind", "slow_down"])
+def test_what_is_handed_on_of_a_call_is_all_that_it_changes(kind: str) -> None:
+    one, other = (Limiter(ConfiguredLimits(), 0.0) for _ in range(2))
+    sent = one.start(10.0, 0, 1.0)
+    if kind == "requests and tokens":
+        one.answer(sent, {name: RateLimit(600.0, 500.0, None) for name in ("requests", "tokens")}, 1)
+    elif kind == "blind":
+        tries = [Tries() for _ in range(12)]
+        for each in tries:
+            one.refuse(one.start(10.0, 0, 1.1), {}, Refusal("requests", None), each, 1.2)
+        assert one.blind.is_known
+    else:
+        one.refuse(sent, {}, Refusal("slow_down", None), Tries(), 1.2)
+    one.start(10.0, 1, 2.0)
+    _hand_on(one, other, has_news=True)
+    for number in range(15):
+        # After a minute the buckets are full again.
+        one.wait_s(10.0, 1, 61.0 + number)
+        one.start(10.0, 1, 61.0 + number)
+        _hand_on(one, other, has_news=one.has_news)
+    assert not one.has_news
+
+
+def _hand_on(one: Limiter, other: Limiter, *, has_news: bool) -> None:
+    encode = msgspec.msgpack.encode
+    text = encode(one.to_known())
+    values, state = msgspec.msgpack.decode(text, type=Known)
+    other.take((values, state if has_news else None))
+    one.has_news = False
+    assert encode(other.to_known()) == text
 
 
 def test_bounds_that_differ_are_kept_apart_and_passed_on(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ class Worker:
 
     def answer(self, call: Call, turn: Admitted, headers: dict[str, str]) -> None:
         assert turn.sent is not None
-        self.queue.answer(turn.sent, read_dialect(headers, 0.0)[1])
+        limits = read_dialect(headers, 0.0)[1] if self.queue.limiter.may_refer(turn.sent) else {}
+        self.queue.answer(turn.sent, limits)
         turn.release()
         self.simulation.finish_call(call)
 

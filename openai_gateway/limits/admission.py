@@ -24,8 +24,9 @@ from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, SentAttempt
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
-from openai_gateway.limits.queue import Admitted, Queue
+from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits, derive_limits_path
+from openai_gateway.limits.slots import Admitted
 from openai_gateway.limits.use import LimitUse, UnderWay
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head

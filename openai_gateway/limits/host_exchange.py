@@ -95,7 +95,7 @@ class UpstreamPart:
             is_of_use, forgotten = ledger.take(self._limiter, said, demand.for_rate, now, clock)
             if is_of_use:
                 self._file.put_in_use()
-                known = self._limiter.to_known()
+                known = self._limiter.to_known(is_whole=True)
             self._file.write_notes(ledger.to_notes())
             self._file.set_link(is_up=True, hosts=ledger.others + 1)
         finally:
@@ -115,7 +115,7 @@ class UpstreamPart:
                 self._file.set_lease(lease.permits if lease.is_known else self._cap, math.inf)
             if self._file.is_in_use:
                 ledger.miss(self._limiter, now)
-                known = self._limiter.to_known()
+                known = self._limiter.to_known(is_whole=True)
             self._file.write_notes(ledger.to_notes())
             self._file.set_link(is_up=False, hosts=1)
         finally:

@@ -37,7 +37,7 @@ class Learnt:
         self.seen = SeenRate()
         self.pause_until = 0.0
         self.token_factor = 1.0
-        # Whether more has changed than each call changes, since this was last set to False.
+        # Whether more has changed than each call changes, since it was last handed on.
         self.has_news = False
         self._learns = told.learns
         self._told: list[tuple[Ledger, str]] = []
@@ -77,8 +77,19 @@ class Learnt:
         self.seen.join(rate, now)
         self.has_news = True
 
-    def to_known(self, *, is_whole: bool = True) -> Known:
+    def to_known(self, *, is_whole: bool) -> Known:
         """Return what another process's `take` takes: all that was learnt, or only what each call changes."""
+        requests, tokens = self.requests, self.tokens
+        is_whole = (
+            is_whole
+            or self.has_news
+            or requests.window_ends_at is not None
+            or tokens.window_ends_at is not None
+            or requests.others_per_s > 0.0
+            or tokens.others_per_s > 0.0
+            or bool(self._told)
+        )
+        self.has_news = False
         return self._to_values(), self._to_state() if is_whole else None
 
     def _to_state(self) -> State:
@@ -102,11 +113,15 @@ class Learnt:
             requests._at,
             requests._level_at,
             requests._spent_at,
+            requests.referred_at,
+            requests.drain,
             tokens.spent,
             tokens.free_at,
             tokens._at,
             tokens._level_at,
             tokens._spent_at,
+            tokens.referred_at,
+            tokens.drain,
         )
 
     def take(self, known: Known) -> None:
@@ -127,11 +142,15 @@ class Learnt:
             requests._at,
             requests._level_at,
             requests._spent_at,
+            requests.referred_at,
+            requests.drain,
             tokens.spent,
             tokens.free_at,
             tokens._at,
             tokens._level_at,
             tokens._spent_at,
+            tokens.referred_at,
+            tokens.drain,
         ) = values
         blind.number = self._number
 

@@ -76,18 +76,13 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
     share: float = 1.0
     # What is taken to be of other hosts in `spent`, and what they add a second from then on.
     others: float = 0.0
-    _others_per_s: float = 0.0
+    others_per_s: float = 0.0
     _others_at: float = 0.0
 
     @property
     def is_known(self) -> bool:
         """Tell whether anything is known that a call could wait for."""
         return self.most > 0.0
-
-    @property
-    def is_told_by_values(self) -> bool:
-        """Tell whether a charge changes no more than the five fields that are handed on of each call (`learnt`)."""
-        return self.window_ends_at is None and not self._others_per_s
 
     def tell(self, per_minute: float, now: float) -> None:
         """Take a limit from the configuration: five seconds of it are the most that is saved up."""
@@ -96,13 +91,16 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
 
     def level(self, now: float) -> float:
         """Return how much is left; below 0 if more was spent than there was."""
-        if self._others_per_s:
+        if self.others_per_s:
             self._expect(now)
-        if self.window_ends_at is not None and now >= self.window_ends_at:
-            # Whoever used the last one is forgotten with it.
-            self._set_base(now, self.most, self.spent)
-            self.window_ends_at += self.period_s * math.ceil((now - self.window_ends_at + 1e-9) / self.period_s)
-        level = self._level_at + self.inflow * (now - self._at) - (self.spent - self._spent_at)
+        if self.window_ends_at is None:
+            level = self._level_at + (self.rate - self.drain) * (now - self._at) - (self.spent - self._spent_at)
+        else:
+            if now >= self.window_ends_at:
+                # Whoever used the last one is forgotten with it.
+                self._set_base(now, self.most, self.spent)
+                self.window_ends_at += self.period_s * math.ceil((now - self.window_ends_at + 1e-9) / self.period_s)
+            level = self._level_at - (self.spent - self._spent_at)
         if level > self.most:
             self._set_base(now, self.most, self.spent)
             return self.most
@@ -120,26 +118,33 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
 
     def margin(self, now: float) -> float:
         """Return what is left untouched, for calls that overtake each other and for what can't be known."""
-        margin = max(self.hosts * self._unit, min(_MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most))
-        return margin + self._widened * math.exp((self._widened_at - now) / _FADE_S)
+        margin, of_most, least = _MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most, self.hosts * self._unit
+        if margin > of_most:
+            margin = of_most
+        if margin < least:
+            margin = least
+        return margin + self._widened * math.exp((self._widened_at - now) / _FADE_S) if self._widened else margin
 
     def wait_s(self, charge: float, now: float) -> float:
         """Return how long a call of this charge has to wait; 0 if it may go now."""
         lacking = min(charge + self.margin(now), self.most) - self.level(now)
         pace_s = self.free_at - now
         if lacking <= 0:
-            return max(0.0, pace_s)
+            return pace_s if pace_s > 0.0 else 0.0
         if self.window_ends_at is not None:
             return max(0.0, self.window_ends_at - now)
         return max(pace_s, lacking / max(self.inflow, _SLOWEST * self.rate, 1e-9))
 
     def take(self, charge: float, now: float) -> None:
         """Charge a call that is sent now."""
-        if self._others_per_s:
+        if self.others_per_s:
             self._expect(now)
         self.spent += charge
         if self.most > 0.0:
-            self.free_at = max(self.free_at, now - _CATCH_UP_S) + charge / (self.share * self.speed(now))
+            # Whoever is late may catch up a little.
+            earliest = now - _CATCH_UP_S
+            since = self.free_at if self.free_at > earliest else earliest
+            self.free_at = since + charge / (self.share * self.speed(now))
 
     def give_back(self, charge: float) -> None:
         """Take back the charge of a call that was refused or never sent."""
@@ -151,13 +156,15 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         self._widened = min(now_wide + max(self._unit, _WIDER_BY * self.most), max(self._unit, _WIDEST * self.most))
         self._widened_at = now
 
-    def refer(self, told: RateLimit, charge: float, sent_at: float, spent: float) -> None:
+    def refer(self, told: RateLimit, charge: float, sent_at: float, spent: float) -> bool:
         """Learn what was left when a call of this charge was admitted, `spent` being the sum of charges at its sending.
 
-        A refused call's charge is given; what remains doesn't lack it, and this is right as it is.
+        A refused call's charge is given; what remains doesn't lack it, and this is right as it is. Return whether it
+        told more than level and drain.
         """
         if told.remaining is None or sent_at <= self.referred_at:
-            return
+            return False
+        before = (self.limit, self.most, self.period_s, self.window_ends_at, self._earlier, self._longer_seen)
         self._learn_rate(told)
         self._learn_window(told, sent_at, spent)
         if self.window_ends_at is None and self._at > -math.inf:
@@ -165,27 +172,37 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         self.most = max(self.most, told.remaining + charge, 2 * self._unit)
         self.referred_at = sent_at
         self._set_base(sent_at, told.remaining, spent)
+        return before != (
+            self.limit,
+            self.most,
+            self.period_s,
+            self.window_ends_at,
+            self._earlier,
+            self._longer_seen,
+        )
 
     def speed(self, now: float) -> float:
         """Return how much a second may be spent, by all hosts together."""
         surplus = self.level(now) - self.margin(now)
         if self.window_ends_at is not None:
             return max(surplus, self._unit) / max(self.window_ends_at - now, 0.05)
-        return max(self.inflow + surplus / _SPREAD_S, 0.2 * self.inflow, _SLOWEST * self.rate, 1e-9)
+        inflow = self.rate - self.drain
+        speed = inflow + surplus / _SPREAD_S
+        return speed if speed > inflow > 0.0 else max(speed, 0.2 * inflow, _SLOWEST * self.rate, 1e-9)
 
     def hear(self, others: float, per_s: float, now: float) -> None:
         """Charge what other hosts have charged by now, in all, and from now on what they add a second."""
         self.spent += others - self.others
-        self.others, self._others_per_s, self._others_at = others, per_s, now
+        self.others, self.others_per_s, self._others_at = others, per_s, now
 
     def _expect(self, now: float) -> None:
-        charge = self._others_per_s * (now - self._others_at)
-        self.hear(self.others + charge, self._others_per_s, now)
+        charge = self.others_per_s * (now - self._others_at)
+        self.hear(self.others + charge, self.others_per_s, now)
 
     def add_drain(self, drain: float, now: float) -> None:
         """Take hosts that can't be heard of any more for other users of the key; below 0: they are heard of again."""
         self._expect(now)
-        self._others_per_s = 0.0
+        self.others_per_s = 0.0
         if not self.is_known:
             return
         self._set_base(now, self.level(now), self.spent)

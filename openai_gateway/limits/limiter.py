@@ -92,14 +92,15 @@ class Limiter(Learnt):
         else:
             requests.take(1.0, now)
             ledger_of_tokens.take(tokens, now)
-            if self._told:
-                self.has_news = True
-                for ledger, kind in self._told:
-                    ledger.take(1.0 if kind == "rate" else tokens, now)
-            self.blind.take(number, now)
-            self.held.take(now)
-            if not (requests.is_told_by_values and ledger_of_tokens.is_told_by_values):
-                self.has_news = True
+            for ledger, kind in self._told:
+                ledger.take(1.0 if kind == "rate" else tokens, now)
+            blind = self.blind
+            if blind.rate is None:
+                blind.number = number
+            else:
+                blind.take(number, now)
+            if self.held.since is not None:
+                self.held.take(now)
         return SentAttempt(now, number, tokens, running, requests.spent, ledger_of_tokens.spent)
 
     def cancel(self, sent: SentAttempt) -> None:
@@ -122,8 +123,9 @@ class Limiter(Learnt):
 
     def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], running: int) -> None:
         """Learn from an answer that is no refusal; `running` are in flight with it."""
-        self.has_news = True
-        if sent.number > self._last_refused_number:
+        if not self.is_unmoved({}, running):
+            self.has_news = True
+        if sent.number > self._last_refused_number and self._passed_since < _PASSES_BETWEEN:
             self._passed_since += 1
         self._probe_s = FIRST_PROBE_S
         if self._learns:
@@ -229,12 +231,14 @@ class Limiter(Learnt):
 
     def _refer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], *, is_charged: bool) -> None:
         told = limits.get("requests")
-        if told is not None:
-            self.requests.refer(told, 1.0 if is_charged else 0.0, sent.at, sent.spent_requests)
+        if told is not None and self.requests.refer(told, 1.0 if is_charged else 0.0, sent.at, sent.spent_requests):
+            self.has_news = True
         told = limits.get("tokens")
-        if told is not None:
-            self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens)
-        self._is_bound = True
-        self._find_ledgers()
-        if not self.window.is_held:
+        if told is not None and self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens):
+            self.has_news = True
+        if not self._is_bound or self.has_news:
+            self._is_bound = self.has_news = True
+            self._find_ledgers()
+        if not (self.window.is_held or self.window.is_open):
+            self.has_news = True
             self.window.open()

@@ -24,10 +24,10 @@ from openai_gateway.limits.state import VALUES_FORMAT, Known, State
 from openai_gateway.processes import start_of
 
 # A layout has a file of its own: during an upgrade, processes of two versions must not read each other's.
-LAYOUT: Final = 6
+LAYOUT: Final = 7
 _MAGIC: Final = b"gwlim-%d\0" % LAYOUT
 # How many rows of the table were ever taken: nobody is below. In 32-bit words, as the counts are.
-_ROWS_WORD: Final = 14
+ROWS_WORD: Final = 14
 _HALF_AT: Final = 60
 IN_USE_AT: Final = 61
 _HOST_AT: Final = 64
@@ -39,6 +39,8 @@ _NEVER, _LEASED, KEPT = 0, 1, 2
 # Whether Redis was reached the last time (1: yes, 2: no), and how many hosts were in touch then.
 _LINK_AT: Final = 96
 _LINK = struct.Struct("<BI")
+# When a worker last said that calls wait there.
+_SAID_AT: Final = 104
 WORKERS: Final = 128
 # The calls that each worker has in flight. One word each, written in one go, so that a worker needs no lock to take off
 # what has ended; it adds with the lock held, for others decide by the sum.
@@ -101,6 +103,7 @@ class LimitsFile:
             os.utime(self._fd)
             self._map = mmap.mmap(self._fd, SIZE)
             self._words = memoryview(self._map)[:TABLE_AT].cast("I")
+            self._said_at = memoryview(self._map)[_SAID_AT : _SAID_AT + 8].cast("d")
             boot = _MAGIC + _read_boot_id()
             if self._map[: len(boot)] != boot:
                 self._map[:] = bytes(SIZE)
@@ -217,14 +220,14 @@ class LimitsFile:
 
     @property
     def _rows(self) -> int:
-        return self._words[_ROWS_WORD]
+        return self._words[ROWS_WORD]
 
     def _take_row(self, start: int, pid: int) -> int:
         """Return the row that is this process's from now on; below 0 if there is none."""
         row = next((row for row in range(WORKERS) if self._worker(row)[1] == 0), -1)
         if row >= 0:
             WORKER.pack_into(self._map, self._find_offset(row), start, pid, 0.0, 0.0, 0, 0)
-            self._words[_ROWS_WORD] = max(self._rows, row + 1)
+            self._words[ROWS_WORD] = max(self._rows, row + 1)
         return row
 
     def _find_offset(self, row: int) -> int:
@@ -236,7 +239,7 @@ class LimitsFile:
 
     def count_all(self) -> int:
         """Return how many calls are in flight on this host; those of workers that were killed may be among them."""
-        return sum(self._words[COUNTS_WORD : COUNTS_WORD + self._words[_ROWS_WORD]])
+        return sum(self._words[COUNTS_WORD : COUNTS_WORD + self._words[ROWS_WORD]])
 
     def _drop_dead(self) -> int:
         """Take workers out that have ended; return how many calls those that live have in flight."""

@@ -24,7 +24,7 @@ from openai_gateway.limits.attempts import Bounds, SentAttempt, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
 from openai_gateway.limits.sharing import SharedLimits
-from openai_gateway.limits.slots import Slots
+from openai_gateway.limits.slots import Admitted, Slots
 from openai_gateway.limits.state import Known
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -32,23 +32,6 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 _LATER_S: Final = 0.0005
 _LOOK_AGAIN_S: Final = 0.01
 _ELDERS_S: Final = 0.03
-
-
-class Admitted(msgspec.Struct, eq=False):
-    """What a call has while it is under way: a slot, and its charge if limits apply to it.
-
-    `reason` is what it waited for last: slot, rate, tokens, window, pause; "" if for nothing.
-    """
-
-    slots: Slots | None
-    sent: SentAttempt | None
-    reason: str = ""
-
-    def release(self) -> None:
-        """Give the slot back; once is enough, more does nothing."""
-        slots, self.slots = self.slots, None
-        if slots is not None:
-            slots.give_back()
 
 
 class Waiting(msgspec.Struct, eq=False):
@@ -98,7 +81,8 @@ class Queue:
             return Admitted(slots, limiter.start(tokens, running, monotonic()))
         now = monotonic()
         # Only other workers' calls come before it.
-        rank = self._order.rank(rollout, now) if self.slots.on_host is not None else now
+        shared = slots.on_host
+        rank = self._order.rank(rollout, now) if shared is not None and shared.has_waiting(now) else now
         return self._let_go(rank, tokens, is_limited, now)
 
     def take(self, place: Place) -> Admitted:
@@ -220,7 +204,13 @@ class Queue:
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
             shared = self.slots.on_host
-            if wait_s > 0 or shared is None or not is_limited or not shared.has_elder(rank, now):
+            if (
+                wait_s > 0
+                or shared is None
+                or not is_limited
+                or not shared.has_waiting(now)
+                or not shared.has_elder(rank, now)
+            ):
                 self._yields_since = math.inf
             elif now - (since := min(self._yields_since, now)) < _ELDERS_S:
                 # A moment only: a call that does not go after all must not cost any of the limit.
@@ -260,7 +250,8 @@ class Queue:
                 self._join(known)
             elif known is not None:
                 self.limiter.take(known)
-            return shared.running(min(self._most_of_host or math.inf, self.limiter.window.most))
+            most, most_of_host = self.limiter.window.most, self._most_of_host
+            return shared.running(most if most_of_host is None or most < most_of_host else most_of_host)
         except BaseException:
             # A lock that is left would stop every worker of the host.
             shared.end(None)
@@ -287,8 +278,7 @@ class Queue:
             return
         known: Known | None = None
         if has_learnt or self._has_joined:
-            known = limiter.to_known(is_whole=limiter.has_news or shared.needs_state)
-            limiter.has_news = self._has_joined = False
+            known, self._has_joined = limiter.to_known(is_whole=shared.needs_state), False
         shared.end(known)
 
     def _set_timer(self, now: float, wait_s: float) -> None:

@@ -38,6 +38,7 @@ from openai_gateway.limits.limits_file import (
     LAYOUT,
     LEASE,
     LEASE_AT,
+    ROWS_WORD,
     SIZE,
     VALUES_AT,
     WORKERS,
@@ -89,7 +90,8 @@ class SharedLimits(LimitsFile):
 
     def running(self, most: float) -> int:
         """Return how many calls are in flight on this host; if that is `most`, see first whether all workers live."""
-        running = self.count_all()
+        words = self._words
+        running = sum(words[COUNTS_WORD : COUNTS_WORD + words[ROWS_WORD]])
         if running >= most:
             now = monotonic()
             if now - self._looked_at >= _LOOKED_EVERY_S:
@@ -106,8 +108,13 @@ class SharedLimits(LimitsFile):
 
     def count(self, calls: int) -> None:
         """Count calls that begin, with the file locked, or end if below 0, in this worker."""
-        word = COUNTS_WORD + self._row
-        self._words[word] = max(0, self._words[word] + calls)
+        words, word = self._words, COUNTS_WORD + self._row
+        calls += words[word]
+        words[word] = calls if calls > 0 else 0
+
+    def has_waiting(self, now: float) -> bool:
+        """Tell whether calls wait in any worker."""
+        return now - self._said_at[0] < _HEAD_HOLDS_S
 
     def has_elder(self, rollout: float, now: float) -> bool:
         """Tell whether a call of an older rollout waits in another worker."""
@@ -122,6 +129,7 @@ class SharedLimits(LimitsFile):
         """Say of which rollout the first call is that waits here, for what, and how many wait with it."""
         for_slot, for_rate = (waiting, 0) if waits_for == "slot" else (0, waiting)
         HEAD.pack_into(self._map, self._find_offset(self._row) + HEAD_AT, rollout, now, for_slot, for_rate)
+        self._said_at[0] = now
 
 
 def derive_limits_path(base_url: str, key: str, model: str) -> Path:

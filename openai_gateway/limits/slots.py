@@ -1,6 +1,6 @@
-"""The slots that cap concurrent upstream calls of this process.
+"""The slots that cap concurrent upstream calls of this process, and what a call has that was given one.
 
-See also: queue (waiting for one; an Admitted gives each back once).
+See also: queue (waiting for one).
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
+import msgspec
 from gevent.lock import BoundedSemaphore
 
+from openai_gateway.limits.attempts import SentAttempt
 from openai_gateway.limits.sharing import SharedLimits
 
 
@@ -48,3 +50,20 @@ class Slots:
             self.on_host.count(-1)
         if self._waiting:
             self._on_free()
+
+
+class Admitted(msgspec.Struct, eq=False):
+    """What a call has while it is under way: a slot, and its charge if limits apply to it.
+
+    `reason` is what it waited for last: slot, rate, tokens, window, pause; "" if for nothing.
+    """
+
+    slots: Slots | None
+    sent: SentAttempt | None
+    reason: str = ""
+
+    def release(self) -> None:
+        """Give the slot back; once is enough, more does nothing."""
+        slots, self.slots = self.slots, None
+        if slots is not None:
+            slots.give_back()

@@ -16,11 +16,9 @@ from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.seen import SeenRate
 from openai_gateway.limits.window import Window
 
-# What each call changes: two whole numbers, and fourteen others.
-Values: TypeAlias = tuple[
-    int, int, float, float, float, float, float, float, float, float, float, float, float, float, float, float
-]
-VALUES_FORMAT: Final = "qq14d"
+# What each call changes, and nearly each answer: two whole numbers, and 18 others.
+Values: TypeAlias = tuple[Any, ...]
+VALUES_FORMAT: Final = "qq18d"
 
 # The limiter's own values, in the order of `State.others`.
 LEARNT: Final = (

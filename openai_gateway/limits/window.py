@@ -73,6 +73,11 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         self.most, self.is_held = math.inf, False
 
     @property
+    def is_open(self) -> bool:
+        """Tell whether it lets in any number."""
+        return self.most == math.inf
+
+    @property
     def was_full(self) -> bool:
         """Tell whether it was full when last asked, and is not held."""
         return self._full_since is not None

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import gevent
 
 from openai_gateway.errors import CallTimeout, ClientGone, GatewayError, UpstreamTimeout
-from openai_gateway.limits import queue
+from openai_gateway.limits import slots
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.websocket import events
@@ -37,7 +37,7 @@ class TurnRelay(Protocol):
     def begin_turn(self, call: Call) -> Progress:
         """Return the state of a call that may be sent now, having waited for its slot. Raises GatewayError."""
 
-    def join_turn(self, call: Call, kept: queue.Admitted | None) -> Progress:
+    def join_turn(self, call: Call, kept: slots.Admitted | None) -> Progress:
         """Return the state of a call that the upstream has begun already, with the slot that was kept for it."""
 
     def drop_turn(self, call: Call, error: GatewayError | ClientGone) -> None:
@@ -101,7 +101,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.error: GatewayError | None = None
-        self.kept: queue.Admitted | None = None
+        self.kept: slots.Admitted | None = None
         self.kept_until = 0.0
         self.steers: set[str] = set()
         self.waiting: deque[tuple[bytes | None, bytes]] = deque()
@@ -125,7 +125,7 @@ class Lane:
             self.kept_until = monotonic() + _FOLLOWS_WITHIN_S
         return progress
 
-    def take_kept(self) -> queue.Admitted | None:
+    def take_kept(self) -> slots.Admitted | None:
         """Return the slot that was kept, if one was."""
         kept, self.kept = self.kept, None
         return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from openai_gateway.errors import ClientGone, GatewayError
-from openai_gateway.limits.queue import Admitted
+from openai_gateway.limits.slots import Admitted
 from openai_gateway.transport.raw_answer import RawAnswer
 from openai_gateway.transport.session import PeerRequest
 from openai_gateway.transport.watch import CallWatch

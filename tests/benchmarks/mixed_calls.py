@@ -25,8 +25,9 @@ from gevent.pool import Pool
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
-from openai_gateway.limits.queue import Admitted, Queue
+from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 CAP: Final = 24

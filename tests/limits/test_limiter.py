@@ -115,7 +115,7 @@ def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_
     limiter.window.open()
     early = [limiter.start(1.0, running, 10.0 + running / 1000) for running in range(50)]
     limiter.refuse(early[-2], {}, refused, Tries(), 10.1)
-    limiter.join(limiter.to_state(), 50, 10.2)
+    limiter.join(limiter.to_known(is_whole=True), 50, 10.2)
     assert limiter.window.most == 98
     limiter.refuse(early[-1], {}, refused, Tries(), 10.3)
     assert limiter.window.most == 98

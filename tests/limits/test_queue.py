@@ -9,7 +9,8 @@ from openai_gateway.errors import Saturated, Unavailable
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
-from openai_gateway.limits.queue import Admitted, Queue
+from openai_gateway.limits.queue import Queue
+from openai_gateway.limits.slots import Admitted
 
 
 def _queue(cap: int | None = 1, max_queue: int | None = None, timeout_s: float | None = None) -> Queue:

@@ -250,7 +250,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "limits"
     one, other = SharedLimits(path), SharedLimits(path)
     one.begin()
-    one.end(Limiter(ConfiguredLimits(60.0), 0.0).to_known())
+    one.end(Limiter(ConfiguredLimits(60.0), 0.0).to_known(is_whole=True))
     damaged = bytearray(path.read_bytes())
     # What was learnt stands last in the file.
     end = len(damaged.rstrip(b"\0"))
@@ -260,7 +260,7 @@ def test_damaged_state_is_nothing_known(tmp_path: Path) -> None:
     assert other.begin() is None
     learnt = Limiter(ConfiguredLimits(), 0.0)
     learnt.pause_until = 4.5
-    other.end(learnt.to_known())
+    other.end(learnt.to_known(is_whole=True))
     found = one.begin()
     one.end(None)
     assert found is not None
@@ -283,22 +283,26 @@ def test_what_is_handed_on_of_a_call_is_all_that_it_changes(kind: str) -> None:
     else:
         one.refuse(sent, {}, Refusal("slow_down", None), Tries(), 1.2)
     one.start(10.0, 1, 2.0)
-    _hand_on(one, other, has_news=True)
+    _hand_on(one, other)
+    whole = 0
     for number in range(15):
         # After a minute the buckets are full again.
         one.wait_s(10.0, 1, 61.0 + number)
-        one.start(10.0, 1, 61.0 + number)
-        _hand_on(one, other, has_news=one.has_news)
-    assert not one.has_news
+        sent = one.start(10.0, 1, 61.0 + number)
+        whole += _hand_on(one, other)
+        if number % 3 == 0:
+            one.answer(sent, {"requests": RateLimit(600.0, 400.0 - number, None)}, 1)
+            whole += _hand_on(one, other)
+    assert whole < 10, "of 20 times"
 
 
-def _hand_on(one: Limiter, other: Limiter, *, has_news: bool) -> None:
+def _hand_on(one: Limiter, other: Limiter) -> bool:
+    """Hand on what is to be; return whether that was all."""
     encode = msgspec.msgpack.encode
-    text = encode(one.to_known())
-    values, state = msgspec.msgpack.decode(text, type=Known)
-    other.take((values, state if has_news else None))
-    one.has_news = False
-    assert encode(other.to_known()) == text
+    known = one.to_known(is_whole=False)
+    other.take(msgspec.msgpack.decode(encode(known), type=Known))
+    assert encode(other.to_known(is_whole=True)) == encode(one.to_known(is_whole=True))
+    return known[1] is not None
 
 
 def test_bounds_that_differ_are_kept_apart_and_passed_on(tmp_path: Path) -> None:

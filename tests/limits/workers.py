@@ -13,8 +13,9 @@ from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
-from openai_gateway.limits.queue import Admitted, Queue, Waiting
+from openai_gateway.limits.queue import Queue, Waiting
 from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import read_dialect
 from tests.limits.simulation import WARM_UP_S, Call, Report, Simulation, Upstream, finish, to_refusal
 

@@ -10,8 +10,7 @@ import gevent
 import pytest
 
 from openai_gateway.errors import BudgetExceeded, CallTimeout, ClientGone, GatewayError, UpstreamTimeout
-from openai_gateway.limits.queue import Admitted
-from openai_gateway.limits.slots import Slots
+from openai_gateway.limits.slots import Admitted, Slots
 from openai_gateway.transport.watch import Timeouts
 from openai_gateway.upstream.progress import Progress
 from openai_gateway.websocket.turns import Turns

@@ -53,7 +53,8 @@ class QueuedCall(msgspec.Struct):
     """What the limits know of a call: what it was `admitted` with, what it waited for, how it was refused.
 
     `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
-    or pause. `retries` has the reason of each further attempt, a status or an error code.
+    or pause. `retries` has the reason of each further attempt, a status or an error code; `sends` is how often the
+    last one went out.
     """
 
     call: Call
@@ -66,6 +67,7 @@ class QueuedCall(msgspec.Struct):
     place: Place | None = None
     tries: Tries = msgspec.field(default_factory=Tries)
     attempts: int = 0
+    sends: int = 0
     retries: tuple[str, ...] = ()
 
 

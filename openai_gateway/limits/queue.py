@@ -148,6 +148,16 @@ class Queue:
         finally:
             self._end(has_learnt=True)
 
+    def cancel(self, sent: SentAttempt) -> None:
+        """Take back the charge of an attempt that was never sent."""
+        self._begin()
+        try:
+            # What was charged before is not in the account that this process has joined.
+            if sent.at >= self._joined_at:
+                self.limiter.cancel(sent)
+        finally:
+            self._end(has_learnt=True)
+
     def learn(self) -> None:
         """Let calls go that may, now that a slot is free or the limiter has learnt something."""
         now = monotonic()
@@ -183,11 +193,7 @@ class Queue:
 
     def _take_back(self, admitted: Admitted) -> None:
         if admitted.sent is not None:
-            self._begin()
-            try:
-                self.limiter.cancel(admitted.sent)
-            finally:
-                self._end(has_learnt=True)
+            self.cancel(admitted.sent)
         admitted.release()
 
     def _on_free(self) -> None:

@@ -106,6 +106,7 @@ class Sender:
         except UpstreamError as failure:
             return None, failure, HOPELESS if failure.is_final else outcome
         finally:
+            progress.sends = request.sends
             progress.attempts += request.sends == 2
             if refused is not None or self.breaker.refusals:
                 self.breaker.settle(refused, is_answered=is_answered)

@@ -140,8 +140,13 @@ class Relay:
         budget_s = self._server.retry_budget_s
         deadline = None if budget_s is None else progress.started + progress.queue_wait_s + budget_s
         while True:
-            self._retries.wait_for_pause(progress, deadline, self.is_refusing)
-            raw, failure, outcome = self.sender.attempt(progress, watch)
+            progress.sends = 0
+            try:
+                self._retries.wait_for_pause(progress, deadline, self.is_refusing)
+                raw, failure, outcome = self.sender.attempt(progress, watch)
+            finally:
+                if progress.sends != 1:
+                    self._correct_charge(progress)
             if raw is not None:
                 self.admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
                 if raw.head.status < 400:
@@ -159,6 +164,16 @@ class Relay:
                 raw.close()
             self._retries.wait(wait_s, reason, progress)
             self.admission.charge_again(progress)
+
+    def _correct_charge(self, progress: Progress) -> None:
+        """Charge an attempt that did not go out, or went out twice, as often as it did."""
+        admitted, queue = progress.admitted, self.admission.queue
+        if admitted is not None and admitted.sent is not None:
+            if progress.sends:
+                # What is learnt from the answer is of the first: the other followed at once.
+                queue.charge_again(admitted.sent)
+            else:
+                queue.cancel(admitted.sent)
 
     def _give_up(self, raw: RawAnswer | None, failure: UpstreamError | None, outcome: Outcome) -> RawAnswer:
         """Return or raise what the last attempt came to; the SDKs are told if trying again is used up."""

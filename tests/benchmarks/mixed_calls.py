@@ -1,10 +1,11 @@
 """Whether permits and charges are exact after any mixture of calls: leavers, refusals, errors, resets.
 
-    python -m tests.benchmarks.mixed_calls [--calls 100000]
+    python -m tests.benchmarks.mixed_calls [--sockets] [--calls 100000]
 
 Two workers' queues in one process share a file; the upstream is a few counters beside them: no sockets here. Each call
-is a greenlet that may be killed at any time. Printed: what became of the calls, what is still held (nothing), and
-charges as the upstream counted them against those of the ledger (equal). Exit 1 otherwise.
+is a greenlet that may be killed at any time. With `--sockets`: a real gateway, its clients and its upstream
+(`mixed_sockets`). Printed: what became of the calls, what is still held (nothing), and charges as the upstream counted
+them against those of the ledger (equal). Exit 1 otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
+from tests.benchmarks import mixed_sockets
 
 CAP: Final = 24
 AT_ONCE: Final = 100
@@ -199,7 +201,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sockets", action="store_true")
     given = parser.parse_args()
+    if given.sockets:
+        found = mixed_sockets.run(given.calls, given.seed)
+        print(dict(found.outcomes), "upstream:", dict(found.kinds))
+        print("held:", found.held)
+        print("charged by the ledger:", found.charged, "counted:", found.counted)
+        return int(not found.is_exact)
     left = run(given.calls, given.seed)
     print(dict(left.outcomes), "429s:", left.refused)
     print("held:", left.held)

@@ -63,12 +63,13 @@ def test_what_other_hosts_charge_is_no_drain_by_unknown_users(hosts: int) -> Non
 
 
 def test_redis_away_for_ten_seconds_costs_nothing_of_the_limit() -> None:
-    report, found = simulate_hosts(RPM, 4, Redis((10, 20)))
-    assert report.failed == 0
-    assert report.used >= 0.99
-    assert report.refused_share <= 0.002
-    assert all(abs(host.limiter.requests.share - 0.25) < 0.15 for host in found)
-    assert all(abs(host.limiter.requests.drain) < 5 for host in found)
+    runs = [simulate_hosts(RPM, 4, Redis((10, 20)), seed=seed) for seed in range(3)]
+    assert all(report.failed == 0 and report.used >= 0.99 for report, _ in runs)
+    # Of one run, the last call of a moment decides.
+    assert sum(report.refused_share for report, _ in runs) <= 3 * 0.002
+    for host in (host for _, found in runs for host in found):
+        assert abs(host.limiter.requests.share - 0.25) < 0.15
+        assert abs(host.limiter.requests.drain) < 5
 
 
 def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:

@@ -1,0 +1,26 @@
+"""The charges that a gateway's workers have in the file that they share."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from openai_gateway.limits.attempts import ConfiguredLimits
+from openai_gateway.limits.limiter import Limiter
+from openai_gateway.limits.limits_file import LimitsFile
+from openai_gateway.limits.sharing import derive_limits_path
+
+
+def read_ledger(temporary: Path, upstream_url: str) -> tuple[float, float, int]:
+    """Return the requests and tokens charged, and the calls in flight, of a gateway whose `TMPDIR` is given."""
+    before, tempfile.tempdir = tempfile.tempdir, str(temporary)
+    try:
+        path = derive_limits_path(f"{upstream_url}/v1", "sk-upstream-key", "the-model")
+    finally:
+        tempfile.tempdir = before
+    file, limiter = LimitsFile(path), Limiter(ConfiguredLimits(), 0.0)
+    known = file.begin()
+    file.end(None)
+    if known is not None:
+        limiter.take(known)
+    return limiter.requests.spent, limiter.tokens.spent, file.count_all()

@@ -82,8 +82,7 @@ class Limiter(Learnt):
         tokens = 0.0 if tokens > ledger_of_tokens.limit > 0.0 else tokens
         self._number = number = self._number + 1
         self._started_at = now
-        if number % SPAN_CALLS == 1:
-            self.seen.look(number, now)
+        if number % SPAN_CALLS == 1 and self.seen.look(number, now):
             self.has_news = True
         if not self._is_bound:
             # Of ledgers that nobody refers to as yet, the sums are all there is.

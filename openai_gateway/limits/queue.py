@@ -210,13 +210,7 @@ class Queue:
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
             shared = self.slots.on_host
-            if (
-                wait_s > 0
-                or shared is None
-                or not is_limited
-                or not shared.has_waiting(now)
-                or not shared.has_elder(rank, now)
-            ):
+            if wait_s > 0 or shared is None or not is_limited or not shared.has_elder(rank, now):
                 self._yields_since = math.inf
             elif now - (since := min(self._yields_since, now)) < _ELDERS_S:
                 # A moment only: a call that does not go after all must not cost any of the limit.

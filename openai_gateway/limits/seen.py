@@ -25,12 +25,14 @@ class SeenRate(msgspec.Struct, array_like=True, eq=False):
     _at: float = 0.0
     _number: int = 0
 
-    def look(self, number: int, now: float) -> None:
-        """Learn that the call of this number is sent now."""
-        if now - self._at >= _SPAN_S:
-            before = self._number
-            self._calls, self._passed_s = (number - 1.0 - before, now - self._at) if before else (0.0, 0.0)
-            self._at, self._number = now, number - 1
+    def look(self, number: int, now: float) -> bool:
+        """Learn that the call of this number is sent now; tell whether a span ends with it."""
+        if now - self._at < _SPAN_S:
+            return False
+        before = self._number
+        self._calls, self._passed_s = (number - 1.0 - before, now - self._at) if before else (0.0, 0.0)
+        self._at, self._number = now, number - 1
+        return True
 
     def per_s(self, number: int, now: float) -> float:
         """Return how many calls a second were sent, so many being sent by now."""

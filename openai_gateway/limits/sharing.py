@@ -118,6 +118,8 @@ class SharedLimits(LimitsFile):
 
     def has_elder(self, rollout: float, now: float) -> bool:
         """Tell whether a call of an older rollout waits in another worker."""
+        if now - self._said_at[0] >= _HEAD_HOLDS_S:
+            return False
         for row in range(self._rows):
             if row != self._row:
                 head, said_at, *_ = HEAD.unpack_from(self._map, self._find_offset(row) + HEAD_AT)

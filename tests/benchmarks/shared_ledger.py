@@ -24,28 +24,34 @@ from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted
-from openai_gateway.wire.rate_limits import Refusal
+from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 CAP: Final = 8
 PER_MINUTE: Final = 60_000.0
+TOLD: Final = ConfiguredLimits(PER_MINUTE, None, learns=False)
+# Far away; the time to full is that of a bucket.
+LIMITS: Final = {kind: RateLimit(6e9, 5e9, 10.0) for kind in ("requests", "tokens")}
+_ROUNDS: Final = 10
 ROLLOUT: Final = Rollout(0.0)
 REFUSED: Final = Refusal("requests", 0.0)
 FIELDS: Final = ("operations", "most in flight", "charged")
 _fork = multiprocessing.get_context("fork")
 
 
-def share(path: Path, cap: int | None, per_minute: float) -> Queue:
+def _share(path: Path, told: ConfiguredLimits, cap: int | None = None) -> Queue:
     """Return a queue as a worker has it."""
-    queue = Queue(
-        Limiter(ConfiguredLimits(per_minute, None, learns=False), time.monotonic()), Order(), Bounds(None, cap)
-    )
+    queue = _make_queue(told, cap)
     queue.share(SharedLimits(path))
     return queue
 
 
+def _make_queue(told: ConfiguredLimits, cap: int | None = None) -> Queue:
+    return Queue(Limiter(told, time.monotonic()), Order(), Bounds(None, cap))
+
+
 def work(path: Path, counts: Any, row: int) -> None:
     """Do one operation after the other until killed; `counts` has a row of FIELDS for each worker."""
-    queue, draw, all_admitted = share(path, CAP, PER_MINUTE), random.Random(), list[Admitted]()
+    queue, draw, all_admitted = _share(path, TOLD, CAP), random.Random(), list[Admitted]()
     at = row * len(FIELDS)
     while True:
         admitted = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
@@ -109,18 +115,42 @@ def hammer(path: Path, operations: int, workers: int) -> dict[str, float]:
     }
 
 
-def cost_us(path: Path, calls: int) -> tuple[float, float]:
-    """Return the median and p99 of what taking and giving back costs with two workers at the file, in microseconds."""
-    one, other = share(path, None, 1e9), share(path, None, 1e9)
-    took = []
-    for queue in [one, other] * (calls // 2):
-        began = time.perf_counter()
-        admitted = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
-        took.append(time.perf_counter() - began)
-        if admitted is not None:
+def costs_us(folder: Path, calls: int) -> dict[str, float]:
+    """Return what a call's decisions cost, in microseconds of this process: the least of several rounds.
+
+    Admission, answer and release, with limits that are far away: by one worker, or two that take turns at the file.
+    """
+    alone = [_make_queue(ConfiguredLimits())]
+    turns = [_share(folder / name, ConfiguredLimits()) for name in ("turns", "turns")]
+    _make_calls(alone + turns[:1], 1, LIMITS)
+    free = [_make_queue(ConfiguredLimits())]
+    free[0].limiter.window.open()
+    return {
+        "one worker, no limit known": _measure_us(free, calls, {}),
+        "one worker, limits known": _measure_us(alone, calls, {}),
+        "one worker, each answer tells": _measure_us(alone, calls, LIMITS),
+        "two workers": _measure_us(turns, calls, {}),
+        "two workers, each answer tells": _measure_us(turns, calls, LIMITS),
+    }
+
+
+def _measure_us(queues: list[Queue], calls: int, limits: dict[str, RateLimit]) -> float:
+    took_s = []
+    for _ in range(_ROUNDS):
+        began = time.process_time()
+        _make_calls(queues, calls // _ROUNDS // len(queues), limits)
+        took_s.append(time.process_time() - began)
+    return min(took_s) / calls * _ROUNDS * 1e6
+
+
+def _make_calls(queues: list[Queue], turns: int, limits: dict[str, RateLimit]) -> None:
+    for _ in range(turns):
+        for queue in queues:
+            admitted = queue.take_at_once(ROLLOUT, 1.0, is_limited=True)
+            assert admitted is not None
+            assert admitted.sent is not None
+            queue.answer(admitted.sent, limits)
             admitted.release()
-    took.sort()
-    return took[len(took) // 2] * 1e6, took[int(len(took) * 0.99)] * 1e6
 
 
 def main() -> int:
@@ -131,10 +161,11 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = hammer(Path(folder, "hammer"), given.operations, given.workers)
-        p50_us, p99_us = cost_us(Path(folder, "cost"), 20_000)
+        costs = costs_us(Path(folder), 20_000)
     for name, value in found.items():
         print(f"{name}: {value:,.3f}".rstrip("0").rstrip("."))
-    print(f"one decision, us: p50 {p50_us:.1f}, p99 {p99_us:.1f}")
+    for name, cost_us in costs.items():
+        print(f"a call's decisions, us: {name}: {cost_us:.1f}")
     is_whole = found["operations"] >= given.operations
     return int(not is_whole or found["most in flight"] > CAP or found["charged / allowed"] > 1)
 

@@ -235,7 +235,7 @@ def test_workers_keep_their_rows_while_nobody_has_a_descriptor_free(tmp_path: Pa
 
 
 def test_one_decision_costs_microseconds(tmp_path: Path) -> None:
-    """A bound that only a mistake breaks: some 25 us are measured, the rest is for a busy machine."""
+    """A bound that only a mistake breaks: some 11 us are measured, the rest is for a busy machine."""
     one, other = (_share(tmp_path / "limits", None, ConfiguredLimits(1e9, None)) for _ in range(2))
     began = time.process_time()
     for _ in range(500):

@@ -56,6 +56,13 @@ class Waits:
         """End the wait that began first, if it has lasted for so long; to be called from the hub."""
         return self._end_oldest(now + self.seconds - least_s)
 
+    def shorten(self, seconds: float) -> None:
+        """Have waits last no longer than that from now on, those that are under way, too."""
+        change = min(0.0, seconds - self.seconds)
+        self.seconds += change
+        for wait in self._ends:
+            self._ends[wait] += change
+
     def end_all(self) -> None:
         """End every wait; to be called from the hub."""
         while self._end_oldest(inf):

@@ -40,6 +40,8 @@ KEEPALIVE_S: Final = 75
 CONNECTIONS: Final = 10_000
 # A request that is on its way when a stop comes gets through before idle connections are closed.
 _IDLE_S: Final = 1.0
+# Whoever has taken longer than that to send a head, or for a TLS handshake, when a stop comes isn't waited for.
+_HEAD_S: Final = 1.0
 _ON_ITS_WAY_S: Final = 0.5
 _STAND_BY_S: Final = 0.5
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -217,7 +219,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 sys.exit(0)
 
     def stop(self) -> None:
-        """Take no more connections, end those that are idle, and let calls in flight finish."""
+        """Take no more connections, end those that no whole request has come on, and let calls in flight finish."""
         self.alive = False
         if self._is_stopping:
             return
@@ -228,6 +230,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         call_in_hub(_IDLE_S, client_connection.idle.end_all)
         # A connection may still be accepted within that second.
         client_connection.idle.seconds = min(client_connection.idle.seconds, _IDLE_S)
+        client_connection.heads.shorten(_HEAD_S)
+        handshakes.shorten(_HEAD_S)
         if self.on_stop is not None:
             self.on_stop()
 

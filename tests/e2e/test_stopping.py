@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.certificates import make_certificates
 from tests.support.processes import ROOT, Gunicorn, eventually, run_gateway, run_gunicorn, to_config, write_config
 from tests.support.upstreams import (
     LAST_CHUNK,
@@ -423,6 +424,24 @@ def test_idle_connections_hold_up_no_stop_and_get_no_unasked_answer(tmp_path: Pa
             assert [connection.recv(65536) for connection in (busy, *idle)] == [b""] * 6
             # Not the 20 s that an idle connection may be kept for.
             gateway.process.wait(60)
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+def test_stop_does_not_wait_for_the_rest_of_a_head(is_tls: bool, tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    arguments = ["--certfile", str(made.server), "--keyfile", str(made.server_key)] if is_tls else []
+    start = b"\x16\x03\x01\x02\x00\x01" if is_tls else b"POST /v1/responses HTTP/1.1\r\nHost: a\r\n"
+    (tmp_path / "gateway.yaml").write_text(to_config("http://127.0.0.1:9"))
+    with _run_with_conf(tmp_path, "--graceful-timeout", "15", *arguments) as gateway:
+        address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=60) as client:
+            client.sendall(start)
+            # So that most likely it has been accepted; if not, the test shows less.
+            time.sleep(1)
+            gateway.send_signal(signal.SIGTERM)
+            assert client.recv(65536) == b""
+            assert gateway.process.wait(60) == 0
+        assert "Worker exiting" in gateway.log(), "it was killed"
 
 
 def test_bad_config_ends_the_start_with_one_message_that_names_all_mistakes(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def become_gunicorn(listener: socket.socket, environ: Mapping[str, str], *argume
     # What is in the buffer would be printed by each worker, too.
     sys.stdout.flush()
     _, _, module, *given = GUNICORN
-    sys.argv = [module, *given, "-b", f"fd://{listener.fileno()}", *arguments]
+    sys.argv = [module, *given, f"--bind=fd://{listener.fileno()}", *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit()
 

@@ -56,6 +56,17 @@ def on_reload(server: Any) -> None:
         server.log.error("%s\nThe last good config stays in use.", problem)
 
 
+def pre_exec(server: Any) -> None:
+    """Mend, on SIGUSR2, the command line of the next master, in the process that is about to become it."""
+    python, script, *given = server.START_CTX["args"]
+    if Path(script).name == "__main__.py":
+        # What was started as `python -m gunicorn`, as `serve` is, must be again: as a script, its folder would come
+        # first on the path, where its `http` hides Python's.
+        script = "-mgunicorn"
+    # The socket that `serve` has opened is known to gunicorn by another number now, which it hands down itself.
+    server.START_CTX["args"] = [python, script, *(part for part in given if not part.startswith("--bind=fd://"))]
+
+
 def on_exit(server: Any) -> None:
     """Remove the folder that the workers shared their totals in: nobody reads it any more."""
     remove_dead(Path(tempfile.gettempdir()), also=os.getpid())

@@ -18,6 +18,7 @@ import requests
 from click.testing import CliRunner
 
 from openai_gateway.cli.main import main
+from openai_gateway.processes import start_of
 from tests.support.processes import ROOT, eventually, to_config
 from tests.support.upstreams import PATHS, answer_always, run_upstream
 
@@ -161,6 +162,26 @@ def test_gym_overrides_reach_the_workers_and_survive_a_reload_and_stopping_leave
             assert serving.process.wait(60) == 0
             assert not list(tmp_path.glob("openai_gateway.*"))
         assert "sk-upstream-key" not in serving.shown()
+
+
+def test_usr2_starts_another_gateway_at_the_same_socket_which_outlives_the_first(tmp_path: Path) -> None:
+    with run_upstream(answer_always) as upstream:
+        (tmp_path / "a.yaml").write_text(to_config(upstream.url))
+        with _serve(tmp_path, "--config", "a.yaml") as serving:
+            (tmp_path / "a.yaml").write_text(to_config(upstream.url, {"openai_model": "of-the-second"}))
+            serving.process.send_signal(signal.SIGUSR2)
+            start = r"\[(\d+)\] \[INFO\] Starting gunicorn"
+            second = int(serving.wait_for(rf"{start}[\s\S]+{start}")[2])
+            try:
+                eventually(lambda: serving.shown().count("Booting worker") == 2)
+                serving.process.terminate()
+                assert serving.process.wait(60) == 0
+                assert requests.post(serving.url + PATHS["chat"], json={"messages": []}, timeout=60).ok
+                assert b'"of-the-second"' in upstream.requests[-1].body
+            finally:
+                os.kill(second, signal.SIGTERM)
+                eventually(lambda: not start_of(second))
+        assert not list(tmp_path.glob("openai_gateway.*"))
 
 
 def test_bad_config_is_exit_code_2_before_anything_is_started(tmp_path: Path) -> None:

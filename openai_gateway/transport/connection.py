@@ -14,6 +14,7 @@ from __future__ import annotations
 import _socket  # the C socket under both `socket` and `gevent.socket`: never waits behind our back
 import select
 import socket
+from collections.abc import Callable
 from math import inf
 from typing import Any, Final
 
@@ -44,12 +45,16 @@ class Connection:
         self.generation = 0
         self.expires_at = inf
 
-    def receive(self) -> bytes | None:
+    def receive(self, most_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Return the bytes that are there, `b""` at the upstream's end, None if there are none yet. Raises OSError."""
         try:
-            return self._sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(most_bytes)
         except BlockingIOError:
             return None
+
+    def find_receiver(self) -> Callable[[int], bytes | None]:
+        """Return what does as `receive` in fewer steps, but for None: it may raise BlockingIOError in its place."""
+        return self._sock.recv
 
     def send(self, data: bytes) -> bool:
         """Send all of `data`; False if the upstream answered before it had read everything. Raises OSError."""

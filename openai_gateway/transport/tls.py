@@ -18,6 +18,7 @@ from __future__ import annotations
 import _socket
 import errno
 import ssl
+from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
@@ -84,7 +85,7 @@ class TlsConnection(Connection):
             # It came with the end of the handshake: everything later is read when it comes.
             self._early = self._read_all() or None
 
-    def receive(self) -> bytes | None:
+    def receive(self, most_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Return decrypted bytes; see Connection. An end without TLS's close is an end all the same."""
         if self._early is not None:
             early, self._early = self._early, None
@@ -92,7 +93,7 @@ class TlsConnection(Connection):
         if self._ended:
             return b""
         try:
-            raw = self._sock.recv(RECEIVE_BYTES)
+            raw = self._sock.recv(most_bytes)
         except BlockingIOError:
             return None
         if raw:
@@ -100,6 +101,10 @@ class TlsConnection(Connection):
         else:
             self._note_end()
         return self._read_all()
+
+    def find_receiver(self) -> Callable[[int], bytes | None]:
+        """See Connection."""
+        return self.receive
 
     def _read_all(self) -> bytes | None:
         """Return all that can be decrypted, as `receive` does: what is left makes no socket readable again."""

@@ -24,6 +24,7 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import Cancelled
+from openai_gateway.transport.connection import RECEIVE_BYTES
 from openai_gateway.transport.raw_answer import RawAnswer, make_broken_off_error
 from openai_gateway.transport.watch import CLIENT, IDLE, CallWatch
 from openai_gateway.upstream.heartbeat import Heartbeat
@@ -100,7 +101,7 @@ class Pump:
 
     def __init__(self, raw: RawAnswer, sink: Sink, tail: Tail, watch: CallWatch) -> None:
         self._raw = raw
-        self._receive = raw.connection.receive
+        self._receive = raw.connection.find_receiver()
         self._decoder = raw.decoder
         # Both are set while an upstream's chunks can go to the client as they are.
         self._chunks: ChunkedDecoder | None = None
@@ -190,7 +191,9 @@ class Pump:
     def _on_readable(self) -> None:
         try:
             try:
-                piece = self._receive()
+                piece = self._receive(RECEIVE_BYTES)
+            except BlockingIOError:
+                return
             except OSError as error:
                 raise make_broken_off_error(error) from None
             if piece is None:

@@ -23,7 +23,7 @@ import gevent
 from gevent.hub import Waiter
 
 from openai_gateway.errors import UpstreamProtocolError
-from openai_gateway.transport.connection import Connection
+from openai_gateway.transport.connection import RECEIVE_BYTES, Connection
 from openai_gateway.websocket.turns import Turns
 from openai_gateway.wire import frames
 from openai_gateway.wire.frames import FrameReader, read_texts, to_frame
@@ -41,6 +41,7 @@ class Downstream:
         # What the upstream closed with, once it has.
         self.close_code: int | None = None
         self._upstream = upstream
+        self._receive_at_once = upstream.find_receiver()
         self._received = received
         self._client = client
         # Past gevent's socket, which only adds the waiting; nothing goes past TLS.
@@ -148,7 +149,9 @@ class Downstream:
     def _pass_on(self) -> None:
         """Pass on what has come, if it is as most that comes is."""
         try:
-            data = self._upstream.receive()
+            data = self._receive_at_once(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
         except OSError as error:
             self._error, data = error, b""
         if data is None:

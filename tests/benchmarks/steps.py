@@ -114,7 +114,7 @@ def write_head() -> bytes:
 
 def event_pump() -> Callable[[], None]:
     """Return what the hub calls for each event of a stream, over sockets that do nothing."""
-    from_upstream: Any = SimpleNamespace(receive=lambda: CHUNK, off_readable=lambda: None)
+    from_upstream: Any = SimpleNamespace(find_receiver=lambda: lambda most_bytes: CHUNK, off_readable=lambda: None)
     to_client = SimpleNamespace(_sock=SimpleNamespace(send=len))
     head = parse_head(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked")
     raw = RawAnswer(head, CHUNK, from_upstream, ConnectionPool("upstream", 80, None), ChunkedDecoder())

@@ -54,6 +54,9 @@ class _Connection:
             raise piece
         return piece
 
+    def find_receiver(self) -> Callable[[int], bytes]:
+        return lambda most_bytes: self.receive()
+
     def on_readable(self, callback: Callable[[], None]) -> None:
         self._callback = callback
         gevent.get_hub().loop.run_callback(self._run)

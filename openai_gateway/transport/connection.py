@@ -134,6 +134,10 @@ class Connection:
         if not self.closed:
             self.detach().close()
 
+    def __del__(self) -> None:
+        # The hub would abort the process over a watcher that is started when its descriptor is closed.
+        self.close()
+
     def detach(self) -> _socket.socket:
         """Return the socket and have nothing to do with it any more."""
         self.closed = True

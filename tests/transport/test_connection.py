@@ -33,3 +33,18 @@ def test_full_socket_is_waited_for() -> None:
     for _ in range(2):
         link.close()
     far.close()
+
+
+def test_connection_that_nobody_has_any_more_leaves_no_watcher_started() -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    link = connection_module.Connection(_socket.socket(near.family, near.type, 0, near.detach()))
+    far.send(b"x")
+    link.wait_readable()
+    assert link.receive() == b"x"
+    watcher = link._readable
+    assert watcher.active
+    del link
+    assert not watcher.active
+    assert far.recv(1) == b""
+    far.close()

@@ -19,6 +19,7 @@ Pure: the clock (monotonic seconds) is an argument. See also: ledger (upstreams 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -67,6 +68,7 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
     _below: float = _MOST_BELOW
     _idle_s: float = 0.0
     _empty: int = 0
+    refused_at: float = -math.inf
 
     @property
     def is_known(self) -> bool:
@@ -115,8 +117,16 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
             self._empty = self._empty + 1 if admitted <= self._admitted_before else 0
             self._admitted_before = max(admitted, 0)
             self._learn(float(self._admitted_before), sent_at, now)
+        self.refused_at = now
         left_out_s = max(_LEFT_OUT_S, _LEFT_OUT_CALLS / self.pace(now)) * 2.0 ** min(self._empty, 10)
         self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
+
+    def hear(self, refused_at: float, now: float) -> None:
+        """Learn that nothing was left then, for a call of another host was refused."""
+        if self.rate is None or refused_at <= max(self._began_at, self.refused_at):
+            return
+        since = self.pace(now) * (now - refused_at)
+        self._learn(max(0.0, self.number - self._began_with - self._refused - since), refused_at, now)
 
     def join(self, guess: float, now: float) -> None:
         """Take in what somebody else sends, too, who is counted from now on: a guess holds for both together."""

@@ -32,6 +32,7 @@ GONE_S: Final = 3.0
 _FORGOTTEN_S: Final = 600.0
 # Rates are means over about so long.
 _RATE_S: Final = 3.0
+_TURNS_S: Final = 60.0
 _LEAST_SHARE: Final = 0.01
 _NOTHING: Final = Amounts()
 
@@ -116,6 +117,8 @@ class HostLedger:
             is_new = (
                 limiter.adopt(news, max(0.0, clock - news.at), self._unheard_by(limiter, news, said), now) or is_new
             )
+        # Not always the same one first: what the first one finds is its own.
+        limiter.take_turn((sum(name < self._host for name in said) + int(clock / _TURNS_S)) % (len(said) + 1))
         limiter.set_share(self._compute_share(limiter, said, for_rate, now), len(said) + 1)
         return is_new or limiter.is_bound, forgotten
 

@@ -1,24 +1,35 @@
 """The limiter as the worker has it that speaks for this host: what it can learn from other hosts, and tell them.
 
 It has the same state as the workers' limiters, which the shared file carries. What is learnt from refusals alone (a
-rate, a window of calls in flight) stays each host's own: it is that of its part, for the others take theirs. See also:
-host_ledger (when what of this is done), limiter (what becomes of the calls).
+rate, a window of calls in flight) stays each host's own: it is that of its part, for the others take theirs. But that a
+call was refused, others hear: nothing was left of the rate then, and nobody need try for a while whether more calls may
+be in flight. See also: host_ledger (when what of this is done), limiter (what becomes of the calls).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
+from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.news import Amounts, HostNews
+from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 
 # Only what is so much newer than what is known is worth to be taken over.
 _NEWER_S: Final = 1.0
+# Refusals at several hosts that are nearer to one another are one event.
+_SAME_EVENT_S: Final = 0.5
+# Long enough for a host to hear what came of another's try.
+_TURN_S: Final = 0.75
 
 
 class HostLimiter(Limiter):
     """The limits of one upstream, key and model, among hosts."""
+
+    def __init__(self, told: ConfiguredLimits, now: float) -> None:
+        super().__init__(told, now)
+        self._window_refused_at = self._rate_refused_at = -math.inf
 
     @property
     def own(self) -> Amounts:
@@ -85,6 +96,7 @@ class HostLimiter(Limiter):
             self.tokens.to_news(now),
             self.token_factor,
             max(0.0, self.pause_until - now),
+            RefusalNews(now - self.window.refused_at, self.window.try_every_s, now - self.blind.refused_at),
         )
 
     def adopt(self, news: HostNews, age_s: float, unheard: Amounts, now: float) -> bool:
@@ -110,12 +122,28 @@ class HostLimiter(Limiter):
         if news.pause_s > age_s and now + news.pause_s - age_s > self.pause_until + _NEWER_S:
             self.pause_until = now + news.pause_s - age_s
             is_new = True
+        if news.refused is not None:
+            self._hear_refusals(news.refused, now - age_s, now)
         if is_new:
             self._is_bound = True
             self._find_ledgers()
             if not self.window.is_held:
                 self.window.open()
         return is_new
+
+    def take_turn(self, turn: int) -> None:
+        """Try as the one of this number among the hosts whether more calls may be in flight."""
+        self.window.take_turn(_TURN_S * turn)
+
+    def _hear_refusals(self, refused: RefusalNews, said_at: float, now: float) -> None:
+        refused_at = said_at - refused.window_s_ago
+        if refused_at > self._window_refused_at + _SAME_EVENT_S:
+            self._window_refused_at = refused_at
+            self.window.hear(refused_at, refused.try_every_s)
+        refused_at = said_at - refused.rate_s_ago
+        if refused_at > max(self._rate_refused_at, self.blind.refused_at) + _SAME_EVENT_S:
+            self._rate_refused_at = refused_at
+            self.blind.hear(refused_at, now)
 
     def _all_ledgers(self) -> list[Ledger]:
         return [self.requests, self.tokens, *[ledger for ledger, _ in self._told]]

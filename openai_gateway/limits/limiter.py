@@ -70,11 +70,16 @@ class Limiter(Learnt):
             if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
                 # Nobody is under way who could tell more; that a call's charge has to flow in first needs no telling.
                 wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
-        if wait_s <= 0 and (running >= window.most or window.was_full):
-            self.has_news = True
-            if not window.admits(running, now):
+        if wait_s <= 0 and running >= window.most:
+            if not window.begin_try(running, now):
                 return window.wait_s(now), "window"
+            self.has_news = True
         return wait_s, reason
+
+    def look(self, running: int) -> None:
+        """Learn that a call still waits, `running` being in flight: what came until the look before has been read."""
+        if self.window.look(running):
+            self.has_news = True
 
     def start(self, tokens: float, running: int, now: float) -> SentAttempt:
         """Charge a call that is sent now, beside `running` others."""
@@ -111,26 +116,19 @@ class Limiter(Learnt):
         """Tell whether what an answer says of the limits is worth to be read: not if another was sent with it."""
         return sent.at > max(self.requests.referred_at, self.tokens.referred_at) + _REFERENCE_EVERY_S
 
-    def is_unmoved(self, limits: Mapping[str, RateLimit], running: int) -> bool:
+    def is_unmoved(self, limits: Mapping[str, RateLimit]) -> bool:
         """Tell whether an answer that is no refusal, with these limits, would change nothing that is known."""
-        return (
-            not limits
-            and self._passed_since >= _PASSES_BETWEEN
-            and self._probe_s == FIRST_PROBE_S
-            and not self.window.learns_from_answer(running)
-        )
+        return not limits and self._passed_since >= _PASSES_BETWEEN and self._probe_s == FIRST_PROBE_S
 
-    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], running: int) -> None:
-        """Learn from an answer that is no refusal; `running` are in flight with it."""
-        if not self.is_unmoved({}, running):
+    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit]) -> None:
+        """Learn from an answer that is no refusal."""
+        if not self.is_unmoved({}):
             self.has_news = True
         if sent.number > self._last_refused_number and self._passed_since < _PASSES_BETWEEN:
             self._passed_since += 1
         self._probe_s = FIRST_PROBE_S
-        if self._learns:
-            if limits:
-                self._refer(sent, limits, is_charged=True)
-            self.window.answer(running)
+        if self._learns and limits:
+            self._refer(sent, limits, is_charged=True)
 
     def refuse(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float

@@ -22,6 +22,14 @@ class LedgerNews(msgspec.Struct, array_like=True, frozen=True):
     sent_ago_s: float
 
 
+class RefusalNews(msgspec.Struct, array_like=True, frozen=True):
+    """The last refusals at a host: at its window of calls in flight, which is tried every so often, and at its rate."""
+
+    window_s_ago: float
+    try_every_s: float
+    rate_s_ago: float
+
+
 class Amounts(msgspec.Struct, array_like=True, frozen=True):
     """What was charged in all."""
 
@@ -44,3 +52,4 @@ class HostNews(msgspec.Struct, array_like=True, frozen=True):
     tokens: LedgerNews | None = None
     token_factor: float = 1.0
     pause_s: float = 0.0
+    refused: RefusalNews | None = None

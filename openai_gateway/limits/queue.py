@@ -57,7 +57,7 @@ class Queue:
         self._joined_at = 0.0
         # Since when an older rollout's call in another worker is let go first.
         self._yields_since = math.inf
-        self._has_joined = self._is_closed = False
+        self._has_joined = self._is_closed = self._is_look = False
         self._timer: Any = None
         self._due = 0.0
 
@@ -111,12 +111,10 @@ class Queue:
         """Learn from an answer that is no refusal, and let calls go that may then."""
         # What was sent before was not charged where others see it.
         limits = limits if sent.at >= self._joined_at else {}
-        slots = self.slots
-        running = slots.in_flight if slots.on_host is None else slots.on_host.count_all()
-        if not self.limiter.is_unmoved(limits, running):
-            running = self._begin()
+        if not self.limiter.is_unmoved(limits):
+            self._begin()
             try:
-                self.limiter.answer(sent, limits, running)
+                self.limiter.answer(sent, limits)
             finally:
                 self._end(has_learnt=True)
         if self.waiting:
@@ -205,6 +203,9 @@ class Queue:
         wait_s, waits_for, sent = 0.0, "", None
         running = self._begin()
         try:
+            if self._is_look:
+                self._is_look = False
+                self.limiter.look(running)
             if self._most_of_host is not None and running >= self._find_most(now):
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:
@@ -225,7 +226,7 @@ class Queue:
             elif shared is not None:
                 shared.say_head(rank, now, waits_for, max(1, len(self.waiting)))
         finally:
-            self._end(has_learnt=sent is not None)
+            self._end(has_learnt=sent is not None or self.limiter.has_news)
         if wait_s > 0:
             self.reason = waits_for
             # What another worker gives back, it tells nobody.
@@ -290,5 +291,5 @@ class Queue:
         self._timer.start(self._on_time, update=True)
 
     def _on_time(self) -> None:
-        self._due = 0.0
+        self._due, self._is_look = 0.0, True
         self.learn()

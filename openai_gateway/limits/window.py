@@ -1,14 +1,16 @@
 """How many calls may be in flight: at the start, and at an upstream that limits just that.
 
-The strategy. A new upstream is met with four calls, of all workers together. While these are all in flight, each answer
-lets two more in, and they double in a third of a second without a refusal, one by one (answers may take minutes,
-refusals come at once): a thousand in three seconds, then any number. Whatever tells the upstream's limits opens the
-window at once.
+The strategy. Answers may take minutes, but refusals come at once: what was in flight for a moment without one is proven
+to be let in. A new upstream is met with four calls, of all workers together. While these are all in flight, a twelfth
+more is let in each time that nothing was refused for 30 ms, but three at most, or a twenty-fifth: a hundred in a second
+and a half, a thousand in five, then any number. So an upstream refuses a few when its limit is met; and if it limits
+calls a second, its first answers come before too many were sent. It is looks that count, by a timer, for a worker that
+was busy or stood still has refusals to read first. Whatever tells the upstream's limits opens the window at once.
 
 An upstream that refuses calls for being too many at once is held at what was running then. One more is tried after five
-seconds; refused, the next try comes after ten, and so on to a minute. A try that passes lets the window grow by one an
-answer until the next refusal. Refused again within that time, the limit fell: the window is cut by a fifth at a time.
-It grows only when it is full.
+seconds; refused, the next try comes after ten, and so on to a minute. A try that is not refused within a second is
+followed by another, twice as soon each time, until the next refusal. Refused without a try, there is one less, or two
+or four if it goes on, to a fifth at a time: the limit fell. It grows only when it is full.
 
 Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: limiter, blind
 (upstreams that tell nothing).
@@ -22,15 +24,19 @@ from typing import Final
 import msgspec
 
 _FIRST: Final = 4.0
-_MORE_AN_ANSWER: Final = 2.0
-_DOUBLED_EVERY_S: Final = 0.35
+_STEP: Final = 3.0
+# In these parts, before it grows by steps and after that.
+_FIRST_PART, _LAST_PART = 12, 25
+_LOOKS: Final = 3
+_LOOK_S: Final = 0.01
 # So many at once are no start any more.
 _OPEN_AT: Final = 1024.0
 _FIRST_TRY_S: Final = 5.0
 _LAST_TRY_S: Final = 60.0
-_CUT: Final = 0.8
-# A refusal that soon after another is of calls that were under way together.
-_SAME_EVENT_S: Final = 0.25
+_TRIED_FOR_S: Final = 1.0
+_TRIED_FOR_LEAST_S: Final = 0.03
+_MOST_CUT: Final = 0.2
+_MOST_TOGETHER: Final = 32
 _SOON_S: Final = 2.0
 _FEWER_TIMES: Final = 4
 
@@ -40,11 +46,19 @@ class Window(msgspec.Struct, array_like=True, eq=False):
 
     most: float = _FIRST
     is_held: bool = False
-    _full_since: float | None = None
-    _refused_at: float = -math.inf
-    _try_every_s: float = _FIRST_TRY_S
+    # At the start: by how many it grows at most, and at how many looks it was full.
+    _step: float = _STEP
+    _looks: int = 0
+    refused_at: float = -math.inf
+    # When those were sent that were refused with the last one.
+    _together: list[float] = []
+    try_every_s: float = _FIRST_TRY_S
     _try_at: float = math.inf
-    _is_growing: bool = False
+    _try_for_s: float = _TRIED_FOR_S
+    _is_trying: bool = False
+    _cut: float = 1.0
+    # Hosts try one after the other: so much later than the first of them.
+    _turn_s: float = 0.0
     # Calls sent before were not counted with those of all who share the window now.
     _joined_at: float = -math.inf
     # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
@@ -67,56 +81,41 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Begin with its part of the first calls, so many processes beginning at the same time."""
         if not self.is_held:
             self.most = min(self.most, max(1.0, _FIRST / (1 + others)))
+            self._step = _STEP / (1 + others)
 
     def open(self) -> None:
         """Let in any number: the upstream's limits are told otherwise."""
         self.most, self.is_held = math.inf, False
+
+    def look(self, running: int) -> bool:
+        """Learn that a call still waits: what came until the look before has been read. Tell whether that counts."""
+        if running < self.most or self.is_held:
+            return False
+        self._looks += 1
+        if self._looks >= _LOOKS:
+            self._looks = 0
+            step = max(min(self.most / _FIRST_PART, self._step), self.most / _LAST_PART)
+            self.most += step if self.most < _OPEN_AT else math.inf
+        return True
 
     @property
     def is_open(self) -> bool:
         """Tell whether it lets in any number."""
         return self.most == math.inf
 
-    @property
-    def was_full(self) -> bool:
-        """Tell whether it was full when last asked, and is not held."""
-        return self._full_since is not None
-
-    def admits(self, running: int, now: float) -> bool:
-        """Tell whether one more may go beside those running."""
-        if running < self.most:
-            self._full_since = None
-            return True
-        if not self.is_held:
-            self._full_since = now if self._full_since is None else self._full_since
-            grown = self.most * min(1.0, (now - self._full_since) / _DOUBLED_EVERY_S)
-            if grown >= 1:
-                self._full_since = now
-                self.most = self.most + grown if self.most < _OPEN_AT else math.inf
-        elif now >= self._try_at:
-            self._try_at = math.inf
-            self._is_growing = True
-            self.most += 1
-        return running < self.most
+    def begin_try(self, running: int, now: float) -> bool:
+        """Let one more go than may, if it is time to try that, and the window is just full."""
+        if not self.is_held or now < self._try_at or running >= self.most + 1:
+            return False
+        self._try_for_s = _TRIED_FOR_S if not self._is_trying else max(self._try_for_s / 2, _TRIED_FOR_LEAST_S)
+        self._is_trying = True
+        self._try_at = now + self._try_for_s
+        self.most += 1
+        return True
 
     def wait_s(self, now: float) -> float:
         """Return when a full window may have room, if no call ends before."""
-        if self.is_held:
-            return max(0.01, self._try_at - now)
-        return max(0.002, _DOUBLED_EVERY_S / self.most)
-
-    def learns_from_answer(self, running: int) -> bool:
-        """Tell whether `answer` would change anything."""
-        return self._full_since is not None or (running >= self.most and (self._is_growing or not self.is_held))
-
-    def answer(self, running: int) -> None:
-        """Learn that a call was answered and not refused, `running` being in flight with it."""
-        if running < self.most:
-            self._full_since = None
-        elif not self.is_held:
-            self.most += _MORE_AN_ANSWER
-        elif self._is_growing:
-            self.most += 1
+        return max(_LOOK_S, self._try_at - now) if self.is_held else _LOOK_S
 
     def cannot_explain(self, sent_at: float, running: int, now: float) -> bool:
         """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""
@@ -133,20 +132,35 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Learn that a call was refused because of the others, `running` of them, that were in flight."""
         if sent_at < self._joined_at:
             return
-        if self.is_held and sent_at <= self._refused_at:
-            # Under way together with the one before: what was running with the first of them is what counts.
-            self.most = max(1.0, min(self.most, running))
+        if self.is_held and sent_at <= self.refused_at:
+            # Under way together with others: those of them that were sent earlier ran as little as this one did.
+            let_in = running - sum(earlier < sent_at for earlier in self._together)
+            self.most = max(1.0, min(self.most, let_in))
+            self._together = [*self._together[-_MOST_TOGETHER:], sent_at]
             return
-        again_s = now - self._refused_at
         if not self.is_held:
             self.most, self.is_held = float(max(1, running)), True
-        elif self._is_growing:
-            self._try_every_s = min(2 * self._try_every_s, _LAST_TRY_S)
-            self.most = max(1.0, min(self.most - 1, running))
-        elif again_s < _SAME_EVENT_S or running < self.most:
-            self.most = max(1.0, min(self.most - 1, running))
         else:
-            self.most = max(1.0, math.floor(_CUT * self.most))
-        self._is_growing = False
-        self._refused_at = now
-        self._try_at = now + self._try_every_s
+            fewer = 1.0
+            if self._is_trying:
+                self.try_every_s = min(2 * self.try_every_s, _LAST_TRY_S)
+            elif now - self.refused_at < _SOON_S:
+                fewer, self._cut = self._cut, min(2 * self._cut, max(1.0, _MOST_CUT * self.most))
+            self.most = max(1.0, min(math.floor(self.most - fewer), running))
+        if self._is_trying or now - self.refused_at >= _SOON_S:
+            self._cut = 1.0
+        self._is_trying = False
+        self.refused_at, self._together = now, [sent_at]
+        self._try_at = now + self.try_every_s + self._turn_s
+
+    def take_turn(self, turn_s: float) -> None:
+        """Try so much later than the first host."""
+        self._try_at += turn_s - self._turn_s
+        self._turn_s = turn_s
+
+    def hear(self, refused_at: float, try_every_s: float) -> None:
+        """Learn that a try was refused at another host: this one's would be, too."""
+        if self.is_held and refused_at > self.refused_at:
+            self._is_trying = False
+            self.try_every_s = max(self.try_every_s, try_every_s)
+            self._try_at = refused_at + self.try_every_s + self._turn_s

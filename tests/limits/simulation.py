@@ -287,6 +287,7 @@ class Gateway:
 
     def tick(self) -> None:
         self.timer = math.inf
+        self.limiter.look(self.running)
         self.pump()
 
     def admit(self, call: Call) -> None:
@@ -300,7 +301,7 @@ class Gateway:
 
     def answer(self, call: Call, headers: dict[str, str]) -> None:
         limits = read_dialect(headers, 0.0)[1] if self.limiter.may_refer(call.sent) else {}
-        self.limiter.answer(call.sent, limits, self.running)
+        self.limiter.answer(call.sent, limits)
         self.running -= 1
         self.simulation.finish_call(call)
         self.pump()

@@ -16,6 +16,7 @@ from tests.limits.hosts import AHEAD_S, Redis, simulate_hosts
 from tests.limits.simulation import Report, Upstream, simulate
 
 RPM = Upstream(rpm=3000)
+BLIND = Upstream(rpm=3000, headers="")
 BOTH = Upstream(rpm=3000, tpm=4_200_000, burst_s=1)
 
 
@@ -114,7 +115,7 @@ class _Side:
 
     def refer(self, remaining: float, now: float) -> None:
         sent = self.limiter.start(100.0, 0, now)
-        self.limiter.answer(sent, {"requests": RateLimit(6000.0, remaining, None)}, 1)
+        self.limiter.answer(sent, {"requests": RateLimit(6000.0, remaining, None)})
 
     def exchange(self, now: float, waiting: int = 0) -> bool:
         if self.limiter.is_bound:
@@ -211,3 +212,12 @@ def test_news_that_cannot_be_read_are_forgotten() -> None:
     one.said["third"] = b"\xc1"
     _, forgotten = one.ledger.take(one.limiter, one.said, 0, 1.0, 1.0 + AHEAD_S)
     assert forgotten == ["third"]
+
+
+@pytest.mark.parametrize(("spec", "refused"), [(Upstream(in_flight=100, headers=""), 12), (BLIND, 20)])
+def test_what_one_host_is_refused_tells_the_others_something(spec: Upstream, refused: int) -> None:
+    """Each host's first refusals, for they meet the limit together; later ones are one host's."""
+    report, _ = simulate_hosts(spec, 4, seconds=60.0)
+    assert report.failed == 0
+    assert report.used >= 0.97
+    assert report.refused <= refused

@@ -20,7 +20,7 @@ def test_refused_call_keeps_its_own_retry_after_each_time(
     kind: str | None, limits: dict[str, RateLimit], retry_after_s: float
 ) -> None:
     limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
-    limiter.answer(limiter.start(1.0, 0, now), limits, 1)
+    limiter.answer(limiter.start(1.0, 0, now), limits)
     refusal = Refusal(kind, retry_after_s)
     for tries in (Tries(), Tries(), Tries()):
         for _ in range(3):
@@ -32,7 +32,7 @@ def test_refused_call_keeps_its_own_retry_after_each_time(
 
 def test_refused_call_goes_as_soon_as_an_empty_ledger_fills_whatever_its_retry_after() -> None:
     limiter = Limiter(ConfiguredLimits(), 0.0)
-    limiter.answer(limiter.start(1.0, 0, 100.0), LAST_ONE, 1)
+    limiter.answer(limiter.start(1.0, 0, 100.0), LAST_ONE)
     sent = limiter.start(1.0, 0, 100.1)
     assert limiter.refuse(sent, NO_ROOM, Refusal("requests", 60.0), Tries(), 100.2) == 0.0
     assert 0.0 < limiter.wait_s(1.0, 1, 100.2)[0] < 5.0
@@ -55,7 +55,7 @@ def test_upstream_that_tells_what_remains_and_never_of_how_much_is_believed() ->
         told = {"requests": RateLimit(None, remaining, None)}
         limiter.refuse(sent, told, Refusal(kind="requests", wait_s=0.005), Tries(), now + 0.1)
         sent = limiter.start(1.0, 0, now + 0.2)
-        limiter.answer(sent, told, 1)
+        limiter.answer(sent, told)
     assert limiter.wait_s(1.0, 0, 20.0)[0] < 1
 
 
@@ -89,7 +89,7 @@ def test_call_above_the_whole_limit_goes_at_once_and_holds_up_nobody() -> None:
     """The upstream refuses it, or we take it for larger than it is."""
     limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     for left in (29_000.0, 2_000.0):
-        limiter.answer(limiter.start(1000.0, 0, now), {"tokens": RateLimit(30_000.0, left, None)}, 1)
+        limiter.answer(limiter.start(1000.0, 0, now), {"tokens": RateLimit(30_000.0, left, None)})
         now += 1.0
     assert limiter.wait_s(20_000.0, 1, now)[0] > 5
     assert limiter.wait_s(45_000.0, 1, now)[0] < 2
@@ -104,7 +104,7 @@ def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:
     limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
     for used in (30, 31):
         told = RateLimit(14_400.0, 14_400.0 - used, used * 86_400 / 14_400)
-        limiter.answer(limiter.start(1.0, 0, now), {"requests": told}, 1)
+        limiter.answer(limiter.start(1.0, 0, now), {"requests": told})
         now += 1.0
     assert limiter.requests.rate * 86_400 == pytest.approx(14_400)
 

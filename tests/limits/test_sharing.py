@@ -274,7 +274,7 @@ def test_what_is_handed_on_of_a_call_is_all_that_it_changes(kind: str) -> None:
     one, other = (Limiter(ConfiguredLimits(), 0.0) for _ in range(2))
     sent = one.start(10.0, 0, 1.0)
     if kind == "requests and tokens":
-        one.answer(sent, {name: RateLimit(600.0, 500.0, None) for name in ("requests", "tokens")}, 1)
+        one.answer(sent, {name: RateLimit(600.0, 500.0, None) for name in ("requests", "tokens")})
     elif kind == "blind":
         tries = [Tries() for _ in range(12)]
         for each in tries:
@@ -291,7 +291,7 @@ def test_what_is_handed_on_of_a_call_is_all_that_it_changes(kind: str) -> None:
         sent = one.start(10.0, 1, 61.0 + number)
         whole += _hand_on(one, other)
         if number % 3 == 0:
-            one.answer(sent, {"requests": RateLimit(600.0, 400.0 - number, None)}, 1)
+            one.answer(sent, {"requests": RateLimit(600.0, 400.0 - number, None)})
             whole += _hand_on(one, other)
     assert whole < 10, "of 20 times"
 

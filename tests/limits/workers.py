@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,59 @@ from tests.limits.simulation import WARM_UP_S, Call, Report, Simulation, Upstrea
 CLOCK_AT_S = 1000.0
 
 
+class Loop:
+    """A worker's loop: one thing after the other, each in so much time; now and then the whole worker stands still."""
+
+    def __init__(self, simulation: Simulation, step_s: float, stalls_s: tuple[float, float] | None) -> None:
+        self.simulation, self.step_s, self.stalls_s = simulation, step_s, stalls_s
+        self.is_busy_until = -math.inf
+        self.waiting: deque[Callable[[], None]] = deque()
+        if stalls_s is not None:
+            simulation.later(simulation.random.expovariate(1), self.stall)
+
+    def stall(self) -> None:
+        assert self.stalls_s is not None
+        simulation = self.simulation
+        self.is_busy_until = max(self.is_busy_until, simulation.now) + simulation.random.uniform(*self.stalls_s)
+        simulation.later(simulation.random.expovariate(1), self.stall)
+
+    def do(self, what: Callable[[], None]) -> None:
+        if not self.step_s and self.stalls_s is None:
+            what()
+            return
+        self.waiting.append(what)
+        if len(self.waiting) == 1:
+            self.simulation.later(max(0.0, self.is_busy_until - self.simulation.now), self.next)
+
+    def next(self) -> None:
+        now = self.simulation.now
+        if now >= self.is_busy_until - 1e-9:
+            self.is_busy_until = now + self.step_s
+            self.waiting[0]()
+            self.waiting.popleft()
+        if self.waiting:
+            self.simulation.later(max(0.0, self.is_busy_until - now), self.next)
+
+
 class _SimulatedQueue(Queue):
     """A queue whose timer is the simulation's; late by up to 2 ms, as a busy worker is."""
 
     simulation: Simulation
+    loop: Loop
     _wakes_at = math.inf
 
     def _set_timer(self, now: float, wait_s: float) -> None:
         due = self.simulation.now + wait_s
         if due < self._wakes_at:
             self._wakes_at = due
-            self.simulation.later(wait_s + self.simulation.random.random() * 0.002, lambda: self._wake(due))
+            self.simulation.later(
+                wait_s + self.simulation.random.random() * 0.002, lambda: self.loop.do(lambda: self._wake(due))
+            )
 
     def _wake(self, due: float) -> None:
         if due == self._wakes_at:
             self._wakes_at = math.inf
-            self.learn()
+            self._on_time()
 
 
 class _Callback:
@@ -58,12 +97,13 @@ class _Callback:
 class Worker:
     """One worker: what `admission` does, without greenlets."""
 
-    def __init__(self, simulation: Simulation, path: Path, workers: int) -> None:
-        self.simulation = simulation
+    def __init__(self, simulation: Simulation, path: Path, workers: int, loop: Loop) -> None:
+        self.simulation, self.loop = simulation, loop
         self.queue = _SimulatedQueue(Limiter(ConfiguredLimits(), CLOCK_AT_S), Order(), Bounds())
-        self.queue.simulation = simulation
-        self.queue.limiter.window.begin_beside(workers - 1)
-        self.queue.share(SharedLimits(path))
+        self.queue.simulation, self.queue.loop = simulation, loop
+        if workers > 1:
+            self.queue.limiter.window.begin_beside(workers - 1)
+            self.queue.share(SharedLimits(path))
         self.rollouts: dict[tuple[int, int], Rollout] = {}
 
     @property
@@ -71,6 +111,9 @@ class Worker:
         return CLOCK_AT_S + self.simulation.now
 
     def add(self, call: Call) -> None:
+        self.loop.do(lambda: self.begin(call))
+
+    def begin(self, call: Call) -> None:
         rollout = self.rollouts.setdefault((call.caller, call.number // 4), Rollout(self.clock))
         place = Place(rollout, call.charge)
         turn = self.queue.take_at_once(rollout, call.charge, is_limited=True)
@@ -88,16 +131,18 @@ class Worker:
 
     def send(self, call: Call, place: Place, turn: Admitted) -> None:
         simulation = self.simulation
-        simulation.later(0.001 + simulation.random.expovariate(500), lambda: self.arrive(call, place, turn))
+        delay_s = 0.001 + simulation.random.expovariate(500)
+        # Whoever is let go writes when the loop comes to it.
+        self.loop.do(lambda: simulation.later(delay_s, lambda: self.arrive(call, place, turn)))
 
     def arrive(self, call: Call, place: Place, turn: Admitted) -> None:
         simulation = self.simulation
         meets, headers = simulation.arrive(call)
         if meets is None:
             simulation.later(call.latency_s, lambda: simulation.leave(call))
-            simulation.later(call.latency_s + 0.002, lambda: self.answer(call, turn, headers))
+            simulation.later(call.latency_s + 0.002, lambda: self.loop.do(lambda: self.answer(call, turn, headers)))
         else:
-            simulation.later(0.002, lambda: self.refuse(call, place, turn, meets, headers))
+            simulation.later(0.002, lambda: self.loop.do(lambda: self.refuse(call, place, turn, meets, headers)))
 
     def answer(self, call: Call, turn: Admitted, headers: dict[str, str]) -> None:
         assert turn.sent is not None
@@ -125,10 +170,19 @@ class WorkersSimulation(Simulation):
     """Callers keep their connections, so each has one worker; chance gives some workers more of them than others."""
 
     def __init__(
-        self, spec: Upstream, path: Path, workers: int, told: ConfiguredLimits | None = None, **given: Any
+        self,
+        spec: Upstream,
+        path: Path,
+        workers: int,
+        *,
+        step_s: float = 0.0,
+        stalls_s: tuple[float, float] | None = None,
+        latency: float = 1.0,
+        **given: Any,
     ) -> None:
         super().__init__(spec, gateways=0, **given)
-        self.workers = [Worker(self, path, workers) for _ in range(workers)]
+        self.latency = latency
+        self.workers = [Worker(self, path, workers, Loop(self, step_s, stalls_s)) for _ in range(workers)]
         self.worker_of = [self.random.choice(self.workers) for _ in range(self.callers)]
 
     def run(self) -> Report:
@@ -144,7 +198,9 @@ class WorkersSimulation(Simulation):
         return super().run()
 
     def call(self, caller: int, number: int) -> None:
-        self.worker_of[caller].add(Call(self, caller, number))
+        call = Call(self, caller, number)
+        call.latency_s *= self.latency
+        self.worker_of[caller].add(call)
 
 
 def simulate_workers(

@@ -24,7 +24,7 @@ from typing import Any, Final
 import gevent
 from certifi import where as default_ca_file
 
-from openai_gateway.transport.connection import RECEIVE_BYTES, Connection
+from openai_gateway.transport.connection import RECEIVE_BYTES, Connection, wait_for
 
 
 def make_context(
@@ -136,7 +136,7 @@ class TlsConnection(Connection):
     def wait_readable(self) -> None:
         """See Connection; returns at once if there is something to `receive` already."""
         if self._early is None and not self._ended:
-            super().wait_readable()
+            wait_for(self._readable)
 
     def on_readable(self, callback: Any) -> None:
         """See Connection; an end that TLS told of comes too, though the socket has nothing more to read."""

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import flask
+import gevent
+import jinja2
 
 from openai_gateway.blueprints.calls import CallServer
 from openai_gateway.blueprints.reply import PumpedResponse, StartResponse
@@ -66,9 +68,16 @@ def page() -> flask.Response:
     """Show the page as of now; its script keeps it up to date."""
     nonce = secrets.token_urlsafe(16)
     feed: Feed = flask.current_app.extensions[FEED]
-    html = flask.render_template("status.html", view=feed.view(), charts=CHARTS, tables=TABLES, nonce=nonce)
+    # Compiled when it is first asked for, in a thread of its own: in this one all calls would stand still meanwhile.
+    template = gevent.get_hub().threadpool.apply(_find_template, (flask.current_app.jinja_env,))
+    html = flask.render_template(template, view=feed.view(), charts=CHARTS, tables=TABLES, nonce=nonce)
     headers = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=nonce)}
     return flask.Response(html, headers=headers, content_type="text/html; charset=utf-8")
+
+
+def _find_template(env: jinja2.Environment) -> jinja2.Template:
+    """Return the page's template, compiled as are those that it includes."""
+    return [env.get_template(name) for name in ("status.css", "status.js", "status.html")][-1]
 
 
 @blueprint.get("/events")

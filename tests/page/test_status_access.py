@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from flask.testing import FlaskClient
 
@@ -189,3 +191,17 @@ def test_person_at_the_root_is_led_to_the_page_and_a_program_is_not(accept: str,
     assert (answer.status_code, answer.json if leads_to is None else None) == (
         (200, {"status": "ok"}) if leads_to is None else (302, None)
     )
+
+
+def test_page_is_compiled_beside_the_loop_which_all_calls_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    compile_one = jinja2.Environment.compile
+
+    def compile_and_tell(*arguments: Any, **named: Any) -> Any:
+        threads.append(threading.get_ident())
+        return compile_one(*arguments, **named)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", compile_and_tell)
+    assert _get(_client(()), "/status").status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads

@@ -14,6 +14,7 @@ from typing import Any
 
 from openai_gateway.accounting.shared_files import remove_dead
 from openai_gateway.server import master
+from openai_gateway.server.arbiter import adopt_master
 from openai_gateway.server.stderr import drop_stderr
 
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
@@ -47,6 +48,7 @@ def on_starting(server: Any) -> None:
         print(problem, file=sys.stderr, flush=True)
         sys.exit(2)
     drop_stderr()
+    adopt_master(server)
 
 
 def on_reload(server: Any) -> None:

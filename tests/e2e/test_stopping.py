@@ -307,6 +307,32 @@ def test_restart_at_a_socket_that_systemd_holds_refuses_no_call(tmp_path: Path) 
         assert (flow.failures, flow.answered) == ([], flow.sent)
 
 
+def test_master_attends_to_workers_and_signals_while_old_workers_end_their_calls(tmp_path: Path) -> None:
+    """gunicorn's own waits for them within its reload, for up to the graceful timeout."""
+    script = Script()
+    with run_upstream(script) as upstream:
+        (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))
+        with _run_with_conf(tmp_path, "--graceful-timeout", "200") as gateway:
+            streams = Streams(gateway.url, 1)
+            eventually(lambda: _count_streams(upstream) == 1)
+            gone = set(gateway.workers())
+            for _ in range(2):
+                gateway.send_signal(signal.SIGHUP)
+                for _ in range(2):
+                    eventually(lambda: not set(gateway.workers()) <= gone)
+                    (new,) = set(gateway.workers()) - gone
+                    gone.add(new)
+                    os.kill(new, signal.SIGKILL)
+                eventually(lambda: not set(gateway.workers()) <= gone)
+                gone.update(gateway.workers())
+            gateway.send_signal(signal.SIGTERM)
+            eventually(lambda: not _accepts(gateway.url))
+            script.is_over.set()
+            assert gateway.process.wait(60) == 0
+            streams.join()
+            assert [body.endswith(b"data: [DONE]\n\n") for body in streams.bodies] == [True]
+
+
 def test_bad_new_config_is_reported_and_the_last_good_one_serves_on(tmp_path: Path) -> None:
     with run_upstream(answer_always) as upstream:
         (tmp_path / "gateway.yaml").write_text(to_config(upstream.url))

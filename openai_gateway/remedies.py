@@ -108,8 +108,8 @@ _CURES_BY_CODE: Final = {
     "request_timeout": "the client sent its body too slowly: check its network, or raise client_timeout_s",
     "gateway_queue_full": "more calls than slots and queue hold: lower {concurrency}, or raise max_concurrent_requests"
     " or max_queue",
-    "gateway_queue_timeout": "no slot came free within queue_timeout_s: lower {concurrency}, or raise"
-    " max_concurrent_requests",
+    "gateway_queue_timeout": "no turn within queue_timeout_s, or the endpoint refused every call for retry_budget_s:"
+    " lower {concurrency}, or raise max_concurrent_requests",
     "gateway_out_of_descriptors": "the gateway may open no more files: raise ulimit -n; each call needs two",
     "gateway_budget_exceeded": "the client's budget in clients_file, or its run's, is used up: raise it, or wait"
     " until it is renewed",

@@ -84,6 +84,7 @@ class Admission:
             server.max_concurrent_requests_total,
             server.max_queue,
             server.queue_timeout_s,
+            server.retry_budget_s,
         )
         self.queue = Queue(self.limiter, Order(is_fifo=server.schedule == "fifo"), bounds)
         self._server = server

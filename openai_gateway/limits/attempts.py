@@ -39,9 +39,13 @@ class ConfiguredLimits(msgspec.Struct, frozen=True):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How many calls may run in this process (`cap`) and on this host, how many may wait, and how long."""
+    """How many calls may run in this process (`cap`) and on this host, how many may wait, and how long.
+
+    `patience_s` is how long they wait while the upstream refuses everything.
+    """
 
     cap: int | None = None
     most_of_host: int | None = None
     max_queue: int | None = None
     timeout_s: float | None = None
+    patience_s: float | None = None

@@ -50,6 +50,11 @@ class Limiter(Learnt):
         """Tell whether a limit is known."""
         return self._is_bound or self.window.is_held
 
+    @property
+    def refuses_all(self) -> bool:
+        """Tell whether no call has passed since the last refusal."""
+        return self._last_refused != 0 and not self._passed_since
+
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
         wait_s, reason, fair_s = 0.0, "", 0.0

@@ -16,13 +16,12 @@ from time import monotonic
 from typing import Any, Final
 
 import gevent
-import msgspec
-from gevent.event import Event
 
 from openai_gateway.errors import Saturated, Unavailable
 from openai_gateway.limits.attempts import Bounds, SentAttempt, Tries
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
+from openai_gateway.limits.patience import Patience, Waiting
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted, Slots
 from openai_gateway.limits.state import Known
@@ -32,13 +31,6 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 _LATER_S: Final = 0.0005
 _LOOK_AGAIN_S: Final = 0.01
 _ELDERS_S: Final = 0.03
-
-
-class Waiting(msgspec.Struct, eq=False):
-    """A call that waits: its turn, once it has one."""
-
-    event: Event = msgspec.field(default_factory=Event)
-    admitted: Admitted | None = None
 
 
 class Queue:
@@ -52,6 +44,7 @@ class Queue:
         self.reason = ""
         self._order = order
         self._max_queue, self._timeout_s = bounds.max_queue, bounds.timeout_s
+        self._patience = Patience(bounds.patience_s)
         self._shared: SharedLimits | None = None
         self._most_of_host = bounds.most_of_host
         self._joined_at = 0.0
@@ -93,7 +86,7 @@ class Queue:
                 code="gateway_queue_full",
                 retry_after_s=1,
             )
-        admitted = self._wait(place, self._timeout_s)
+        admitted = self._wait(place, self._timeout_s, is_first=True)
         if admitted is None:
             raise Saturated(
                 f"The call waited {self._timeout_s:g} s for a slot in vain.",
@@ -118,6 +111,7 @@ class Queue:
             finally:
                 self._end(has_learnt=True)
         if self.waiting:
+            self._patience.passed_at = monotonic()
             self.learn()
 
     def refuse(
@@ -170,13 +164,16 @@ class Queue:
             waiting.admitted = admitted
             waiting.event.set()
 
-    def _wait(self, place: Place, timeout_s: float | None) -> Admitted | None:
+    def _wait(self, place: Place, timeout_s: float | None, *, is_first: bool = False) -> Admitted | None:
         waiting = self.waiting[place] = Waiting()
         self._order.add(place, monotonic())
         try:
             self.learn()
             if waiting.admitted is None and not self._is_closed:
-                waiting.event.wait(timeout_s)
+                if not is_first:
+                    waiting.event.wait(timeout_s)
+                elif self._patience.wait(waiting.event, timeout_s, self._is_refused):
+                    raise Saturated("The upstream refuses every call.", code="gateway_queue_timeout", retry_after_s=1)
             if waiting.admitted is None and self._is_closed:
                 raise Unavailable("The gateway lets no more calls wait.", retry_after_s=1)
             return waiting.admitted
@@ -188,6 +185,12 @@ class Queue:
             if self.waiting.pop(place, None) is not None:
                 self._order.remove(place)
                 self.learn()
+
+    def _is_refused(self) -> bool:
+        """Tell whether the upstream refuses every call: it has accepted none of those that are in flight, either."""
+        running = self._begin()
+        self._end(has_learnt=False)
+        return self.limiter.refuses_all and not running
 
     def _take_back(self, admitted: Admitted) -> None:
         if admitted.sent is not None:

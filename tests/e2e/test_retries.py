@@ -132,6 +132,26 @@ def test_rate_limit_costs_no_retry(tmp_path: Path, upstream: ScriptedUpstream) -
     assert float(answer.headers["x-gateway-queue-ms"]) > 0
 
 
+@pytest.mark.parametrize("hint", ["", "retry-after: 1\r\n"])
+def test_upstream_that_only_refuses_holds_nobody_up_for_longer_than_one_call(
+    tmp_path: Path, upstream: ScriptedUpstream, hint: str
+) -> None:
+    """Those behind the one that asks have had no turn yet, and it is no use to give each of them its own time."""
+    upstream.script = _answer("429 Slow", hint, RATE, times=10**6)
+    with (
+        run_gateway(tmp_path, upstream.url, {"retry_budget_s": 3}) as gateway,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        began = time.monotonic()
+        answers = list(pool.map(lambda _: _post(gateway), range(40)))
+        took_s = time.monotonic() - began
+    assert {answer.status_code for answer in answers} == {429}
+    assert took_s < 20, "each took its own time, one after the other"
+    behind = [answer for answer in answers if answer.json()["error"]["code"] == "gateway_queue_timeout"]
+    assert behind
+    assert all("refuses" in answer.json()["error"]["message"] for answer in behind)
+
+
 def test_refusal_too_large_to_keep_goes_out_and_its_connection_is_not_kept_waiting(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:

@@ -21,7 +21,7 @@ class _Server:
     """The settings that an admission reads."""
 
     requests_per_minute = tokens_per_minute = max_concurrent_requests = max_concurrent_requests_total = None
-    max_queue = queue_timeout_s = None
+    max_queue = queue_timeout_s = retry_budget_s = None
     learn_limits = True
     limits_url: Secret | None = None
     openai_base_url, openai_model = "http://a/v1", "m"

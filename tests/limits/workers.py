@@ -15,7 +15,8 @@ from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout
-from openai_gateway.limits.queue import Queue, Waiting
+from openai_gateway.limits.patience import Waiting
+from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import read_dialect

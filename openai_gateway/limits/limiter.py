@@ -75,7 +75,7 @@ class Limiter(Learnt):
             if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
                 # Nobody is under way who could tell more; that a call's charge has to flow in first needs no telling.
                 wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
-        if wait_s <= 0 and running >= window.most:
+        if wait_s <= 0 and (running >= window.most or now < window.quiet_until):
             if not window.begin_try(running, now):
                 return window.wait_s(now), "window"
             self.has_news = True

@@ -10,7 +10,8 @@ was busy or stood still has refusals to read first. Whatever tells the upstream'
 An upstream that refuses calls for being too many at once is held at what was running then. One more is tried after five
 seconds; refused, the next try comes after ten, and so on to a minute. A try that is not refused within a second is
 followed by another, twice as soon each time, until the next refusal. Refused without a try, there is one less, or two
-or four if it goes on, to a fifth at a time: the limit fell. It grows only when it is full.
+or four if it goes on for a second, to a fifth at a time: the limit fell. It grows only when it is full. After a refusal
+nothing starts for 50 ms: answers and other refusals that are not read yet make more seem to be in flight than are.
 
 Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: limiter, blind
 (upstreams that tell nothing).
@@ -35,6 +36,8 @@ _FIRST_TRY_S: Final = 5.0
 _LAST_TRY_S: Final = 60.0
 _TRIED_FOR_S: Final = 1.0
 _TRIED_FOR_LEAST_S: Final = 0.03
+_QUIET_S: Final = 0.05
+_SETTLED_S: Final = 1.0
 _MOST_CUT: Final = 0.2
 _MOST_TOGETHER: Final = 32
 _SOON_S: Final = 2.0
@@ -57,6 +60,9 @@ class Window(msgspec.Struct, array_like=True, eq=False):
     _try_for_s: float = _TRIED_FOR_S
     _is_trying: bool = False
     _cut: float = 1.0
+    # When the limit was met, and until when nothing starts: what ended or was refused is to be read first.
+    _met_at: float = -math.inf
+    quiet_until: float = -math.inf
     # Hosts try one after the other: so much later than the first of them.
     _turn_s: float = 0.0
     # Calls sent before were not counted with those of all who share the window now.
@@ -85,7 +91,7 @@ class Window(msgspec.Struct, array_like=True, eq=False):
 
     def open(self) -> None:
         """Let in any number: the upstream's limits are told otherwise."""
-        self.most, self.is_held = math.inf, False
+        self.most, self.is_held, self.quiet_until = math.inf, False, -math.inf
 
     def look(self, running: int) -> bool:
         """Learn that a call still waits: what came until the look before has been read. Tell whether that counts."""
@@ -115,6 +121,8 @@ class Window(msgspec.Struct, array_like=True, eq=False):
 
     def wait_s(self, now: float) -> float:
         """Return when a full window may have room, if no call ends before."""
+        if now < self.quiet_until:
+            return self.quiet_until - now
         return max(_LOOK_S, self._try_at - now) if self.is_held else _LOOK_S
 
     def cannot_explain(self, sent_at: float, running: int, now: float) -> bool:
@@ -144,11 +152,12 @@ class Window(msgspec.Struct, array_like=True, eq=False):
             fewer = 1.0
             if self._is_trying:
                 self.try_every_s = min(2 * self.try_every_s, _LAST_TRY_S)
-            elif now - self.refused_at < _SOON_S:
+            elif now - self.refused_at < _SOON_S and now - self._met_at > _SETTLED_S:
                 fewer, self._cut = self._cut, min(2 * self._cut, max(1.0, _MOST_CUT * self.most))
             self.most = max(1.0, min(math.floor(self.most - fewer), running))
         if self._is_trying or now - self.refused_at >= _SOON_S:
-            self._cut = 1.0
+            self._cut, self._met_at = 1.0, now
+        self.quiet_until = now + _QUIET_S
         self._is_trying = False
         self.refused_at, self._together = now, [sent_at]
         self._try_at = now + self.try_every_s + self._turn_s

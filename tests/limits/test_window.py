@@ -47,7 +47,8 @@ def test_limit_that_rose_is_found_call_by_call() -> None:
     assert window.most >= 150
 
 
-def test_limit_that_fell_is_met_in_a_few_events() -> None:
+def test_limit_that_fell_is_met_sooner_the_longer_it_takes() -> None:
+    """At first each refusal costs one call: it may only be that answers are not read yet."""
     window, now = Window(), 100.0
     window.refuse(now, 100, now)
     events = 0
@@ -55,7 +56,7 @@ def test_limit_that_fell_is_met_in_a_few_events() -> None:
         now += 0.05
         window.refuse(now, 100, now + 0.01)
         events += 1
-    assert events <= 9
+    assert events <= 30
 
 
 def test_one_refusal_out_of_time_costs_one_call() -> None:
@@ -63,6 +64,7 @@ def test_one_refusal_out_of_time_costs_one_call() -> None:
     window.refuse(100.0, 100, 100.0)
     window.refuse(104.0, 100, 104.1)
     assert window.most == 99
+    assert window.wait_s(104.12) == pytest.approx(0.03), "what was read late is to be known before others go"
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,7 +1,7 @@
 """How many calls may be in flight: at the start, and at an upstream that limits just that.
 
 The strategy. Answers may take minutes, but refusals come at once: what was in flight for a moment without one is proven
-to be let in. A new upstream is met with four calls, of all workers together. While these are all in flight, a twelfth
+to be let in. A new upstream is met with four calls, of all workers together. While these are all in flight, an eighth
 more is let in each time that nothing was refused for 30 ms, but three at most, or a twenty-fifth: a hundred in a second
 and a half, a thousand in five, then any number. So an upstream refuses a few when its limit is met; and if it limits
 calls a second, its first answers come before too many were sent. It is looks that count, by a timer, for a worker that
@@ -27,7 +27,7 @@ import msgspec
 _FIRST: Final = 4.0
 _STEP: Final = 3.0
 # In these parts, before it grows by steps and after that.
-_FIRST_PART, _LAST_PART = 12, 25
+_FIRST_PART, _LAST_PART = 8, 25
 _LOOKS: Final = 3
 _LOOK_S: Final = 0.01
 # So many at once are no start any more.

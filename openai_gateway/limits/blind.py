@@ -2,7 +2,7 @@
 
 The strategy. Whatever the limit is, at a refusal nothing is left of it. So what was admitted between two refusals,
 divided by the time between them, is the rate: exact to a call, whether refusals are charged or not, and never too high.
-Until the second refusal, two fifths of the rate seen before the first are a guess (one that is too high costs more
+Until the second refusal, a third of the rate seen before the first is a guess (one that is too high costs more
 refusals), grown by 10 % in the first two seconds, 20 % in the next, and so on. Then calls are sent evenly at the mean
 over the last three intervals (the last one alone if it is a tenth lower: the limit fell), a little below at first, as
 much as the mean may be wrong, and a little faster with each call until the next refusal; much faster if that doesn't

@@ -20,7 +20,7 @@ from openai_gateway.limits.state import LEARNT, Known, State, Values
 from openai_gateway.limits.window import Window
 
 FIRST_PROBE_S: Final = 1.0
-GUESS_SHARE: Final = 0.4
+GUESS_SHARE: Final = 1 / 3
 # Bounds from the configuration that one upstream may have.
 _MOST_TOLD: Final = 16
 
@@ -114,14 +114,22 @@ class Learnt:
             requests._level_at,
             requests._spent_at,
             requests.referred_at,
+            requests.referred_level,
+            requests.referred_spent,
             requests.drain,
+            requests.charged_per_s,
+            requests.wrong,
             tokens.spent,
             tokens.free_at,
             tokens._at,
             tokens._level_at,
             tokens._spent_at,
             tokens.referred_at,
+            tokens.referred_level,
+            tokens.referred_spent,
             tokens.drain,
+            tokens.charged_per_s,
+            tokens.wrong,
         )
 
     def take(self, known: Known) -> None:
@@ -143,14 +151,22 @@ class Learnt:
             requests._level_at,
             requests._spent_at,
             requests.referred_at,
+            requests.referred_level,
+            requests.referred_spent,
             requests.drain,
+            requests.charged_per_s,
+            requests.wrong,
             tokens.spent,
             tokens.free_at,
             tokens._at,
             tokens._level_at,
             tokens._spent_at,
             tokens.referred_at,
+            tokens.referred_level,
+            tokens.referred_spent,
             tokens.drain,
+            tokens.charged_per_s,
+            tokens.wrong,
         ) = values
         blind.number = self._number
 

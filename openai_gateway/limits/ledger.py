@@ -5,12 +5,12 @@ seconds or minutes later. So each call notes, as it is sent, the sum of all char
 remained then, less what was charged since, plus what flowed in since. Of several answers the one that was *sent* last
 counts, and older ones are passed over (a bucket corrected by each answer as it comes swings up to 96 % of 429s).
 
-Two such references also tell what really flowed in between them. It differs from the told rate: somebody else uses the
-key (less), unused charge of finished calls is given back (more), token charges are estimated wrongly (either), limits
-may count in another period. All of that is one number, the *drain*, which may be negative, learnt with a time constant
-of two seconds. What the bucket can hold is the most that was ever left in it: a guess that is never too high.
+Two such references also tell what really flowed in between them, and how well the level is foreseen (`inflow`). What
+the bucket can hold is the most that was ever left in it, and what flows in within a second at least.
 
-Spending: evenly, at what flows in plus what is above a margin over three seconds. A 429 widens the margin; it fades.
+Spending: evenly, at what flows in, and what is above a reserve besides: within half a second as long as nobody else is
+seen to use the key, else over three, and only our part of it. No call goes that would leave less than the margin, a few
+calls. The reserve is the margin, or what the level is wrong by, some times over. A 429 widens the margin; it fades.
 
 With several hosts, what the others charge is charged here, too: what they said they have, and what they are expected to
 have since, by their rate (`hear`). Each paces its calls to its share of the speed. While they can't hear of each other,
@@ -26,37 +26,37 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import msgspec
-
+from openai_gateway.limits.inflow import SLOWEST, Inflow
 from openai_gateway.limits.news import LedgerNews
 from openai_gateway.wire.rate_limits import RateLimit
 
-_TAU_S: Final = 2.0
-_TAU_UNITS: Final = 8.0
 _SPREAD_S: Final = 3.0
+_SPREAD_ALONE_S: Final = 0.5
+# Whose part lacks so much of the whole isn't alone at all.
+_NOT_ALONE: Final = 0.4
+# Where so much is given back, what others take can't be told from it.
+_GIVEN_BACK: Final = -0.3
+# Of what flows in in this time a call that is late makes up for.
 _CATCH_UP_S: Final = 0.1
-_MARGIN_OF_LIMIT: Final = 0.005
+_LEAST_CATCH_UP_S: Final = 0.02
+_MARGIN_OF_LIMIT: Final = 0.001
+# Hosts hear late what others charge.
+_MARGIN_OF_HOSTS: Final = 0.005
 _MARGIN_OF_MOST: Final = 0.1
 _WIDER_BY: Final = 0.01
 _WIDEST: Final = 0.3
 _FADE_S: Final = 60.0
-# Slower than this share of the rate nobody is: what is known may be wrong.
-_SLOWEST: Final = 0.02
 # A period that several answers agree on within this share; a minute is what is meant if they don't.
 _SAME: Final = 0.03
 _LONG_PERIODS_S: Final = (3_600.0, 86_400.0)
 _WINDOW_LOOK_S: Final = 2.0
+# No bucket is smaller than what flows into it in this time.
+_SMALLEST_S: Final = 1.0
 
 
-class Ledger(msgspec.Struct, array_like=True, eq=False):
+class Ledger(Inflow):
     """One limit as we know it. Unknown until the first reference."""
 
-    # The smallest charge that calls have.
-    _unit: float
-    limit: float = 0.0
-    rate: float = 0.0
-    drain: float = 0.0
-    most: float = 0.0
     spent: float = 0.0
     free_at: float = 0.0
     window_ends_at: float | None = None
@@ -64,8 +64,6 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
     _at: float = -math.inf
     _level_at: float = 0.0
     _spent_at: float = 0.0
-    # When the call was sent by whose answer the upstream itself last said what was left.
-    referred_at: float = -math.inf
     _widened: float = 0.0
     _widened_at: float = 0.0
     # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
@@ -107,18 +105,14 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         return level
 
     @property
-    def referred_level(self) -> float:
-        """Return what was left when the upstream last said so."""
-        return self._level_at
-
-    @property
     def inflow(self) -> float:
         """Return what flows in a second, on balance."""
         return 0.0 if self.window_ends_at is not None else self.rate - self.drain
 
     def margin(self, now: float) -> float:
-        """Return what is left untouched, for calls that overtake each other and for what can't be known."""
-        margin, of_most, least = _MARGIN_OF_LIMIT * self.limit, _MARGIN_OF_MOST * self.most, self.hosts * self._unit
+        """Return what is left untouched, for calls that overtake each other."""
+        margin = (_MARGIN_OF_LIMIT if self.hosts == 1 else _MARGIN_OF_HOSTS) * self.limit
+        of_most, least = _MARGIN_OF_MOST * self.most, self.hosts * self._unit
         if margin > of_most:
             margin = of_most
         if margin < least:
@@ -133,7 +127,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             return pace_s if pace_s > 0.0 else 0.0
         if self.window_ends_at is not None:
             return max(0.0, self.window_ends_at - now)
-        return max(pace_s, lacking / max(self.inflow, _SLOWEST * self.rate, 1e-9))
+        return max(pace_s, lacking / max(self.inflow, SLOWEST * self.rate, 1e-9))
 
     def take(self, charge: float, now: float) -> None:
         """Charge a call that is sent now."""
@@ -141,10 +135,11 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             self._expect(now)
         self.spent += charge
         if self.most > 0.0:
-            # Whoever is late may catch up a little.
-            earliest = now - _CATCH_UP_S
-            since = self.free_at if self.free_at > earliest else earliest
-            self.free_at = since + charge / (self.share * self.speed(now))
+            speed, inflow = self.speed(now), self.rate - self.drain
+            # Whoever is late may catch up a little; a rush where much may be spent would meet limits that aren't told.
+            late_s = _CATCH_UP_S if inflow >= speed else max(_LEAST_CATCH_UP_S, _CATCH_UP_S * inflow / speed)
+            since = self.free_at if self.free_at > now - late_s else now - late_s
+            self.free_at = since + charge / (self.share * speed)
 
     def give_back(self, charge: float) -> None:
         """Take back the charge of a call that was refused or never sent."""
@@ -156,21 +151,26 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         self._widened = min(now_wide + max(self._unit, _WIDER_BY * self.most), max(self._unit, _WIDEST * self.most))
         self._widened_at = now
 
-    def refer(self, told: RateLimit, charge: float, sent_at: float, spent: float) -> bool:
+    def refer(self, told: RateLimit, charge: float, sent_at: float, spent: float, *, is_refused: bool = False) -> bool:
         """Learn what was left when a call of this charge was admitted, `spent` being the sum of charges at its sending.
 
-        A refused call's charge is given; what remains doesn't lack it, and this is right as it is. Return whether it
-        told more than level and drain.
+        That has a refused call's charge, too, which what remains doesn't lack. Return whether it told more than how
+        much is left and flows in.
         """
-        if told.remaining is None or sent_at <= self.referred_at:
+        if told.remaining is None:
             return False
+        if sent_at <= self.referred_at:
+            if is_refused:
+                self.learn_late_refusal(charge)
+            return False
+        charged = 0.0 if is_refused else charge
         before = (self.limit, self.most, self.period_s, self.window_ends_at, self._earlier, self._longer_seen)
         self._learn_rate(told)
         self._learn_window(told, sent_at, spent)
-        if self.window_ends_at is None and self._at > -math.inf:
-            self._learn_drain(told.remaining, sent_at, spent)
-        self.most = max(self.most, told.remaining + charge, 2 * self._unit)
-        self.referred_at = sent_at
+        self.most = max(self.most, told.remaining + charged, 2 * self._unit, _SMALLEST_S * self.rate)
+        if self.window_ends_at is None and self.referred_spent < math.inf and self.limit == before[0]:
+            self.learn_drain(told.remaining, charged, sent_at, spent - charge + charged)
+        self.referred_at, self.referred_level, self.referred_spent = sent_at, told.remaining, spent
         self._set_base(sent_at, told.remaining, spent)
         return before != (
             self.limit,
@@ -183,12 +183,19 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
 
     def speed(self, now: float) -> float:
         """Return how much a second may be spent, by all hosts together."""
-        surplus = self.level(now) - self.margin(now)
+        level, margin = self.level(now), self.margin(now)
         if self.window_ends_at is not None:
-            return max(surplus, self._unit) / max(self.window_ends_at - now, 0.05)
-        inflow = self.rate - self.drain
-        speed = inflow + surplus / _SPREAD_S
-        return speed if speed > inflow > 0.0 else max(speed, 0.2 * inflow, _SLOWEST * self.rate, 1e-9)
+            return max(level - margin, self._unit) / max(self.window_ends_at - now, 0.05)
+        inflow, kept = self.rate - self.drain, self.kept_for_wrong
+        surplus, spread_s, part = level - (kept if kept > margin else margin), _SPREAD_S, self.part
+        is_sure = self.hosts == 1 and self.drain > _GIVEN_BACK * self.rate
+        if surplus > 0.0 and is_sure and 1.0 - part < _NOT_ALONE:
+            spread_s = _SPREAD_ALONE_S + (_SPREAD_S - _SPREAD_ALONE_S) * (1.0 - part) / _NOT_ALONE
+        speed = inflow + surplus / spread_s
+        if part < 1.0:
+            now_per_s = min(self.charged_per_s, self.rate)
+            speed = now_per_s + part * (speed - now_per_s)
+        return speed if speed > inflow > 0.0 else max(speed, 0.2 * part * inflow, SLOWEST * self.rate, 1e-9)
 
     def hear(self, others: float, per_s: float, now: float) -> None:
         """Charge what other hosts have charged by now, in all, and from now on what they add a second."""
@@ -206,7 +213,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         if not self.is_known:
             return
         self._set_base(now, self.level(now), self.spent)
-        self.drain = min(self.drain + drain, (1 - _SLOWEST) * self.rate)
+        self.move_to_drain(drain)
 
     def to_news(self, now: float) -> LedgerNews | None:
         """Return what another host wants to know; None if nothing is known."""
@@ -221,6 +228,7 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
         """Take what another host has heard of the upstream in place of what was known; `level` is what is left now."""
         self.limit, self.rate, self.drain, self.period_s = news.limit, news.rate, news.drain, news.period_s
         self.most, self.referred_at = max(self.most, news.most), referred_at
+        self.referred_spent = math.inf
         ends_in_s = news.window_ends_in_s
         self.window_ends_at = None if ends_in_s is None else now + ends_in_s
         self._set_base(now, level, self.spent)
@@ -263,16 +271,3 @@ class Ledger(msgspec.Struct, array_like=True, eq=False):
             self.window_ends_at = ends_at
             self.most = max(self.most, self.limit)
         self._earlier = (sent_at, ends_at, told.remaining, spent)
-
-    def _learn_drain(self, remaining: float, sent_at: float, spent: float) -> None:
-        passed_s = max(sent_at - self._at, 1e-6)
-        flowed = (remaining - self._level_at + spent - self._spent_at) / passed_s
-        drain = self.rate - flowed
-        if drain > self.drain and remaining > 0.98 * self.most:
-            return  # A full bucket takes in nothing.
-        if drain < self.drain and self._at != self.referred_at:
-            return  # The bucket was full, by our own count: it holds more than was known, that is all.
-        # What remains is told in whole units: where few flow in, what flowed between two answers is mostly rounding.
-        rounded_s = _TAU_UNITS * self._unit / self.rate if self.rate else 0.0
-        share = 1 - math.exp(-passed_s / max(_TAU_S, rounded_s))
-        self.drain = min(self.drain + share * (drain - self.drain), (1 - _SLOWEST) * self.rate)

@@ -18,7 +18,6 @@ Pure: the clock (monotonic seconds) is an argument, and so is the number of call
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -68,11 +67,11 @@ class Limiter(Learnt):
                 charge = tokens if kind == "tokens" else 1.0
                 held_s = ledger.wait_s(charge, now)
                 if held_s > wait_s:
-                    wait_s, reason, fair_s = held_s, kind, charge / (ledger.rate or math.inf)
+                    wait_s, reason, fair_s = held_s, kind, ledger.fair_s(charge)
             held_s = max(self.blind.free_at, self.held.free_at) - now
             if held_s > wait_s:
                 wait_s, reason, fair_s = held_s, "rate", 0.0
-            if running == 0 and wait_s > 0 and reason in ("rate", "tokens"):
+            if wait_s > 0 and reason in ("rate", "tokens") and (running == 0 or self._has_heard_all):
                 # Nobody is under way who could tell more; that a call's charge has to flow in first needs no telling.
                 wait_s = min(wait_s, max(0.0, self._started_at + max(self._probe_s, fair_s) - now))
         if wait_s <= 0 and (running >= window.most or now < window.quiet_until):
@@ -121,6 +120,11 @@ class Limiter(Learnt):
         """Tell whether what an answer says of the limits is worth to be read: not if another was sent with it."""
         return sent.at > max(self.requests.referred_at, self.tokens.referred_at) + _REFERENCE_EVERY_S
 
+    @property
+    def _has_heard_all(self) -> bool:
+        """Tell whether nobody under way was sent after whoever told most."""
+        return max(self.requests.referred_at, self.tokens.referred_at) >= self._started_at - _REFERENCE_EVERY_S
+
     def is_unmoved(self, limits: Mapping[str, RateLimit]) -> bool:
         """Tell whether an answer that is no refusal, with these limits, would change nothing that is known."""
         return not limits and self._passed_since >= _PASSES_BETWEEN and self._probe_s == FIRST_PROBE_S
@@ -133,7 +137,7 @@ class Limiter(Learnt):
             self._passed_since += 1
         self._probe_s = FIRST_PROBE_S
         if self._learns and limits:
-            self._refer(sent, limits, is_charged=True)
+            self._refer(sent, limits, is_refused=False)
 
     def refuse(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
@@ -153,7 +157,7 @@ class Limiter(Learnt):
         if not limits:
             self.cancel(sent)
         else:
-            self._refer(sent, limits, is_charged=False)
+            self._refer(sent, limits, is_refused=True)
         if refusal.kind == "slow_down":
             # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
             self.held.hold(self.seen.per_s(self._number, now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
@@ -208,7 +212,7 @@ class Limiter(Learnt):
             self.pause_until = max(self.pause_until, now + min(refusal.wait_s, _LONGEST_PAUSE_S))
         if self.requests.is_known:
             # There is room, but not now: limits may count in shorter windows than a minute.
-            rate = min(self.requests.inflow, max(self.held.rate(now), 0.9 * self.requests.inflow))
+            rate = min(self.requests.rate, max(self.held.rate(now), 0.9 * self.requests.inflow))
             self.held.hold(rate, EVEN_GROWTH, sent.at, now)
         elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
             self._is_rate = True
@@ -231,12 +235,13 @@ class Limiter(Learnt):
                     return ledger
         return None
 
-    def _refer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], *, is_charged: bool) -> None:
+    def _refer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], *, is_refused: bool) -> None:
         told = limits.get("requests")
-        if told is not None and self.requests.refer(told, 1.0 if is_charged else 0.0, sent.at, sent.spent_requests):
+        if told is not None and self.requests.refer(told, 1.0, sent.at, sent.spent_requests, is_refused=is_refused):
             self.has_news = True
         told = limits.get("tokens")
-        if told is not None and self.tokens.refer(told, sent.tokens if is_charged else 0.0, sent.at, sent.spent_tokens):
+        charge, spent = sent.tokens, sent.spent_tokens
+        if told is not None and self.tokens.refer(told, charge, sent.at, spent, is_refused=is_refused):
             self.has_news = True
         if not self._is_bound or self.has_news:
             self._is_bound = self.has_news = True

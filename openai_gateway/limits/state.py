@@ -16,9 +16,9 @@ from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.seen import SeenRate
 from openai_gateway.limits.window import Window
 
-# What each call changes, and nearly each answer: two whole numbers, and 18 others.
+# What each call changes, and nearly each answer: two whole numbers, and 26 others.
 Values: TypeAlias = tuple[Any, ...]
-VALUES_FORMAT: Final = "qq18d"
+VALUES_FORMAT: Final = "qq26d"
 
 # The limiter's own values, in the order of `State.others`.
 LEARNT: Final = (

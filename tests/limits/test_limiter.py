@@ -38,6 +38,18 @@ def test_refused_call_goes_as_soon_as_an_empty_ledger_fills_whatever_its_retry_a
     assert 0.0 < limiter.wait_s(1.0, 1, 100.2)[0] < 5.0
 
 
+def test_next_call_asks_what_is_left_when_those_under_way_cannot_tell() -> None:
+    """Of two gateways one waited for seconds though the other left a full bucket: slow calls of before were running."""
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    limiter.start(1.0, 0, 100.0)
+    sent = limiter.start(1.0, 1, 100.1)
+    limiter.answer(sent, {"requests": RateLimit(3000.0, 0.0, 5.0)})
+    limiter.requests.move_to_drain(49.0)
+    assert limiter.wait_s(1.0, 1, 100.2)[0] < 1.0
+    limiter.start(1.0, 1, 101.2)
+    assert limiter.wait_s(1.0, 2, 101.2)[0] > 2.0, "that one will tell"
+
+
 @pytest.mark.parametrize("retry_after_s", [1e5, 1e308])
 def test_no_upstream_can_have_all_calls_wait_for_ever(retry_after_s: float) -> None:
     limiter = Limiter(ConfiguredLimits(), 0.0)

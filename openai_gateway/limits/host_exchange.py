@@ -122,6 +122,11 @@ class UpstreamPart:
             self._file.end(known)
 
     def _begin(self) -> None:
-        known = self._file.begin()
-        if known is not None:
-            self._limiter.take(known)
+        try:
+            known = self._file.begin()
+            if known is not None:
+                self._limiter.take(known)
+        except BaseException:
+            # A lock that is left would stop every worker of the host.
+            self._file.end(None)
+            raise

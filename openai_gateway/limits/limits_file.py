@@ -226,6 +226,7 @@ class LimitsFile:
         """Return the row that is this process's from now on; below 0 if there is none."""
         row = next((row for row in range(WORKERS) if self._worker(row)[1] == 0), -1)
         if row >= 0:
+            self._words[COUNTS_WORD + row] = 0
             WORKER.pack_into(self._map, self._find_offset(row), start, pid, 0.0, 0.0, 0, 0)
             self._words[ROWS_WORD] = max(self._rows, row + 1)
         return row
@@ -246,8 +247,9 @@ class LimitsFile:
         for row in range(self._rows):
             start, pid = self._worker(row)
             if pid and _has_ended(pid, start):
-                WORKER.pack_into(self._map, self._find_offset(row), 0, 0, 0.0, 0.0, 0, 0)
+                # First its calls: whoever is killed in between must not leave them to a row that is nobody's.
                 self._words[COUNTS_WORD + row] = 0
+                WORKER.pack_into(self._map, self._find_offset(row), 0, 0, 0.0, 0.0, 0, 0)
         return self.count_all()
 
 

@@ -281,9 +281,11 @@ class Queue:
         if shared is None:
             return
         known: Known | None = None
-        if has_learnt or self._has_joined:
-            known, self._has_joined = limiter.to_known(is_whole=shared.needs_state), False
-        shared.end(known)
+        try:
+            if has_learnt or self._has_joined:
+                known, self._has_joined = limiter.to_known(is_whole=shared.needs_state), False
+        finally:
+            shared.end(known)
 
     def _set_timer(self, now: float, wait_s: float) -> None:
         if now < self._due <= now + wait_s:

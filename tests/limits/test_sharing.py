@@ -20,7 +20,7 @@ from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.limits_file import LimitsFile
+from openai_gateway.limits.limits_file import COUNTS_WORD, WORKER, LimitsFile
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
@@ -332,5 +332,55 @@ def test_failure_while_the_file_is_locked_keeps_no_lock(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _fail(_: float) -> int:
+def test_failure_to_hand_on_what_is_known_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    queue, part = _share(path, CAP), UpstreamPart(path, ConfiguredLimits(), None, 0.0)
+    other = SharedLimits(path)
+    other.begin()
+    other.end(Limiter(ConfiguredLimits(), 0.0).to_known(is_whole=True))
+    queue.limiter.to_known = part._limiter.take = _fail  # type: ignore[assignment, method-assign]
+    with pytest.raises(ValueError, match="as planned"):
+        queue.take_at_once(Rollout(0.0), 1.0, is_limited=True)
+    assert part.lead(1.0)
+    with pytest.raises(ValueError, match="as planned"):
+        part.make_commands(1.0, 1.0)
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _fail(*_: object, **__: object) -> int:
     raise ValueError("as planned")
+
+
+def test_worker_that_is_killed_while_it_takes_out_another_leaves_no_calls_behind(tmp_path: Path) -> None:
+    """Of a row that is nobody's, nobody ever took the calls off."""
+    path = tmp_path / "limits"
+    one, dead = SharedLimits(path), SharedLimits(path)
+    dead.count(5)
+    WORKER.pack_into(dead._map, dead._find_offset(dead._row), 1, 2**22 + 1, 0.0, 0.0, 0, 0)
+    words, one._words = one._words, _Killed()  # type: ignore[assignment]
+    one._words.words = words  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        one._drop_dead()
+    one._words = words
+    assert one._drop_dead() == 0
+
+
+class _Killed:
+    """Words of the file, as a worker has them that is killed as it writes the first."""
+
+    words: Any
+
+    def __getitem__(self, word: Any) -> Any:
+        return self.words[word]
+
+    def __setitem__(self, word: int, value: int) -> None:
+        raise KeyboardInterrupt
+
+
+def test_row_that_is_taken_anew_begins_without_calls(tmp_path: Path) -> None:
+    path = tmp_path / "limits"
+    one = SharedLimits(path)
+    one._words[COUNTS_WORD + 1] = 5
+    SharedLimits(path)
+    assert one.count_all() == 0

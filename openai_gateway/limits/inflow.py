@@ -85,7 +85,8 @@ class Inflow(msgspec.Struct, array_like=True, eq=False):
             self.wrong = _WRONG_AT_FIRST * self.limit
         self.wrong += _WRONG_SHARE * (abs(drain - self.drain) * passed_s - self.wrong)
         share = 1 - math.exp(-passed_s / self._tau_s)
-        self.charged_per_s += share * (charged / passed_s - self.charged_per_s)
+        # More may have been taken back than was charged.
+        self.charged_per_s = max(0.0, self.charged_per_s + share * (charged / passed_s - self.charged_per_s))
         self._set_drain(self.drain + share * (drain - self.drain))
 
     def learn_late_refusal(self, charge: float) -> None:

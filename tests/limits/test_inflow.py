@@ -80,6 +80,18 @@ def test_refused_calls_are_no_inflow_whatever_order_they_are_heard_of_in() -> No
     assert ledger.drain == pytest.approx(0, abs=3), "it was -7 before the others were heard of"
 
 
+def test_calls_that_were_taken_back_leave_no_part_below_none() -> None:
+    """More may be taken back between two answers than was charged: refusals that say nothing of what is left."""
+    ledger = Ledger(1.0)
+    ledger.refer(RateLimit(600.0, 590.0, None), 1.0, 0.0, 10.0)
+    ledger.spent = 10.0
+    for number in range(1, 6):
+        ledger.give_back(5.0)
+        ledger.take(1.0, number / 10)
+        ledger.refer(RateLimit(600.0, 590.0 - number, None), 1.0, number / 10, ledger.spent)
+    assert ledger.charged_per_s == 0.0
+
+
 def test_bucket_that_was_full_is_no_sign_of_others() -> None:
     ledger = Ledger(1.0)
     for second in range(20):

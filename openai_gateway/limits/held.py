@@ -15,6 +15,7 @@ import msgspec
 SLOW_DOWN_GROWTH: Final = 1.5
 EVEN_GROWTH: Final = 1.05
 _GROWTH_S: Final = 900.0
+_MOST_STEPS: Final = 200.0
 _SHARE: Final = 0.995
 _SLOWEST: Final = 0.02
 _LEFT_OUT_S: Final = 0.1
@@ -46,7 +47,7 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
         """Return how many calls a second may go."""
         if self.since is None:
             return math.inf
-        return float(self._rate * self._growth ** ((now - self.since) / _GROWTH_S))
+        return float(self._rate * self._growth ** min((now - self.since) / _GROWTH_S, _MOST_STEPS))
 
     def scale(self, factor: float) -> None:
         """Hold this host alone from now on, or again all: to `factor` times what it was."""

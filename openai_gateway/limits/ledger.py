@@ -134,12 +134,16 @@ class Ledger(Inflow):
         if self.others_per_s:
             self._expect(now)
         self.spent += charge
-        if self.most > 0.0:
+        # Of an upstream that tells only what is left there is no pace to keep.
+        if self.rate > 0.0:
             speed, inflow = self.speed(now), self.rate - self.drain
             # Whoever is late may catch up a little; a rush where much may be spent would meet limits that aren't told.
             late_s = _CATCH_UP_S if inflow >= speed else max(_LEAST_CATCH_UP_S, _CATCH_UP_S * inflow / speed)
             since = self.free_at if self.free_at > now - late_s else now - late_s
             self.free_at = since + charge / (self.share * speed)
+            # What little is left of a window must not hold up calls of the next one.
+            if self.window_ends_at is not None and self.free_at > self.window_ends_at:
+                self.free_at = self.window_ends_at
 
     def give_back(self, charge: float) -> None:
         """Take back the charge of a call that was refused or never sent."""

@@ -31,12 +31,7 @@ from openai_gateway.limits.use import LimitUse, UnderWay
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import OF_ACCOUNT
-from openai_gateway.wire.rate_limits import (
-    RateLimit,
-    read_dialect,
-    read_rate_limits,
-    read_refusal,
-)
+from openai_gateway.wire.rate_limits import RateLimit, read_dialect, read_rate_limits, read_refusal
 from openai_gateway.wire.retries import FINAL_QUOTA_CODES, Outcome
 
 _log = logging.getLogger("openai_gateway")
@@ -136,8 +131,9 @@ class Admission:
         for name in self._of_client:
             is_limited = is_limited and name not in call.headers
         if is_limited:
-            output_tokens = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
-            tokens = self.limiter.token_factor * (queued.request_bytes / 4 + output_tokens)
+            output = call.output_tokens if call.output_tokens is not None else _OUTPUT_TOKENS
+            queued.tries.token_factor = factor = self.limiter.token_factor
+            tokens = factor * (queued.request_bytes / 4 + output)
         # A call that names no rollout is one of its own.
         if call.rollout_key is None:
             rollout = Rollout(queued.started)
@@ -160,11 +156,12 @@ class Admission:
     def admit_at_once(self, queued: QueuedCall, kept: Admitted | None = None) -> None:
         """Admit a call that is under way already: with what the call before it has `kept`, or a slot if one is free."""
         queued.rollout = Rollout(queued.started)
+        queued.tries.token_factor = factor = self.limiter.token_factor
         if kept is not None:
             queued.admitted = kept
             self.charge_again(queued)
             return
-        tokens = self.limiter.token_factor * _OUTPUT_TOKENS
+        tokens = factor * _OUTPUT_TOKENS
         queued.admitted = self.queue.take_at_once(queued.rollout, tokens, is_limited=True)
         if queued.admitted is not None:
             self._use.requests += 1

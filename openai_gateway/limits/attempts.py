@@ -22,12 +22,14 @@ class SentAttempt(msgspec.Struct):
 class Tries(msgspec.Struct):
     """How often a call was refused: in all, and alone while others passed that were sent later.
 
-    `number` is that of its first refused attempt, and tells it from other calls.
+    `number` is that of its first refused attempt, and tells it from other calls. `token_factor` is by what the estimate
+    of its tokens was multiplied.
     """
 
     refusals: int = 0
     alone: int = 0
     number: int = 0
+    token_factor: float = 1.0
 
 
 class ConfiguredLimits(msgspec.Struct, frozen=True):

@@ -113,7 +113,13 @@ class Limiter(Learnt):
 
     def cancel(self, sent: SentAttempt) -> None:
         """Take back a start after which nothing was sent."""
-        self.requests.give_back(1)
+        self._give_back(sent)
+        for ledger, kind in self._told:
+            ledger.give_back(1.0 if kind == "rate" else sent.tokens)
+
+    def _give_back(self, sent: SentAttempt) -> None:
+        """Take back what the upstream hasn't charged."""
+        self.requests.give_back(1.0)
         self.tokens.give_back(sent.tokens)
 
     def may_refer(self, sent: SentAttempt) -> bool:
@@ -155,14 +161,14 @@ class Limiter(Learnt):
         if not self._learns:
             return own_s
         if not limits:
-            self.cancel(sent)
+            self._give_back(sent)
         else:
             self._refer(sent, limits, is_refused=True)
         if refusal.kind == "slow_down":
             # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
             self.held.hold(self.seen.per_s(self._number, now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
             return own_s
-        if self._explain_by_ledger(sent, limits, refusal, now):
+        if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0
         tries.alone = tries.alone + 1 if is_alone else 1
         if tries.alone >= _MOST_REFUSALS:
@@ -186,13 +192,14 @@ class Limiter(Learnt):
         return refusal.wait_s or 0.0
 
     def _explain_by_ledger(
-        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
+        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
     ) -> bool:
         empty = self._find_empty(sent, limits, refusal, now)
         if empty is None:
             return False
         if refusal.kind == "tokens" and refusal.requested and sent.tokens:
-            self.token_factor *= max(0.5, min(2.0, refusal.requested / sent.tokens))
+            # Not by what it is now: others that were under way may have corrected it already.
+            self.token_factor = tries.token_factor * max(0.5, min(2.0, refusal.requested / sent.tokens))
         empty.widen(now)
         self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         return True

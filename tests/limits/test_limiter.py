@@ -90,6 +90,16 @@ def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> No
     assert not any((limiter.blind.is_known, limiter.requests.is_known, limiter.window.is_held))
 
 
+def test_pace_that_was_held_long_ago_holds_up_nobody() -> None:
+    """After 18 days of growing the number was too large for a float, and each call ended in an error."""
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    sent, now = _send(limiter, 500, 50.0, 100.0)
+    limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now)
+    now += 30 * 86_400.0
+    limiter.start(1.0, 0, now)
+    assert limiter.wait_s(1.0, 1, now)[0] < 0.001
+
+
 @pytest.mark.parametrize("kind", ["requests", None])
 def test_retry_after_of_minutes_is_kept_by_its_call(kind: str | None) -> None:
     limiter = Limiter(ConfiguredLimits(), 0.0)
@@ -109,6 +119,52 @@ def test_call_above_the_whole_limit_goes_at_once_and_holds_up_nobody() -> None:
     sent = limiter.start(45_000.0, 1, now)
     assert limiter.tokens.level(now) == before
     assert limiter.refuse(sent, {}, Refusal("tokens", None, 30_000, None, 45_000, True), Tries(), now) is None
+
+
+def test_refusals_of_calls_that_were_under_way_together_correct_the_estimate_of_tokens_once() -> None:
+    """Forty took a call for 36,000 times as large as it was, and each of them twice as large is the worst."""
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
+    limiter.answer(limiter.start(1000.0, 0, now), {"tokens": RateLimit(60_000.0, 59_000.0, None)})
+    all_sent = [limiter.start(1000.0, running, now + 1) for running in range(40)]
+    told = {"tokens": RateLimit(60_000.0, 500.0, None)}
+    for sent in all_sent:
+        limiter.refuse(sent, told, Refusal("tokens", None, 60_000.0, 59_500.0, 1300.0), Tries(), now + 2)
+    assert limiter.token_factor == pytest.approx(1.3)
+    sent = limiter.start(1300.0, 0, now + 3)
+    tries = Tries(token_factor=1.3)
+    limiter.refuse(sent, told, Refusal("tokens", None, 60_000.0, 59_500.0, 1560.0), tries, now + 4)
+    assert limiter.token_factor == pytest.approx(1.3 * 1.2)
+
+
+def test_what_little_is_left_of_a_window_holds_up_no_call_of_the_next_one() -> None:
+    """A call that is tried again is sent though little is left; at that pace the next one would go 44 hours later."""
+    limiter, spent = Limiter(ConfiguredLimits(), 0.0), 0.0
+    for now in (0.0, 2.5, 5.0):
+        spent += 1000.0
+        told = {"tokens": RateLimit(60_000.0, 60_000.0 - spent, 60.0 - now)}
+        limiter.answer(limiter.start(1000.0, 0, now), told)
+    assert limiter.tokens.window_ends_at == 60.0
+    told = {"tokens": RateLimit(60_000.0, 4010.0, 40.0)}
+    limiter.answer(limiter.start(1000.0, 0, 20.0), told)
+    limiter.start(4000.0, 0, 20.1)
+    assert limiter.wait_s(1000.0, 1, 61.0)[0] == 0.0
+
+
+def test_upstream_that_tells_only_what_remains_is_asked_at_no_pace_once_some_does() -> None:
+    limiter, now = Limiter(ConfiguredLimits(), 0.0), 100.0
+    for remaining in (1.0, 1000.0):
+        sent = limiter.start(1.0, 0, now)
+        limiter.start(1.0, 1, now)
+        limiter.answer(sent, {"requests": RateLimit(None, remaining, None)})
+        now += 2.0
+    assert limiter.wait_s(1.0, 1, now - 1.9)[0] == 0.0
+
+
+def test_configured_bound_is_not_charged_with_what_was_never_sent() -> None:
+    limiter = Limiter(ConfiguredLimits(60.0, 60_000.0), 0.0)
+    levels = [limiter._told[0][0].level(10.0), limiter._told[1][0].level(10.0)]
+    limiter.cancel(limiter.start(100.0, 0, 10.0))
+    assert [limiter._told[0][0].level(10.0), limiter._told[1][0].level(10.0)] == levels
 
 
 def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:

@@ -146,7 +146,7 @@ class Relay:
                 raw, failure, outcome = self.sender.attempt(progress, watch)
             finally:
                 if progress.sends != 1:
-                    self._correct_charge(progress)
+                    self.correct_charge(progress)
             if raw is not None:
                 self.admission.learn(progress, raw.head, raw.body if raw.is_whole else b"")
                 if raw.head.status < 400:
@@ -165,7 +165,7 @@ class Relay:
             self._retries.wait(wait_s, reason, progress)
             self.admission.charge_again(progress)
 
-    def _correct_charge(self, progress: Progress) -> None:
+    def correct_charge(self, progress: Progress) -> None:
         """Charge an attempt that did not go out, or went out twice, as often as it did."""
         admitted, queue = progress.admitted, self.admission.queue
         if admitted is not None and admitted.sent is not None:
@@ -199,6 +199,7 @@ class Relay:
 
     def fail(self, progress: Progress, error: BaseException) -> BaseException:
         """End a call that was never sent; return the error that it ends with."""
+        self.correct_charge(progress)
         reason = _find_reason(error)
         self._end_early(progress, reason, self.end)
         return reason

@@ -95,4 +95,7 @@ class Socket:
         """Give back what a call holds, and have it recorded."""
         if progress.tail is None or progress.tail.began is None:
             self._relay.sender.breaker.settle(None, is_answered=False)
+        if not progress.attempts:
+            # Its turn came when there was nobody any more to send it for.
+            self._relay.correct_charge(progress)
         self._relay.end(progress)

@@ -33,18 +33,21 @@ class Successors:
         self._listeners = {f"socket:[{os.fstat(listener.fileno()).st_ino}]" for listener in listeners}
         self._balance = balance
         self._until = monotonic() + patience_s
-        # This worker has asked for another, which may not have been started yet.
-        self.is_asked_for = False
+        self._at_first = set(self._find_younger())
+        # This worker has asked for another since, which may not have been started yet.
+        self.are_to_be_more = False
 
     def are_awaited(self) -> bool:
         """Tell whether there will be some that accept, and don't yet."""
         if not self._is_master_listening():
             return False
-        counts = [self._balance.count_of(pid) for pid in self._find_younger()]
+        younger = self._find_younger()
+        counts = [self._balance.count_of(pid) for pid in younger]
         # What keeps one out is mended by the next reload, not by time.
         if math.inf in counts:
             return True
-        return monotonic() < self._until and (None in counts or (self.is_asked_for and not counts))
+        is_one_missing = self.are_to_be_more and self._at_first.issuperset(younger)
+        return monotonic() < self._until and (None in counts or is_one_missing)
 
     def _is_master_listening(self) -> bool:
         folder = f"/proc/{self._master_pid}/fd"

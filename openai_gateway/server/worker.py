@@ -26,6 +26,7 @@ from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
 from openai_gateway.server import client_connection, draining, master, plugins
+from openai_gateway.server.arbiter import ask_for_another, find_master, tell_of_end
 from openai_gateway.server.balance import Balance
 from openai_gateway.server.lingering import silences
 from openai_gateway.server.listener import Listener, handshakes
@@ -88,7 +89,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         tick_forever(client_connection.idle, client_connection.heads, handshakes, silences, sends, self)
         super().run()
         if self._has_asked_for_another:
-            os.kill(self.ppid, signal.SIGTTOU)
+            tell_of_end(self)
 
     def server_class(self, listener: Any, *, spawn: Any, **named: Any) -> Listener:
         """Return what accepts a listener's connections; gunicorn calls this to make its server."""
@@ -175,25 +176,27 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def retire(self) -> None:
         """Make room for a new worker, after `max_requests`."""
-        if not self.alive or self._has_asked_for_another:
+        if not self.alive or self._successors is not None:
             return
         self.log.info("Autorestarting worker after current request.")
-        # The master starts another worker only when this one is gone, which may be hours from now, after its longest
-        # call. So it is told now to run one worker more (SIGTTIN), and one less when this one goes.
-        self._has_asked_for_another = True
-        os.kill(self.ppid, signal.SIGTTIN)
-        self._give_way()
+        self._successors = self._find_successors()
+        self._has_asked_for_another = ask_for_another(self)
+        if not self._has_asked_for_another:
+            self._successors = None
+        elif self._successors is not None:
+            self._successors.are_to_be_more = True
+        self._stop_if_replaced()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Stop, on SIGTERM: at once, or when others have taken this worker's place."""
-        self._give_way()
-
-    def _give_way(self) -> None:
-        if self._successors is None and self._balance is not None and self.alive:
-            patience_s = float(self.cfg.graceful_timeout)
-            self._successors = Successors(self.ppid, self.sockets, self._balance, patience_s)
-            self._successors.is_asked_for = self._has_asked_for_another
+        if self._successors is None and self.alive:
+            self._successors = self._find_successors()
         self._stop_if_replaced()
+
+    def _find_successors(self) -> Successors | None:
+        if self._balance is None:
+            return None
+        return Successors(self.ppid, self.sockets, self._balance, float(self.cfg.graceful_timeout))
 
     def _stop_if_replaced(self) -> None:
         if self._successors is None or not self._successors.are_awaited():
@@ -263,10 +266,9 @@ def was_told_to_stop() -> bool:
     """Tell whether a signal to stop came between the fork and the worker's own handlers.
 
     Until then the master's handlers are in place, which put it into the child's copy of the master's queue, where
-    nobody looks. The master's handler of SIGTTIN, which workers keep, leads there.
+    nobody looks.
     """
-    arbiter = getattr(signal.getsignal(signal.SIGTTIN), "__self__", None)
-    queue = getattr(arbiter, "SIG_QUEUE", None)
+    queue = getattr(find_master(), "SIG_QUEUE", None)
     came = set()
     while queue is not None and not queue.empty():
         came.add(queue.get_nowait())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -185,6 +186,9 @@ from tests.support.inspected import app
 WORKER_CLASSES = ("gevent", "openai_gateway.server.worker.Worker")
 
 
+_SETTINGS = ("-c", "python:openai_gateway.server.settings")
+
+
 @contextmanager
 def _run_held(folder: Path, upstream_url: str, *arguments: str) -> Iterator[Gunicorn]:
     """Run a gateway whose next workers don't get ready while there is a file `hold`."""
@@ -233,6 +237,57 @@ def test_worker_that_is_recycled_accepts_until_the_next_one_does(tmp_path: Path)
             assert gateway.inspect()["pid"] == old
         (tmp_path / "hold").unlink()
         eventually(lambda: old not in gateway.workers())
+
+
+def _recycle(gateway: Gunicorn, session: requests.Session) -> int:
+    """Call the worker that a session's connection leads to as often as it may be, and return its pid."""
+    pid: int = session.get(f"{gateway.url}/__inspect", timeout=60).json()["pid"]
+    while "Autorestarting" not in gateway.log():
+        assert session.get(f"{gateway.url}/__inspect", timeout=60).json()["pid"] == pid
+    return pid
+
+
+def test_recycled_worker_is_replaced_and_no_other(tmp_path: Path) -> None:
+    """Told to run one worker less, gunicorn's master ends the oldest, not the one that has asked for another."""
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "20") as gateway,
+        ExitStack() as stack,
+    ):
+        eventually(lambda: len(gateway.workers()) == 2)
+        older, younger = map(int, re.findall(r"Booting worker with pid: (\d+)", gateway.log()))
+        session = stack.enter_context(requests.Session())
+        while session.get(f"{gateway.url}/__inspect", timeout=60).json()["pid"] != younger:
+            session = stack.enter_context(requests.Session())
+        assert _recycle(gateway, session) == younger
+        eventually(lambda: younger not in gateway.workers() and len(gateway.workers()) == 2)
+        # For longer than the master takes to end one that is too many.
+        time.sleep(3)
+        assert older in gateway.workers()
+
+
+def test_reload_while_a_recycled_worker_ends_its_last_call_leaves_as_many_workers(tmp_path: Path) -> None:
+    script = Script()
+    body = to_request_body("chat", stream=True)
+    with (
+        run_upstream(script) as upstream,
+        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "20") as gateway,
+        requests.Session() as session,
+    ):
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(4)}) == 2)
+        (tmp_path / "hold").touch()
+        recycled = _recycle(gateway, session)
+        with session.post(gateway.url + PATHS["chat"], json=body, stream=True, timeout=60) as answer:
+            eventually(lambda: len(gateway.workers()) == 3)
+            (tmp_path / "hold").unlink()
+            old = set(gateway.workers())
+            gateway.send_signal(signal.SIGHUP)
+            eventually(lambda: old & set(gateway.workers()) == {recycled})
+            script.is_over.set()
+            assert answer.content.endswith(b"data: [DONE]\n\n")
+        eventually(lambda: recycled not in gateway.workers())
+        time.sleep(3)
+        assert len(gateway.workers()) == 2
 
 
 def test_stop_drains_at_once_although_another_worker_is_about_to_serve(tmp_path: Path) -> None:

@@ -41,14 +41,17 @@ class Balance:
         finally:
             os.close(fd)
         self._own = age % PLACES * _IN_PLACE
+        self._pid = os.getpid()
         # Whoever had this place before may have been killed.
         self._places[self._own] = 0.0
         self._places[self._own + 1] = math.nan
-        self._places[self._own + 2] = os.getpid()
+        self._places[self._own + 2] = self._pid
 
     def publish(self, count: float) -> None:
         """Tell how many connections this worker has."""
         self._places[self._own + 1] = count
+        # With very many workers, an old one may share its place with a new one.
+        self._places[self._own + 2] = self._pid
         self._places[self._own] = monotonic()
 
     def leave(self) -> None:

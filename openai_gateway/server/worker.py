@@ -208,6 +208,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         Returns when there is no other, or no other any more. Raises SystemExit when told to stop.
         """
+        # The place it may have among those that accept is given up: a stop waits for nobody who would take it.
+        self._balance = None
         try:
             balance = Balance(path, self.age)
         except OSError:

@@ -181,6 +181,9 @@ import time
 from pathlib import Path
 while Path("hold").exists():
     time.sleep(0.02)
+if Path("broken").exists():
+    from openai_gateway.app import GatewayApp
+    del GatewayApp.share_limits
 from tests.support.inspected import app
 """
 WORKER_CLASSES = ("gevent", "openai_gateway.server.worker.Worker")
@@ -191,7 +194,7 @@ _SETTINGS = ("-c", "python:openai_gateway.server.settings")
 
 @contextmanager
 def _run_held(folder: Path, upstream_url: str, *arguments: str) -> Iterator[Gunicorn]:
-    """Run a gateway whose next workers don't get ready while there is a file `hold`."""
+    """Run a gateway whose next workers don't get ready while there is a file `hold`, and can't if there is `broken`."""
     (folder / "held.py").write_text(_HELD_APP)
     environ = {"OPENAI_GATEWAY_CONFIG_PATHS": str(write_config(folder, upstream_url))}
     with run_gunicorn("held:app", folder, *arguments, environ=environ) as running:
@@ -328,6 +331,23 @@ def test_bad_config_at_a_reload_leaves_the_old_workers_serving_until_it_is_mende
         eventually(lambda: not old & set(gateway.workers()) and len(gateway.workers()) == 2)
         assert requests.post(gateway.url + PATHS["chat"], json=to_request_body("chat"), timeout=60).ok
         assert b'"new-model"' in upstream.requests[-1].body
+
+
+def test_worker_that_can_not_serve_leaves_when_the_next_reload_comes(tmp_path: Path) -> None:
+    """However far it got: this one had told the others already that it would have connections."""
+    with (
+        run_upstream(answer_always) as upstream,
+        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2") as gateway,
+    ):
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(4)}) == 2)
+        (tmp_path / "broken").touch()
+        gateway.send_signal(signal.SIGHUP)
+        eventually(lambda: gateway.log().count("The workers of before serve on.") == 2)
+        before = set(gateway.workers())
+        assert len(before) == 4
+        (tmp_path / "broken").unlink()
+        gateway.send_signal(signal.SIGHUP)
+        eventually(lambda: not before & set(gateway.workers()) and len(gateway.workers()) == 2)
 
 
 def test_worker_that_found_the_config_bad_ends_gunicorn_with_the_last_that_served(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_nobody_waits_for_a_worker_that_was_killed_just_now(tmp_path: Path, now:
     assert not first.has_more_than_another(1)
 
 
+def test_count_of_an_old_worker_is_not_taken_for_that_of_a_new_one_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than half as many workers as there are places, a reload has two share one."""
+    monkeypatch.setattr(balance.os, "getpid", lambda: 7)
+    old = Balance(tmp_path / "connections", 1)
+    monkeypatch.setattr(balance.os, "getpid", lambda: 8)
+    new = Balance(tmp_path / "connections", 1 + PLACES)
+    old.publish(3)
+    assert old.count_of(8) is None
+    new.publish(0)
+    assert old.count_of(8) == 0
+
+
 def test_one_that_has_left_is_told_from_one_that_has_not_come_yet(tmp_path: Path) -> None:
     """Of two old workers, the one that leaves first must not be taken for a new one that the other has to wait for."""
     place = Balance(tmp_path / "connections", 1)

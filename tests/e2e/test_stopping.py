@@ -254,10 +254,10 @@ def test_recycled_worker_is_replaced_and_no_other(tmp_path: Path) -> None:
     """Told to run one worker less, gunicorn's master ends the oldest, not the one that has asked for another."""
     with (
         run_upstream(answer_always) as upstream,
-        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "20") as gateway,
+        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "200") as gateway,
         ExitStack() as stack,
     ):
-        eventually(lambda: len(gateway.workers()) == 2)
+        eventually(lambda: len({gateway.inspect()["pid"] for _ in range(4)}) == 2)
         older, younger = map(int, re.findall(r"Booting worker with pid: (\d+)", gateway.log()))
         session = stack.enter_context(requests.Session())
         while session.get(f"{gateway.url}/__inspect", timeout=60).json()["pid"] != younger:
@@ -274,7 +274,7 @@ def test_reload_while_a_recycled_worker_ends_its_last_call_leaves_as_many_worker
     body = to_request_body("chat", stream=True)
     with (
         run_upstream(script) as upstream,
-        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "20") as gateway,
+        _run_held(tmp_path, upstream.url, *_SETTINGS, "-w", "2", "--max-requests", "200") as gateway,
         requests.Session() as session,
     ):
         eventually(lambda: len({gateway.inspect()["pid"] for _ in range(4)}) == 2)

@@ -99,7 +99,8 @@ class LimitsFile:
         try:
             if os.fstat(self._fd).st_size != SIZE:
                 os.ftruncate(self._fd, 0)
-                os.ftruncate(self._fd, SIZE)
+                # Where there is no room for it, what is written through the mapping would end the process.
+                os.posix_fallocate(self._fd, 0, SIZE)
             os.utime(self._fd)
             self._map = mmap.mmap(self._fd, SIZE)
             self._words = memoryview(self._map)[:TABLE_AT].cast("I")

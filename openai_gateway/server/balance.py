@@ -37,6 +37,8 @@ class Balance:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, PLACES * _PLACE_BYTES)
+            # Where there is no room for it, what is written through the mapping would end the process.
+            os.posix_fallocate(fd, 0, PLACES * _PLACE_BYTES)
             self._places = memoryview(mmap.mmap(fd, PLACES * _PLACE_BYTES)).cast("d")
         finally:
             os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.state import Known
+from openai_gateway.server.balance import Balance
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.support.processes import eventually
 
@@ -376,6 +378,20 @@ class _Killed:
 
     def __setitem__(self, word: int, value: int) -> None:
         raise KeyboardInterrupt
+
+
+def test_disk_that_is_full_has_each_worker_go_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be written through a mapping ends the process (SIGBUS), and the one after it, too."""
+
+    def fail(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            SharedLimits(tmp_path / "limits")
+        with pytest.raises(OSError, match="No space"):
+            Balance(tmp_path / "balance", 0)
 
 
 def test_row_that_is_taken_anew_begins_without_calls(tmp_path: Path) -> None:

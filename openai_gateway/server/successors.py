@@ -46,7 +46,11 @@ class Successors:
         # What keeps one out is mended by the next reload, not by time.
         if math.inf in counts:
             return True
-        is_one_missing = self.are_to_be_more and self._at_first.issuperset(younger)
+        if self.are_to_be_more:
+            is_one_missing = self._at_first.issuperset(younger)
+        else:
+            # Those that were to take its place may all have died before they could: others are started then.
+            is_one_missing = not younger and bool(self._at_first)
         return monotonic() < self._until and (None in counts or is_one_missing)
 
     def _is_master_listening(self) -> bool:

@@ -26,6 +26,8 @@ _POLICY: Final = (
     "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# Where the app keeps the page's template, or what will be.
+_TEMPLATE: Final = "openai_gateway.status_template"
 _HEADERS: Final = {
     "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin",
@@ -68,14 +70,25 @@ def page() -> flask.Response:
     """Show the page as of now; its script keeps it up to date."""
     nonce = secrets.token_urlsafe(16)
     feed: Feed = flask.current_app.extensions[FEED]
-    # Compiled when it is first asked for, in a thread of its own: in this one all calls would stand still meanwhile.
-    template = gevent.get_hub().threadpool.apply(_find_template, (flask.current_app.jinja_env,))
-    html = flask.render_template(template, view=feed.view(), charts=CHARTS, tables=TABLES, nonce=nonce)
+    html = flask.render_template(_find_template(), view=feed.view(), charts=CHARTS, tables=TABLES, nonce=nonce)
     headers = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=nonce)}
     return flask.Response(html, headers=headers, content_type="text/html; charset=utf-8")
 
 
-def _find_template(env: jinja2.Environment) -> jinja2.Template:
+def _find_template() -> jinja2.Template:
+    """Return the page's template, compiled when it is first asked for.
+
+    In a thread of its own, for in this one all calls would stand still meanwhile; and only there until that is done,
+    for jinja's locks are gevent's, which fail between threads.
+    """
+    kept = flask.current_app.extensions
+    if _TEMPLATE not in kept:
+        kept[_TEMPLATE] = gevent.get_hub().threadpool.spawn(_compile, flask.current_app.jinja_env)
+    template: jinja2.Template = kept[_TEMPLATE].get()
+    return template
+
+
+def _compile(env: jinja2.Environment) -> jinja2.Template:
     """Return the page's template, compiled as are those that it includes."""
     return [env.get_template(name) for name in ("status.css", "status.js", "status.html")][-1]
 

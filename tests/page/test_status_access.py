@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gevent
 import jinja2
 import pytest
 from flask.testing import FlaskClient
@@ -193,15 +194,20 @@ def test_person_at_the_root_is_led_to_the_page_and_a_program_is_not(accept: str,
     )
 
 
-def test_page_is_compiled_beside_the_loop_which_all_calls_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_is_compiled_once_and_beside_the_loop_which_all_calls_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than once at a time, they could wait for each other's lock for ever: gevent's holds between greenlets."""
     threads: list[int] = []
+    names: list[str] = []
     compile_one = jinja2.Environment.compile
 
     def compile_and_tell(*arguments: Any, **named: Any) -> Any:
         threads.append(threading.get_ident())
+        names.append(arguments[2])
         return compile_one(*arguments, **named)
 
     monkeypatch.setattr(jinja2.Environment, "compile", compile_and_tell)
-    assert _get(_client(()), "/status").status_code == 200
-    assert threads
+    app = _client(()).application
+    viewers = [gevent.spawn(_get, app.test_client(), "/status") for _ in range(3)]
+    assert [viewer.get(timeout=60).status_code for viewer in viewers] == [200] * 3
+    assert sorted(names) == ["status.css", "status.html", "status.js"]
     assert threading.get_ident() not in threads

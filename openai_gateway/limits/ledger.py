@@ -48,7 +48,10 @@ _WIDEST: Final = 0.3
 _FADE_S: Final = 60.0
 # A period that several answers agree on within this share; a minute is what is meant if they don't.
 _SAME: Final = 0.03
-_LONG_PERIODS_S: Final = (3_600.0, 86_400.0)
+_MINUTE_S: Final = 60.0
+_PERIODS_S: Final = (_MINUTE_S, 3_600.0, 86_400.0)
+# The end of a window, told in whole seconds, moves by less.
+_MOVED_S: Final = 2.0
 _WINDOW_LOOK_S: Final = 2.0
 # No bucket is smaller than what flows into it in this time.
 _SMALLEST_S: Final = 1.0
@@ -60,7 +63,7 @@ class Ledger(Inflow):
     spent: float = 0.0
     free_at: float = 0.0
     window_ends_at: float | None = None
-    period_s: float = 60.0
+    period_s: float = _MINUTE_S
     _at: float = -math.inf
     _level_at: float = 0.0
     _spent_at: float = 0.0
@@ -68,7 +71,8 @@ class Ledger(Inflow):
     _widened_at: float = 0.0
     # Of an earlier reference: when it was sent, when its reset would be, what remained, what had been charged.
     _earlier: tuple[float, float, float, float] | None = None
-    _longer_seen: tuple[float, float] = (60.0, 0.0)
+    # The period that the answers of late agree on, if it is another than thought, and the first reset that said so.
+    _period_seen: tuple[float, float] = (0.0, 0.0)
     # How many hosts charge it, and what share of the speed this one has.
     hosts: int = 1
     share: float = 1.0
@@ -168,8 +172,8 @@ class Ledger(Inflow):
                 self.learn_late_refusal(charge)
             return False
         charged = 0.0 if is_refused else charge
-        before = (self.limit, self.most, self.period_s, self.window_ends_at, self._earlier, self._longer_seen)
-        self._learn_rate(told)
+        before = (self.limit, self.most, self.period_s, self.window_ends_at, self._earlier, self._period_seen)
+        self._learn_rate(told, sent_at)
         self._learn_window(told, sent_at, spent)
         self.most = max(self.most, told.remaining + charged, 2 * self._unit, _SMALLEST_S * self.rate)
         if self.window_ends_at is None and self.referred_spent < math.inf and self.limit == before[0]:
@@ -182,7 +186,7 @@ class Ledger(Inflow):
             self.period_s,
             self.window_ends_at,
             self._earlier,
-            self._longer_seen,
+            self._period_seen,
         )
 
     def speed(self, now: float) -> float:
@@ -240,20 +244,31 @@ class Ledger(Inflow):
     def _set_base(self, at: float, level: float, spent: float) -> None:
         self._at, self._level_at, self._spent_at = at, level, spent
 
-    def _learn_rate(self, told: RateLimit) -> None:
-        """The limit is a minute's unless resets that are the time to full say twice that it is an hour's or a day's."""
+    def _learn_rate(self, told: RateLimit, sent_at: float) -> None:
         limit = told.limit or self.limit
         used = limit - (told.remaining or 0.0)
         if told.reset_s and used > 0:
-            period_s, seen_at = limit * told.reset_s / used, self._longer_seen
-            for longer_s in _LONG_PERIODS_S:
-                if abs(period_s / longer_s - 1) < _SAME:
-                    if seen_at[0] == longer_s and seen_at[1] != used:
-                        self.period_s = longer_s
-                    self._longer_seen = (longer_s, used)
+            self._learn_period(limit * told.reset_s / used, sent_at + told.reset_s)
         if limit != self.limit and self.limit:
             self.most *= limit / self.limit
-        self.limit, self.rate = limit, limit / self.period_s
+        before, rate = self.rate, limit / self.period_s
+        if rate > before and self.free_at > sent_at:
+            # What was charged at a slower pace takes so much less time.
+            self.free_at = sent_at + (self.free_at - sent_at) * before / rate
+        self.limit, self.rate = limit, rate
+
+    def _learn_period(self, period_s: float, full_at: float) -> None:
+        """The limit is a minute's unless resets that are the time to full say twice that it is an hour's or a day's.
+
+        The end of a fixed window may agree with that, too, for a moment; but while it does, it stays where it is.
+        """
+        found_s = next((each for each in _PERIODS_S if abs(period_s / each - 1) < _SAME), self.period_s)
+        if found_s == self.period_s:
+            self._period_seen = (0.0, 0.0)
+        elif found_s != self._period_seen[0]:
+            self._period_seen = (found_s, full_at)
+        elif abs(full_at - self._period_seen[1]) > _MOVED_S:
+            self.period_s, self._period_seen = found_s, (0.0, 0.0)
 
     def _learn_window(self, told: RateLimit, sent_at: float, spent: float) -> None:
         """See whether the reset is a fixed window's end: it stays the same for a while, and nothing flows in."""

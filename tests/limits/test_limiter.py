@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from openai_gateway.limits.attempts import ConfiguredLimits, SentAttempt, Tries
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
@@ -175,6 +178,40 @@ def test_limit_a_day_is_told_from_one_a_minute_by_its_resets() -> None:
         limiter.answer(limiter.start(1.0, 0, now), {"requests": told})
         now += 1.0
     assert limiter.requests.rate * 86_400 == pytest.approx(14_400)
+
+
+@pytest.mark.parametrize(("limit", "calls_a_s"), [(3000.0, 60.0), (60_000.0, 1500.0), (60.0, 2.0)])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole seconds", "exact"])
+def test_window_of_a_minute_is_not_taken_for_an_hours_limit(limit: float, calls_a_s: float, is_whole: bool) -> None:
+    """As it begins, what is used and its end agree for a moment with a bucket that takes an hour to fill."""
+    ledger, sent = Ledger(1.0), 0
+    for number in range(int(150 * calls_a_s)):
+        now = 1000.0 + number / calls_a_s
+        sent = sent + 1 if (now - 1000.0) % 60.0 > 1 / calls_a_s else 1
+        if sent < limit:
+            reset_s = 60.0 - (now - 1000.0) % 60.0
+            ledger.take(1.0, now)
+            ledger.refer(
+                RateLimit(limit, limit - sent, math.ceil(reset_s) if is_whole else reset_s), 1.0, now, ledger.spent
+            )
+        assert ledger.period_s == 60.0
+
+
+def test_limit_that_was_taken_for_an_hours_is_a_minutes_again_once_resets_say_so() -> None:
+    ledger = Ledger(1.0)
+    ledger.period_s = 3600.0
+    for number in range(4):
+        ledger.refer(RateLimit(600.0, 599.0 - number, (1 + number) / 10), 1.0, 100.0 + number, ledger.spent)
+    assert ledger.rate == 10.0
+
+
+def test_limit_that_rises_leaves_no_call_to_wait_at_the_pace_of_before() -> None:
+    ledger = Ledger(1.0)
+    ledger.refer(RateLimit(600.0, 10.0, None), 1.0, 100.0, 0.0)
+    ledger.take(100.0, 101.0)
+    assert ledger.wait_s(1.0, 101.0) > 40.0
+    ledger.refer(RateLimit(600_000.0, 300_000.0, None), 100.0, 101.0, ledger.spent)
+    assert ledger.wait_s(1.0, 101.5) == 0.0
 
 
 def test_refusals_of_calls_that_were_sent_alone_do_not_cut_what_two_workers_may_have_in_flight() -> None:

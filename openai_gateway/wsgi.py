@@ -26,6 +26,7 @@ from typing import Any, Final
 from openai_gateway.accounting.log import configure_logging
 from openai_gateway.accounting.shared_files import make_folder_name, open_shared_files
 from openai_gateway.app import GatewayApp, create_app
+from openai_gateway.blueprints.serving import SERVERS
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
 from openai_gateway.server import master, writer
@@ -106,7 +107,14 @@ def _attend_to_worker(made: GatewayApp, worker: Worker, keepalive_s: float | Non
     def stop() -> None:
         cancel_all_in(graceful_s - min(_MARGIN_S, graceful_s / 2), _make_draining_error)
 
-    worker.on_stop = stop
+    def hand_limits_on() -> None:
+        for server in made.extensions[SERVERS].values():
+            server.hand_limits_on()
+
+    worker.on_stop, worker.on_give_way = stop, hand_limits_on
+    if worker.age > worker.cfg.workers:
+        # It takes another's place, and runs beside it for a while.
+        hand_limits_on()
 
 
 def _find_shared_counts(worker: Worker) -> Path:

@@ -83,6 +83,7 @@ class CallServer:
         )
         self._timeouts = relay.timeouts
         self.share_limits = relay.share_limits
+        self.hand_limits_on = relay.hand_limits_on
         self.settle_records = relay.settle_records
         self.is_refusing = relay.is_refusing
         self.close_queue = relay.close_queue

@@ -97,17 +97,21 @@ class Admission:
         self._dialect = ""
 
     def share(self, key: str | None, workers: int) -> UpstreamPart | None:
-        """Share limits and total cap with the other workers of this host, if there may be any.
+        """Share limits and total cap with this host's other workers, if there may be any.
 
-        Return what is to be shared with other hosts, None if nothing is.
+        Return what other hosts share, None if nothing is to be shared.
         """
-        server, total = self._server, self._server.max_concurrent_requests_total
-        has_hosts = server.limits_url is not None
         # None of these has heard of any other at their first calls.
-        others = workers * (_HOSTS_BY_GUESS if has_hosts else 1) - 1
+        others = workers * (_HOSTS_BY_GUESS if self._server.limits_url is not None else 1) - 1
         if self._learns and others:
             self.limiter.window.begin_beside(others)
-        if total is None and not has_hosts and (workers == 1 or not self._learns):
+        return self.hand_on(key) if others or self._server.max_concurrent_requests_total is not None else None
+
+    def hand_on(self, key: str | None) -> UpstreamPart | None:
+        """Share them with whoever comes, if that is not done yet, and what was learnt so far; return as `share`."""
+        server, total = self._server, self._server.max_concurrent_requests_total
+        has_hosts = server.limits_url is not None
+        if self._shared is not None or (total is None and not has_hosts and not self._learns):
             return None
         try:
             path = derive_limits_path(server.openai_base_url, key or "", server.openai_model)

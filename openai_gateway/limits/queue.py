@@ -55,13 +55,12 @@ class Queue:
         self._due = 0.0
 
     def share(self, shared: SharedLimits) -> None:
-        """Share the limiter, and the cap, with the other workers of this host.
-
-        As long as no limit is known and there is no cap, each worker goes by itself: there is nothing to share.
-        """
+        """Share the cap with the other workers of this host, and the limiter as soon as a limit is known to any."""
         self._shared = shared
         if self._most_of_host is not None:
             self._start_sharing()
+        self._begin()
+        self._end(has_learnt=False)
 
     def take_at_once(self, rollout: Rollout, tokens: float, *, is_limited: bool) -> Admitted | None:
         """Admit a call that need not wait; None if it must; as for `take`'s place."""

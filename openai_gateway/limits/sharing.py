@@ -8,6 +8,9 @@ into the half that is not in use, which then becomes the one in use: a worker ki
 half whole. Times are of the monotonic clock, the same for all processes of a host until it boots: a file of before is
 void.
 
+A worker that is alone has no file, until another is about to take its place (`Admission.hand_on`): that one needs half
+a second to start, and by then what is known stands in the file.
+
 With several hosts, `host_exchange` in one worker of each tells them of one another. What others have charged is then
 part of what was learnt here, and how many calls this host may have in flight stands in the file, for a time (its
 lease).

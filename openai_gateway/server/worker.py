@@ -55,13 +55,11 @@ class RefusedWorkerClass(Exception):
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves the gateway's app, or any other."""
 
-    reads_plain = False
+    reads_plain = _leaves_all_to_gunicorn = _has_asked_for_another = _is_stopping = False
     keeps_alive = True
     limit_request_line = 0
     on_stop: Callable[[], None] | None = None
-    _leaves_all_to_gunicorn = False
-    _has_asked_for_another = False
-    _is_stopping = False
+    on_give_way: Callable[[], None] | None = None
     _balance: Balance | None = None
     _successors: Successors | None = None
     _connections = 0
@@ -202,6 +200,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._successors is None or not self._successors.are_awaited():
             self._successors = None
             self.stop()
+        elif self.on_give_way is not None:
+            # From the hub, for a signal may come in the midst of a decision.
+            call_in_hub(0.0, self.on_give_way)
+            self.on_give_way = None
 
     def stand_by(self, path: Path, why: str) -> None:
         """Take no connection while other workers do: gunicorn would end them all for one that can't start.

@@ -106,6 +106,10 @@ class Relay:
         """Share limits with the other workers of this host; once, after the fork. Return what other hosts share."""
         return self.admission.share(self.sender.reveal_key(), workers)
 
+    def hand_limits_on(self) -> None:
+        """Share limits with a worker that is about to take this one's place, if none shares them yet."""
+        self.admission.hand_on(self.sender.reveal_key())
+
     @property
     def is_breaker_open(self) -> bool:
         """Tell whether calls are refused, but for probes: the upstream has refused the key or has no quota left."""

@@ -64,6 +64,7 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     found = {
         "in_flight": sum(state.in_flight for state in states),
         "queued": sum(state.queued for state in states),
+        "most_in_flight": [state.most_in_flight for state in states],
         "greenlets": sum(isinstance(thing, greenlet) and _is_held(thing) for thing in gc.get_objects()),
         "fds": len(os.listdir("/proc/self/fd")),
         "pid": os.getpid(),

@@ -37,6 +37,8 @@ _REFERENCE_EVERY_S: Final = 0.02
 _OWN_WAIT_S: Final = 0.5
 _SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
 _ROOM: Final = 0.05
+# Slower nobody is held: whoever calls now and then has not grown too fast by that.
+_LEAST_PER_S: Final = 1.0
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
 
@@ -166,7 +168,8 @@ class Limiter(Learnt):
             self._refer(sent, limits, is_refused=True)
         if refusal.kind == "slow_down":
             # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
-            self.held.hold(self.seen.per_s(self._number, now) / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
+            seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
+            self.held.hold(seen_per_s / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0

@@ -93,6 +93,14 @@ def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> No
     assert not any((limiter.blind.is_known, limiter.requests.is_known, limiter.window.is_held))
 
 
+def test_slow_down_of_one_who_calls_now_and_then_does_not_stop_who_comes_next() -> None:
+    """Held at a call in 50 seconds, and half as much again in 15 minutes, a run would take hours to begin."""
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    sent, now = _send(limiter, 5, 1 / 100, 100.0)
+    limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now)
+    assert limiter.held.rate(now) == pytest.approx(1.0, rel=0.05)
+
+
 def test_pace_that_was_held_long_ago_holds_up_nobody() -> None:
     """After 18 days of growing the number was too large for a float, and each call ended in an error."""
     limiter = Limiter(ConfiguredLimits(), 0.0)

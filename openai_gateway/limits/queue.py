@@ -10,7 +10,6 @@ See also: limiter (what is known of the limits), order (who goes first).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final

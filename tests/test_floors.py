@@ -16,6 +16,7 @@ FLOORS = {
     "config": 1,
     "wire": 2,
     "remedies": 3,
+    "mapped_file": 0,
     "processes": 0,
     "transport": 3,
     "limits": 3,

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.accounting.spend import Full, Limit, RowSums, Spend, hash_name, to_periods
+from openai_gateway.mapped_file import map_file
 
 _MAGIC: Final = b"OGSPEND2"
 _WORKERS: Final = 128
@@ -59,25 +60,24 @@ class SpendFile:
     def __init__(self, path: str | None) -> None:
         self._rows: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._fd = -1
-        self.is_first = True
-        self._worker = 0
+        self._fd, self.is_first, self._worker = -1, True, 0
         if path is None:
             self._map: mmap.mmap = mmap.mmap(-1, _SIZE)
             self._begin_anew()
             return
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with self._locked():
-            if os.fstat(self._fd).st_size < _SIZE:
-                os.ftruncate(self._fd, 0)
-                os.ftruncate(self._fd, _SIZE)
-            self._map = mmap.mmap(self._fd, _SIZE)
-            if _HEADER.unpack_from(self._map)[0] != _MAGIC:
-                self._map[:] = bytes(_SIZE)
-                self._begin_anew()
-            self._worker = self._own_column()
-            self._clear_dead()
-            self.is_first = not any(self._is_alive(worker) for worker in range(_WORKERS) if worker != self._worker)
+        try:
+            with self._locked():
+                self._map = map_file(self._fd, _SIZE)
+                if _HEADER.unpack_from(self._map)[0] != _MAGIC:
+                    self._map[:] = bytes(_SIZE)
+                    self._begin_anew()
+                self._worker = self._own_column()
+                self._clear_dead()
+                self.is_first = not any(self._is_alive(worker) for worker in range(_WORKERS) if worker != self._worker)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def close(self) -> None:
         """Give up the column, and with it what is reserved in it."""

@@ -11,7 +11,6 @@ See also: sharing (what a worker does with it), host_exchange (what the one work
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from fcntl import LOCK_EX, LOCK_UN, flock
@@ -21,6 +20,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.limits.state import VALUES_FORMAT, Known, State
+from openai_gateway.mapped_file import map_file
 from openai_gateway.processes import start_of
 
 # A layout has a file of its own: during an upgrade, processes of two versions must not read each other's.
@@ -97,12 +97,8 @@ class LimitsFile:
         self.needs_state = True
         flock(self._fd, LOCK_EX)
         try:
-            if os.fstat(self._fd).st_size != SIZE:
-                os.ftruncate(self._fd, 0)
-                # Where there is no room for it, what is written through the mapping would end the process.
-                os.posix_fallocate(self._fd, 0, SIZE)
             os.utime(self._fd)
-            self._map = mmap.mmap(self._fd, SIZE)
+            self._map = map_file(self._fd, SIZE)
             self._words = memoryview(self._map)[:TABLE_AT].cast("I")
             self._said_at = memoryview(self._map)[_SAID_AT : _SAID_AT + 8].cast("d")
             boot = _MAGIC + _read_boot_id()

@@ -14,12 +14,12 @@ See also: listener (who asks before it accepts), successors.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from openai_gateway.mapped_file import map_file
 from openai_gateway.processes import start_of
 
 PLACES: Final = 64
@@ -36,10 +36,7 @@ class Balance:
         """Open the file, made if need be. Raises OSError."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, PLACES * _PLACE_BYTES)
-            # Where there is no room for it, what is written through the mapping would end the process.
-            os.posix_fallocate(fd, 0, PLACES * _PLACE_BYTES)
-            self._places = memoryview(mmap.mmap(fd, PLACES * _PLACE_BYTES)).cast("d")
+            self._places = memoryview(map_file(fd, PLACES * _PLACE_BYTES)).cast("d")
         finally:
             os.close(fd)
         self._own = age % PLACES * _IN_PLACE

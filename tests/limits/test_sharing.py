@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
@@ -396,6 +397,11 @@ def test_disk_that_is_full_has_each_worker_go_by_itself(tmp_path: Path, monkeypa
             SharedLimits(tmp_path / "limits")
         with pytest.raises(OSError, match="No space"):
             Balance(tmp_path / "balance", 0)
+    begun = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            SpendFile(str(tmp_path / "budgets"))
+    assert len(os.listdir("/proc/self/fd")) == begun
 
 
 def test_row_that_is_taken_anew_begins_without_calls(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ _RECENT: Final = 100
 _BY_AGE: Final = 2 / 3
 # At most so many times what calls take, for each call that its rollout has made: bounds what a newcomer waits, and of
 # rollouts that began together has those get ahead that have come further.
-_BY_CALL: Final = 1.5
+_BY_CALL: Final = 1.4
 # A rollout that has made so many calls is ahead by one mean wait, besides.
 _CALLS_AHEAD: Final = 6
 _POWER: Final = 4

@@ -10,6 +10,7 @@ See also: limiter (what is known of the limits), order (who goes first).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final
@@ -29,6 +30,7 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
 _LOOK_AGAIN_S: Final = 0.01
+_ELDERS_S: Final = 0.03
 
 
 class Queue:
@@ -46,6 +48,8 @@ class Queue:
         self._shared: SharedLimits | None = None
         self._most_of_host = bounds.most_of_host
         self._joined_at = 0.0
+        # Since when an older rollout's call in another worker is let go first.
+        self._yields_since = math.inf
         self._has_joined = self._is_closed = self._is_look = False
         self._timer: Any = None
         self._due = 0.0
@@ -209,8 +213,11 @@ class Queue:
             elif is_limited:
                 wait_s, waits_for = self.limiter.wait_s(tokens, running, now)
             shared = self.slots.on_host
-            if wait_s <= 0 and shared is not None and is_limited and shared.has_elder(rank, now):
-                # For as long as it waits: what flows in is for it, or a call of many tokens would never go.
+            is_elders = wait_s <= 0 and shared is not None and is_limited and shared.has_elder(rank, now)
+            self._yields_since = min(self._yields_since, now) if is_elders else math.inf
+            # What flows in is for the elder, or a call of many tokens would never go. Of calls in flight nothing is
+            # saved up: one that does not go after all must not cost any of that limit.
+            if is_elders and (not self.limiter.window.is_held or now - self._yields_since < _ELDERS_S):
                 wait_s, waits_for = _LOOK_AGAIN_S, "rate"
             if wait_s <= 0:
                 if not self.slots.take():

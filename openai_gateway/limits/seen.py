@@ -29,8 +29,7 @@ class SeenRate(msgspec.Struct, array_like=True, eq=False):
         """Learn that the call of this number is sent now; tell whether a span ends with it."""
         if now - self._at < _SPAN_S:
             return False
-        before = self._number
-        self._calls, self._passed_s = (number - 1.0 - before, now - self._at) if before else (0.0, 0.0)
+        self._calls, self._passed_s = (number - 1.0 - self._number, now - self._at) if self._at else (0.0, 0.0)
         self._at, self._number = now, number - 1
         return True
 
@@ -42,5 +41,6 @@ class SeenRate(msgspec.Struct, array_like=True, eq=False):
         return max((self._calls + calls) / max(self._passed_s + passed_s, _SHORTEST_S), of_rush)
 
     def join(self, per_s: float, now: float) -> None:
-        """Take in somebody else's calls, so many a second."""
-        self._calls += per_s * max(self._passed_s + now - self._at, _SHORTEST_S)
+        """Take in somebody else's calls, so many a second, in both spans: the one under way will be the one before."""
+        self._calls += per_s * self._passed_s
+        self._number -= round(per_s * max(now - self._at, _SHORTEST_S - self._passed_s))

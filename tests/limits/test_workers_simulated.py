@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openai_gateway.limits.seen import SeenRate
 from tests.limits.simulation import Upstream
 from tests.limits.workers import simulate_workers
 
@@ -41,6 +42,18 @@ def test_workers_use_nearly_all_of_a_limit_that_they_learn_together(
     assert report.used >= used, report.used
     assert report.refused_share <= refused, report.refused_share
     assert all(worker.queue.slots.on_host is not None for worker in simulation.workers), "a worker shares nothing"
+
+
+def test_those_who_joined_still_count_when_a_span_ends() -> None:
+    seen = SeenRate()
+    for call in range(100):
+        seen.look(call + 1, 100.0 + call / 25)
+    for _ in range(3):
+        seen.join(25.0, 104.0)
+    assert seen.per_s(100, 104.0) == pytest.approx(100, rel=0.1)
+    # A refusal that comes now must not make a guess from one worker's calls alone.
+    seen.look(101, 104.02)
+    assert seen.per_s(101, 104.02) == pytest.approx(100, rel=0.1)
 
 
 def test_limit_that_has_doubled_without_a_word_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from time import monotonic
 from typing import Final
 
 import gevent
-import msgspec
 from gevent.pool import Pool
 
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
@@ -31,6 +30,7 @@ from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.benchmarks import mixed_sockets
+from tests.support.ledgers import Accounts
 
 CAP: Final = 24
 AT_ONCE: Final = 100
@@ -40,19 +40,10 @@ _PER_MINUTE: Final = 90_000.0
 _IN_FLIGHT: Final = 20
 
 
-class Left(msgspec.Struct):
-    """What is held when all calls are over, and the charges, as upstream and ledger count them."""
+class Left(Accounts):
+    """What is left when all calls are over, of which so many were refused."""
 
-    outcomes: Counter[str]
     refused: int
-    held: dict[str, float]
-    charged: dict[str, float]
-    counted: dict[str, float]
-
-    @property
-    def is_exact(self) -> bool:
-        """Tell whether nothing is held, and both count the same."""
-        return not any(self.held.values()) and self.charged == self.counted
 
 
 class Upstream:
@@ -124,10 +115,10 @@ class Mixture:
         limiter, charges = self.queues[1].limiter, self.upstream.charges + self.unpaid
         return Left(
             self.outcomes,
-            self.refused,
             {**running, **waiting, **on_host},
             {"requests": limiter.requests.spent, "tokens": limiter.tokens.spent},
             {"requests": float(charges), "tokens": TOKENS * charges},
+            self.refused,
         )
 
     def call(self, queue: Queue) -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import gevent
-import msgspec
 import requests
 from gevent import socket as gevent_socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from tests.support.ledgers import read_ledger
+from tests.support.ledgers import Accounts, read_ledger
 from tests.support.processes import Gunicorn, run_gateway
 
 CLIENTS: Final = 160
@@ -225,19 +224,10 @@ def _receive(sock: Any) -> bytes:
     return received
 
 
-class Found(msgspec.Struct):
-    """What clients and upstream saw, what is still held, and the charges, as upstream and ledger count them."""
+class Found(Accounts):
+    """What clients and upstream saw: also how the upstream answered."""
 
-    outcomes: Counter[str]
     kinds: Counter[str]
-    held: dict[str, float]
-    charged: dict[str, float]
-    counted: dict[str, float]
-
-    @property
-    def is_exact(self) -> bool:
-        """Tell whether nothing is held, and both count the same."""
-        return not any(self.held.values()) and self.charged == self.counted
 
 
 def run(calls: int, seed: int) -> Found:
@@ -272,10 +262,10 @@ def _run(folder: Path, upstream: CountingUpstream, calls: int, seed: int) -> Fou
         requests_charged, tokens_charged, permits = read_ledger(folder, upstream.url)
     return Found(
         clients.outcomes,
-        upstream.kinds,
         {**held, "permits": float(permits)},
         {"requests": requests_charged, "tokens": tokens_charged},
         {"requests": float(upstream.kinds.total()), "tokens": upstream.tokens},
+        upstream.kinds,
     )
 
 

@@ -1,14 +1,31 @@
-"""The charges that a gateway's workers have in the file that they share."""
+"""The charges that a gateway's workers have in the file that they share, and whether they are right."""
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
+
+import msgspec
 
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.limits_file import LimitsFile
 from openai_gateway.limits.sharing import derive_limits_path
+
+
+class Accounts(msgspec.Struct):
+    """What became of calls, what is held when all are over, and the charges, as upstream and ledger count them."""
+
+    outcomes: Counter[str]
+    held: dict[str, float]
+    charged: dict[str, float]
+    counted: dict[str, float]
+
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether nothing is held, and both count the same."""
+        return not any(self.held.values()) and self.charged == self.counted
 
 
 def read_ledger(temporary: Path, upstream_url: str) -> tuple[float, float, int]:

@@ -1,6 +1,7 @@
 """A pace that calls are held to for a while: after `slow_down`, and where limits count in shorter windows than told.
 
-Calls go evenly, no more than the rate held; it grows again by itself, in 15 minutes by a factor.
+Calls go evenly, no more than the rate held; it grows again by itself, in 15 minutes by a factor. While all that ask are
+told to slow down, however few they are, that says nothing of the rate: it stays, and calls are put off ever longer.
 
 Pure: the clock (monotonic seconds) is an argument. See also: ledger, limiter (who holds calls to it).
 """
@@ -40,8 +41,14 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
         """
         if self.since is not None and sent_at <= self.since:
             return
-        self._rate, self._growth, self.since = max(_SHARE * rate, _SLOWEST), growth, now
+        # By half at most: before a rush there may have been a pause.
+        least = _SLOWEST if self.since is None else max(_SLOWEST, self._rate / 2)
+        self._rate, self._growth, self.since = max(_SHARE * rate, least), growth, now
         self.free_at = max(self.free_at, now + _LEFT_OUT_S)
+
+    def put_off(self, seconds: float, now: float) -> None:
+        """Send nothing for so long; the rate stays, and grows from now on."""
+        self.since, self.free_at = now, max(self.free_at, now + seconds)
 
     def rate(self, now: float) -> float:
         """Return how many calls a second may go."""
@@ -53,7 +60,8 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
         """Hold this host alone from now on, or again all: to `factor` times what it was."""
         self._rate *= factor
 
-    def take(self, now: float) -> None:
-        """Count a call that is sent now."""
+    def take(self, now: float, least_s: float = 0.0) -> None:
+        """Count a call that is sent now; the next one goes no sooner than `least_s` after it."""
         if self.since is not None:
-            self.free_at = max(self.free_at, now - _LATE_S) + 1 / (self.share * self.rate(now))
+            at_pace = max(self.free_at, now - _LATE_S) + 1 / (self.share * self.rate(now))
+            self.free_at = max(at_pace, now + least_s)

@@ -110,7 +110,7 @@ class Limiter(Learnt):
             else:
                 blind.take(number, now)
             if self.held.since is not None:
-                self.held.take(now)
+                self.held.take(now, 0.0 if self._probe_s == FIRST_PROBE_S else FIRST_PROBE_S)
         return SentAttempt(now, number, tokens, running, requests.spent, ledger_of_tokens.spent)
 
     def cancel(self, sent: SentAttempt) -> None:
@@ -155,6 +155,7 @@ class Limiter(Learnt):
         tries.number = tries.number or sent.number
         is_alone = self._last_refused == tries.number and self._passed_since >= _PASSES_BETWEEN
         tries.refusals += 1
+        has_passed = self._passed_since > 0
         self._last_refused, self._last_refused_number, self._passed_since = tries.number, self._number, 0
         self._is_bound, self.blind.number = True, self._number
         own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
@@ -168,8 +169,12 @@ class Limiter(Learnt):
             self._refer(sent, limits, is_refused=True)
         if refusal.kind == "slow_down":
             # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
-            seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
-            self.held.hold(seen_per_s / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
+            if self.held.since is None or has_passed:
+                seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
+                self.held.hold(seen_per_s / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
+            elif sent.at > self.held.since:
+                self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
+                self.held.put_off(self._probe_s, now)
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0

@@ -93,6 +93,52 @@ def test_slow_down_holds_the_rate_and_lets_it_grow_by_half_in_15_minutes() -> No
     assert not any((limiter.blind.is_known, limiter.requests.is_known, limiter.window.is_held))
 
 
+def _ask_each_time_that_one_may(limiter: Limiter, now: float, until: float) -> list[float]:
+    """Return when calls were sent to an upstream that tells all of them to slow down, 40 ms after."""
+    callers, asked_at, under_way = [Tries() for _ in range(100)], list[float](), list[tuple[SentAttempt, Tries]]()
+    while now < until:
+        wait_s, _ = limiter.wait_s(1.0, len(under_way), now)
+        if under_way and under_way[0][0].at + 0.04 <= now + wait_s:
+            sent, tries = under_way.pop(0)
+            now = max(now, sent.at + 0.04)
+            limiter.refuse(sent, {}, Refusal("slow_down"), tries, now)
+        elif wait_s > 0:
+            now += wait_s
+        else:
+            under_way.append((limiter.start(1.0, len(under_way), now), callers[len(asked_at) % len(callers)]))
+            asked_at.append(now)
+    return asked_at
+
+
+def test_upstream_that_tells_everybody_to_slow_down_is_asked_by_few_and_ever_more_rarely() -> None:
+    """A hundred callers asked it seven times a second, for as long as it went on."""
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    sent, now = _send(limiter, 500, 50.0, 100.0)
+    limiter.answer(sent, {})
+    limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now)
+    asked_at = _ask_each_time_that_one_may(limiter, now, now + 120.0)
+    assert len(asked_at) < 15
+    assert asked_at[-1] - asked_at[-2] > 20.0
+    now = asked_at[-1] + 40.0
+    sent = limiter.start(1.0, 0, now)
+    assert limiter.wait_s(1.0, 1, now)[0] > 0.5, "the next asked before one could be refused"
+    limiter.answer(sent, {})
+    assert limiter.held.rate(now) == pytest.approx(50, rel=0.1), "as few as asked, as few were let go ever after"
+    limiter.start(1.0, 0, now + 1.1)
+    assert limiter.wait_s(1.0, 1, now + 1.1)[0] < 0.05
+
+
+def test_slow_down_after_a_pause_holds_to_no_less_than_half_of_the_pace_before() -> None:
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    sent, now = _send(limiter, 500, 50.0, 100.0)
+    limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now)
+    sent, now = _send(limiter, 5, 1 / 10, now)
+    limiter.answer(sent, {})
+    sent, now = _send(limiter, 5, 50.0, now)
+    limiter.refuse(sent, {}, Refusal("slow_down"), Tries(), now)
+    assert limiter.held.rate(now) == pytest.approx(25, rel=0.05)
+
+
 def test_slow_down_of_one_who_calls_now_and_then_does_not_stop_who_comes_next() -> None:
     """Held at a call in 50 seconds, and half as much again in 15 minutes, a run would take hours to begin."""
     limiter = Limiter(ConfiguredLimits(), 0.0)

@@ -17,18 +17,17 @@ from time import monotonic, time
 from typing import Final
 
 import gevent
-import msgspec
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, SentAttempt, Tries
+from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, SentAttempt
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
 from openai_gateway.limits.queue import Queue
+from openai_gateway.limits.queued_call import QueuedCall
 from openai_gateway.limits.sharing import SharedLimits, derive_limits_path
 from openai_gateway.limits.slots import Admitted
 from openai_gateway.limits.use import LimitUse, UnderWay
-from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import OF_ACCOUNT
 from openai_gateway.wire.rate_limits import RateLimit, read_dialect, read_rate_limits, read_refusal
@@ -42,28 +41,6 @@ _HOSTS_BY_GUESS: Final = 4
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*("resp_[^"\\]{1,200}")')
 _RESPONSE_KEY: Final = '"resp_'
 _ID_WITHIN_BYTES: Final = 400
-
-
-class QueuedCall(msgspec.Struct):
-    """What the limits know of a call: what it was `admitted` with, what it waited for, how it was refused.
-
-    `queue_wait_s` sums up what it waited in the queue, `queue_reason` is what for, at last: slot, rate, tokens, window,
-    or pause. `retries` has the reason of each further attempt, a status or an error code; `sends` is how often the
-    last one went out.
-    """
-
-    call: Call
-    request_bytes: int = 0
-    started: float = msgspec.field(default_factory=monotonic)
-    admitted: Admitted | None = None
-    queue_wait_s: float = 0.0
-    queue_reason: str = ""
-    rollout: Rollout | None = None
-    place: Place | None = None
-    tries: Tries = msgspec.field(default_factory=Tries)
-    attempts: int = 0
-    sends: int = 0
-    retries: tuple[str, ...] = ()
 
 
 class Admission:
@@ -223,9 +200,7 @@ class Admission:
         if wait_s is None or (deadline is not None and now + wait_s > deadline):
             self.queue.learn()
             return False
-        call = queued.call
-        place = queued.place or Place(rollout, admitted.sent.tokens, True, call.client or "", call.share)
-        queued.place = place
+        place = queued.find_place_again(rollout, admitted.sent.tokens, self.limiter.token_factor)
         admitted.release()
         self.retrying["429"] += 1
         try:

@@ -22,7 +22,8 @@ from typing import Final
 import gevent
 
 from openai_gateway.config import ServerConfig
-from openai_gateway.limits.admission import QueuedCall, may_readmit
+from openai_gateway.limits.admission import may_readmit
+from openai_gateway.limits.queued_call import QueuedCall
 from openai_gateway.wire.retries import MAX_RETRY_AFTER_S, Outcome, choose_wait_s, is_retryable, read_pause_s
 
 _LOOK_EVERY_S: Final = 0.5

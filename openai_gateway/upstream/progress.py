@@ -1,6 +1,6 @@
 """What is known of a call while it is under way.
 
-See also: recorder (the record made of it), limits.admission (what the limits know of it).
+See also: recorder (the record made of it), limits.queued_call (what the limits know of it).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from openai_gateway.errors import GatewayError
-from openai_gateway.limits.admission import QueuedCall
+from openai_gateway.limits.queued_call import QueuedCall
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.tail import Tail
 

@@ -1,20 +1,24 @@
-"""What an admission tells of the limits that it has found out."""
+"""What an admission tells of the limits that it has found out, and what it knows of calls."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from openai_gateway.config.secret import Secret
-from openai_gateway.limits.admission import Admission, QueuedCall
+from openai_gateway.limits.admission import Admission
 from openai_gateway.limits.order import Rollout
+from openai_gateway.limits.queued_call import QueuedCall
 from openai_gateway.wire.api import Api
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.retries import Outcome
 
 
 class _Server:
@@ -76,6 +80,25 @@ def test_chain_of_previous_responses_is_one_rollout() -> None:
     assert len({id(each.rollout) for each in queued}) == 1
     assert queued[0].rollout is not None
     assert queued[0].rollout.calls == 4
+
+
+def test_call_that_was_refused_for_its_tokens_waits_as_one_of_as_many_as_the_upstream_counts() -> None:
+    admission = _admission()
+    queued = _queued(None)
+    queued.call = msgspec.structs.replace(queued.call, is_metered=True)
+    queued.request_bytes = 4000
+    admission.admit(queued)
+    assert queued.admitted is not None
+    assert queued.admitted.sent is not None
+    tokens = queued.admitted.sent.tokens
+    text = f"tokens per min (TPM): Limit 60000, Used 59500, Requested {1.5 * tokens:.0f}."
+    told = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": "500"}
+    assert not admission.readmit(queued, Outcome(429, told), text.encode(), monotonic() + 0.01)
+    assert queued.place is not None
+    assert queued.place.tokens == pytest.approx(1.5 * tokens, rel=0.01)
+    admission.limiter.token_factor *= 2
+    assert queued.find_place_again(Rollout(0.0), 0.0, admission.limiter.token_factor) is queued.place
+    assert queued.place.tokens == pytest.approx(3.0 * tokens, rel=0.01)
 
 
 def _queued(rollout_key: str | None) -> QueuedCall:

@@ -33,6 +33,8 @@ class Connection:
     __slots__ = ("_liveness", "_readable", "_sock", "closed", "expires_at", "generation", "peer", "used")
 
     def __init__(self, sock: _socket.socket) -> None:
+        # As long as there is nothing to close.
+        self.closed = True
         self._sock = sock
         self._readable: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
         # Made when the connection is idle for the first time; one that carries a stream until it closes needs none.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import _socket
+import gc
 import socket
 import threading
+
+import pytest
 
 from openai_gateway.transport import connection as connection_module
 
@@ -48,3 +51,12 @@ def test_connection_that_nobody_has_any_more_leaves_no_watcher_started() -> None
     assert not watcher.active
     assert far.recv(1) == b""
     far.close()
+
+
+def test_connection_that_could_not_be_made_ends_without_a_word() -> None:
+    """Its end was an error that Python prints and nobody can catch."""
+    closed = _socket.socket()
+    closed.close()
+    with pytest.raises((OSError, ValueError)):
+        connection_module.Connection(closed)
+    gc.collect()

@@ -1,7 +1,7 @@
 """The allowed cost: what is spent of it, and what the calls in flight may still cost.
 
-What is set aside for unbounded calls follows the answers: it is reckoned anew from what the last answers say, not
-from what was thought when the calls began. See also: estimate (what a call may cost).
+What is set aside for unbounded calls, and for pictures, follows the answers: it is reckoned anew from what the last
+answers say, not from what was thought when the calls began. See also: estimate (what a call may cost).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Budget:
         self._fixed_usd = 0.0
         # By size of the input: how many unbounded calls are in flight, and what a token of all their answers costs.
         self._unbounded: dict[int, tuple[int, float]] = {}
-        self._with_pictures = 0
+        # How many calls with pictures are in flight, and what their inputs were first thought to cost.
+        self._with_pictures, self._pictures_usd = 0, 0.0
 
     def may_take(self, claim: Claim) -> bool:
         """Tell whether one more call fits."""
@@ -31,7 +32,7 @@ class Budget:
         """Tell whether enough is known for one more call whose cost is a guess: few begin before any has ended."""
         if self.limit_usd is None:
             return True
-        if claim.has_pictures and self._with_pictures > self._estimator.picture_answers:
+        if claim.pictures_usd and self._with_pictures > self._estimator.picture_answers:
             return False
         if claim.size is None:
             return True
@@ -40,7 +41,7 @@ class Budget:
     def sum_up_reserved_usd(self) -> float:
         """Return what the calls in flight may cost."""
         open_usd = (usd * self._estimator.expect_tokens(size) for size, (_, usd) in self._unbounded.items())
-        return self._fixed_usd + sum(open_usd)
+        return self._fixed_usd + self._estimator.picture_factor * self._pictures_usd + sum(open_usd)
 
     def reserve(self, claim: Claim) -> None:
         """Set aside what a call may cost."""
@@ -53,11 +54,13 @@ class Budget:
 
     def _put(self, claim: Claim, sign: int) -> None:
         self._fixed_usd += sign * claim.fixed_usd
-        self._with_pictures += sign * claim.has_pictures
+        self._with_pictures += sign * (claim.pictures_usd > 0)
+        self._pictures_usd += sign * claim.pictures_usd
         if claim.size is not None:
             count, usd = self._unbounded.get(claim.size, (0, 0.0))
             self._unbounded[claim.size] = count + sign, usd + sign * claim.usd_per_token
 
     def _estimate_usd(self, claim: Claim) -> float:
         tokens = 0 if claim.size is None else self._estimator.expect_tokens(claim.size)
-        return claim.fixed_usd + claim.usd_per_token * tokens
+        pictures_usd = self._estimator.picture_factor * claim.pictures_usd
+        return claim.fixed_usd + pictures_usd + claim.usd_per_token * tokens

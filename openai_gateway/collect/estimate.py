@@ -53,13 +53,13 @@ class _Lengths:
 class Claim(msgspec.Struct, frozen=True):
     """What a call may cost: `fixed_usd`, and for each token of an unbounded answer, by its input's `size`, more.
 
-    `has_pictures` says that the input is a guess.
+    `pictures_usd` is its input, if that has pictures: a guess, to be multiplied by the estimator's `picture_factor`.
     """
 
     fixed_usd: float
     usd_per_token: float = 0.0
     size: int | None = None
-    has_pictures: bool = False
+    pictures_usd: float = 0.0
 
 
 FREE: Final = Claim(0.0)
@@ -81,7 +81,7 @@ class Estimator:
         self._lengths: dict[int, _Lengths] = {}
         self._all_lengths = _Lengths()
         # By how much inputs with pictures were longer than thought, the most, and how many answers told.
-        self._picture_factor = 1.0
+        self.picture_factor = 1.0
         self.picture_answers = 0
         self.model = model
 
@@ -127,11 +127,12 @@ class Estimator:
     def make_claim(self, row: Row) -> Claim:
         """Return what to set aside for a call of a row."""
         bound = self.find_bound(row)
+        counted = (0, 1_000_000 if bound is None else bound)
+        input_usd, most_usd = (self._price(row, row.input_tokens, tokens) or 0.0 for tokens in counted)
+        fixed_usd, pictures_usd = (0.0, input_usd / self.picture_factor) if row.has_pictures else (input_usd, 0.0)
         if bound is not None:
-            return Claim(self._price(row, row.input_tokens, bound) or 0.0, has_pictures=row.has_pictures)
-        without, with_output = (self._price(row, row.input_tokens, tokens) or 0.0 for tokens in (0, 1_000_000))
-        per_token = (with_output - without) / 1_000_000
-        return Claim(without, per_token, _find_size_class(row.input_tokens), row.has_pictures)
+            return Claim(fixed_usd + most_usd - input_usd, pictures_usd=pictures_usd)
+        return Claim(fixed_usd, (most_usd - input_usd) / 1_000_000, _find_size_class(row.input_tokens), pictures_usd)
 
     def compute_cost_usd(self, report: Report) -> float | None:
         """Return what an answer cost, None if that is unknown; its length is remembered."""
@@ -146,7 +147,7 @@ class Estimator:
         if usage is not None and has_pictures(asked):
             self.picture_answers += 1
             thought, _ = count_input_tokens(asked)
-            self._picture_factor = max(self._picture_factor, usage.input_tokens / thought)
+            self.picture_factor = max(self.picture_factor, usage.input_tokens / thought)
 
     def guess_usd(self, report: Report, input_tokens: int, bound: int | None) -> float:
         """Return what an answer of unknown cost is thought to have cost: at the price of the model asked.
@@ -158,7 +159,7 @@ class Estimator:
         return self._prices.cost_usd(self.model, usage) or 0.0
 
     def _price(self, row: Row, input_tokens: int, output_tokens: int) -> float | None:
-        factor = self._picture_factor if row.has_pictures else 1.0
+        factor = self.picture_factor if row.has_pictures else 1.0
         usage = Usage(math.ceil(factor * input_tokens), output_tokens)
         return self._prices.cost_usd(self.model, usage, self.find_tier(row))
 

@@ -299,6 +299,30 @@ def test_what_is_set_aside_for_unbounded_calls_follows_the_answers() -> None:
     assert not budget.may_take(claim)
 
 
+@pytest.mark.parametrize("bound", [100, None])
+def test_what_is_set_aside_for_calls_with_pictures_follows_the_answers(tmp_path: Path, bound: int | None) -> None:
+    """Of pictures that grow from one to the next, those in flight were counted as what was known when they began."""
+    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    row = {"messages": [{"role": "user", "content": [picture]}]}
+    call = next(iter(Plan(_write(tmp_path / "p.jsonl", [row]), 1, None, Past()).calls()))
+    estimator = _estimator(bound)
+    budget, claim = Budget(1.0, estimator), estimator.make_claim(call.row)
+    budget.reserve(claim)
+    assert not budget.knows_enough(claim)
+    # Of the input alone: what answers are long is another matter.
+    answer_usd = 10 * (bound or ASSUMED_OUTPUT_TOKENS) / 1e6
+    first_usd = budget.sum_up_reserved_usd() - answer_usd
+    assert first_usd == pytest.approx(call.row.input_tokens / 1e6)
+    estimator.learn_pictures(call.row.body, Usage(50 * call.row.input_tokens, 10))
+    assert budget.knows_enough(claim) == (bound is not None)
+    assert budget.sum_up_reserved_usd() - answer_usd == pytest.approx(50 * first_usd, rel=0.01)
+    assert not budget.may_take(Claim(1.0 - 40 * first_usd - answer_usd))
+    again = estimator.make_claim(call.row)
+    assert again.pictures_usd == pytest.approx(claim.pictures_usd, rel=0.01), "multiplied twice"
+    budget.settle(claim, 0.0)
+    assert budget.sum_up_reserved_usd() == pytest.approx(0.0)
+
+
 @pytest.mark.parametrize(
     ("tier", "is_known"), [(None, True), ("default", True), ("flex", True), ("a tier without a price", False)]
 )

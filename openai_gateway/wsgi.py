@@ -29,9 +29,10 @@ from openai_gateway.app import GatewayApp, create_app
 from openai_gateway.blueprints.serving import SERVERS
 from openai_gateway.config import ConfigError
 from openai_gateway.errors import Unavailable
-from openai_gateway.server import master, writer
+from openai_gateway.server import kept_config, writer
+from openai_gateway.server.adoption import RefusedWorkerClass, adopt_worker
 from openai_gateway.server.stderr import queue_stderr
-from openai_gateway.server.worker import RefusedWorkerClass, Worker, adopt_worker
+from openai_gateway.server.worker import Worker
 from openai_gateway.transport.dial import keep_alive
 from openai_gateway.transport.watch import cancel_all_in
 
@@ -66,7 +67,7 @@ def _make_app() -> GatewayApp:
 
 
 def _make_app_for(worker: Worker | None) -> GatewayApp:
-    config = master.current()
+    config = kept_config.current()
     server = config.servers[config.default_server]
     configure_logging(server.log_level, server.log_format)
     made = create_app(config)

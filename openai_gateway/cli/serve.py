@@ -20,7 +20,7 @@ from openai_gateway.cli.simulated import make_overrides
 from openai_gateway.config import GatewayConfig, ServerConfig
 from openai_gateway.config.redact import mask_url
 from openai_gateway.config.replay import FILE_NAME as REPLAY_CONFIG
-from openai_gateway.server import master
+from openai_gateway.server import kept_config
 
 _SETTINGS: Final = "python:openai_gateway.server.settings"
 
@@ -93,7 +93,7 @@ def serve(environ: dict[str, str], host: str, port: int, workers: int, *, is_sim
     if simulator is not None:
         start_companion("openai_gateway.simulator.wsgi:app", {}, simulator)
     click.echo(_describe(chosen, listener, workers, is_simulated=is_simulated))
-    master.keep_config(chosen)
+    kept_config.keep(chosen)
     become_gunicorn(listener, environ, "-c", _SETTINGS, "-w", str(workers), "openai_gateway.wsgi:app")
 
 

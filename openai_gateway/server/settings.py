@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from openai_gateway.accounting.shared_files import remove_dead
-from openai_gateway.server import master
-from openai_gateway.server.arbiter import adopt_master
+from openai_gateway.server import kept_config, open_files
+from openai_gateway.server.master import adopt_master
 from openai_gateway.server.stderr import drop_stderr
 
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
@@ -42,8 +42,8 @@ limit_request_field_size = 16_380
 
 def on_starting(server: Any) -> None:
     """Read the config once, before any worker is started; a bad one ends here, with one message and exit code 2."""
-    master.raise_file_limit()
-    problem = None if master.has_config() else master.read_config()
+    open_files.raise_limit()
+    problem = None if kept_config.is_read() else kept_config.read()
     if problem is not None:
         print(problem, file=sys.stderr, flush=True)
         sys.exit(2)
@@ -53,7 +53,7 @@ def on_starting(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """Read the config again on SIGHUP; a bad one is reported, and the last good one serves on."""
-    problem = master.read_config()
+    problem = kept_config.read()
     if problem is not None:
         server.log.error("%s\nThe last good config stays in use.", problem)
 

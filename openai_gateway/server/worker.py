@@ -1,13 +1,12 @@
 """gunicorn's gevent worker with a connection's loop of its own, in which every request goes the same way.
 
 gunicorn imports this module in its master, before anything is patched, and not anew at SIGHUP: nothing is opened
-here. See also: client_connection (what one connection goes through), settings.
+here. See also: client_connection (what one connection goes through), adoption (how a process finds its worker).
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import ssl
 import sys
 from collections.abc import Callable, Mapping
@@ -22,14 +21,13 @@ from gunicorn.http.message import MAX_REQUEST_LINE
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import is_http2_negotiated
 from gunicorn.util import close
-from gunicorn.workers.base import Worker as BaseWorker
 from gunicorn.workers.ggevent import GeventWorker
 
-from openai_gateway.server import client_connection, draining, master, plugins
-from openai_gateway.server.arbiter import ask_for_another, find_master, tell_of_end
+from openai_gateway.server import client_connection, draining, open_files, plugins
 from openai_gateway.server.balance import Balance
 from openai_gateway.server.lingering import silences
 from openai_gateway.server.listener import Listener, handshakes
+from openai_gateway.server.master import ask_for_another, tell_of_end
 from openai_gateway.server.plain import MAX_HEAD_BYTES, MAX_HEADERS
 from openai_gateway.server.successors import Successors
 from openai_gateway.server.waits import tick_forever
@@ -45,11 +43,6 @@ _IDLE_S: Final = 1.0
 _HEAD_S: Final = 1.0
 _ON_ITS_WAY_S: Final = 0.5
 _STAND_BY_S: Final = 0.5
-_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
-
-class RefusedWorkerClass(Exception):
-    """gunicorn runs a worker under which nothing here would work."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -72,7 +65,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop and every call is over."""
         cfg = self.cfg
-        master.raise_file_limit()
+        open_files.raise_limit()
         client_connection.idle.seconds = float(_unless_default(cfg, "keepalive", KEEPALIVE_S))
         self.keeps_alive = client_connection.idle.seconds > 0
         self._base_environ = {**base_environ(cfg), "wsgi.errors": sys.stderr, "wsgi.multithread": True}
@@ -241,42 +234,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
         handshakes.shorten(_HEAD_S)
         if self.on_stop is not None:
             self.on_stop()
-
-
-def adopt_worker() -> Worker | None:
-    """Return the worker that runs this process, made a Worker if it is gunicorn's own of gevent; None if there is none.
-
-    To be called while it loads its app. A stop that came before it could hear of it is not lost. Raises
-    RefusedWorkerClass.
-    """
-    worker: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not isinstance(worker, BaseWorker):
-        return None
-    if type(worker) is GeventWorker:
-        worker.__class__ = Worker
-        # Signals were set up by GeventWorker; this handler is ours.
-        signal.signal(signal.SIGTERM, worker.handle_exit)
-    if not isinstance(worker, Worker):
-        raise RefusedWorkerClass(
-            f"The gateway needs gunicorn's gevent worker, and this is {type(worker).__name__}: start gunicorn with"
-            f" '-k gevent', or with '-k {Worker.__module__}.{Worker.__qualname__}'."
-        )
-    if was_told_to_stop():
-        worker.stop()
-    return worker
-
-
-def was_told_to_stop() -> bool:
-    """Tell whether a signal to stop came between the fork and the worker's own handlers.
-
-    Until then the master's handlers are in place, which put it into the child's copy of the master's queue, where
-    nobody looks.
-    """
-    queue = getattr(find_master(), "SIG_QUEUE", None)
-    came = set()
-    while queue is not None and not queue.empty():
-        came.add(queue.get_nowait())
-    return not came.isdisjoint(_STOPS)
 
 
 def _unless_default(cfg: Any, name: str, ours: int) -> int:

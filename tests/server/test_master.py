@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.server.arbiter import ask_for_another
+from openai_gateway.server.master import ask_for_another
 
 
 @pytest.mark.parametrize("may_send", [True, False])

@@ -69,6 +69,8 @@ class HostLedger:
                 self._notes = _notes_decoder.decode(notes)
         self._own_per_s = _NOTHING
         self._own_before: tuple[float, Amounts] | None = None
+        # Since when Redis is there (its clock).
+        self._back_at: float | None = None
 
     @property
     def others(self) -> int:
@@ -93,6 +95,7 @@ class HostLedger:
     ) -> tuple[bool, list[str]]:
         """Hear what the others say; tell whether the limits are known or any better now, and whom to forget."""
         self._measure_own(limiter, now)
+        self._back_at = clock if self._back_at is None else self._back_at
         forgotten: list[str] = []
         said: dict[str, HostNews] = {}
         for name, text in found.items():
@@ -108,8 +111,9 @@ class HostLedger:
         for name, news in said.items():
             self._hear(limiter, name, news, now)
         for name, heard in list(self._notes.heard.items()):
-            # Whom nobody has heard since Redis is back has ended meanwhile.
-            if name not in said and clock - heard.at > (_FORGOTTEN_S if not heard.is_apart else GONE_S):
+            # Who says nothing once Redis is back has ended meanwhile; the first one back hears nobody yet.
+            silent_s = clock - (max(heard.at, self._back_at) if heard.is_apart else heard.at)
+            if name not in said and silent_s > (GONE_S if heard.is_apart else _FORGOTTEN_S):
                 del self._notes.heard[name]
         self._charge(limiter, said, now, clock)
         is_new = False
@@ -125,6 +129,7 @@ class HostLedger:
     def miss(self, limiter: HostLimiter, now: float) -> None:
         """Go on alone, for Redis is away."""
         self._measure_own(limiter, now)
+        self._back_at = None
         near = [heard for heard in self._notes.heard.values() if not heard.is_apart]
         if near:
             others = _add([heard.per_s for heard in near])

@@ -81,6 +81,25 @@ def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:
     assert all(abs(host.limiter.requests.drain) < 5 for host in found)
 
 
+def test_host_that_is_the_first_back_at_an_emptied_redis_takes_the_others_for_drain_no_more() -> None:
+    one, other = _two()
+    drains: list[list[float]] = []
+    for round_ in range(63):
+        now = 0.25 + round_ * 0.25
+        for side in (one, other):
+            side.charge(10, now)
+            side.refer(1000.0, now)
+            if 20 <= round_ < 60:
+                side.ledger.miss(side.limiter, now)
+                side.said.clear()
+            else:
+                side.exchange(now + 0.01)
+        drains.append([side.limiter.requests.drain for side in (one, other)])
+    # Of 88 calls a second that flow in, 44 are the other's.
+    assert min(drains[59]) > max(drains[19]) + 15
+    assert drains[62] == pytest.approx(drains[19], abs=10)
+
+
 def test_hosts_without_redis_take_each_other_for_other_users_of_the_key() -> None:
     report, found = simulate_hosts(RPM, 2, Redis((10, 1000)))
     assert report.used >= 0.99

@@ -55,6 +55,7 @@ class SpendPart:
     """This host's part in sharing budgets; `path` is that of the table, `names` are clients with a budget."""
 
     name = "spend"
+    is_hasty = False
 
     def __init__(self, path: str, open_file: Callable[[], SpendFile], names: Iterable[str]) -> None:
         self._path = Path(path)

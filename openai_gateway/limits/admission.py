@@ -93,7 +93,8 @@ class Admission:
         try:
             path = derive_limits_path(server.openai_base_url, key or "", server.openai_model)
             self._shared = SharedLimits(path, is_leased=has_hosts)
-            self.queue.share(self._shared)
+            # Hosts that hear of each other only once a limit is known would all spend what is left of it.
+            self.queue.share(self._shared, at_once=has_hosts)
             return UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None
         except OSError as error:
             what = "limits and max_concurrent_requests_total are" if total is not None else "limits are"

@@ -118,8 +118,7 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
             self._admitted_before = max(admitted, 0)
             self._learn(float(self._admitted_before), sent_at, now)
         self.refused_at = now
-        left_out_s = max(_LEFT_OUT_S, _LEFT_OUT_CALLS / self.pace(now)) * 2.0 ** min(self._empty, 10)
-        self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
+        self._leave_out(2.0 ** min(self._empty, 10), now)
 
     def hear(self, refused_at: float, now: float) -> None:
         """Learn that nothing was left then, for a call of another host was refused."""
@@ -127,6 +126,7 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
             return
         since = self.pace(now) * (now - refused_at)
         self._learn(max(0.0, self.number - self._began_with - self._refused - since), refused_at, now)
+        self._leave_out(1.0, now)
 
     def join(self, guess: float, now: float) -> None:
         """Take in what somebody else sends, too, who is counted from now on: a guess holds for both together."""
@@ -137,6 +137,10 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
         """Begin an interval anew."""
         self._began_at, self._began_with, self._refused = now, self.number, 0
         self._admitted_before, self._grown, self._idle_s = 0, 0, 0.0
+
+    def _leave_out(self, times: float, now: float) -> None:
+        left_out_s = times * max(_LEFT_OUT_S, _LEFT_OUT_CALLS / self.pace(now))
+        self.free_at = max(self.free_at, now + min(left_out_s, _LONGEST_WAIT_S))
 
     def _learn(self, calls: float, sent_at: float, now: float) -> None:
         passed_s = max(sent_at - self._began_at, 1e-3)

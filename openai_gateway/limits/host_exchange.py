@@ -34,6 +34,7 @@ class UpstreamPart:
     def __init__(self, path: Path, told: ConfiguredLimits, cap: int | None, now: float) -> None:
         # The same for all versions: what hosts tell each other doesn't depend on the file's layout.
         self.name = path.stem
+        self.is_hasty = False
         self._file = LimitsFile(path)
         self._leadership = Leadership(path.with_name(f"{path.name}.leader"))
         self._limiter = HostLimiter(told, now)
@@ -47,7 +48,7 @@ class UpstreamPart:
         """Tell whether this worker speaks for its host."""
         is_leading = self._leadership.confirm(now)
         if not is_leading:
-            self._ledger = None
+            self._ledger, self.is_hasty = None, False
         elif self._ledger is None:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
         return is_leading
@@ -92,9 +93,11 @@ class UpstreamPart:
                 self._file.set_lease(permits, until)
             demand = self._file.demand(now)
             said = {name.decode("latin-1"): news for name, news in found.items()}
-            is_of_use, forgotten = ledger.take(self._limiter, said, demand.for_rate, now, clock)
+            self.is_hasty = self._limiter.is_by_refusals and demand.running + demand.for_rate > 0
+            is_of_use, forgotten = ledger.take(self._limiter, said, demand, now, clock)
             if is_of_use:
                 self._file.put_in_use()
+            if self._file.is_in_use:
                 known = self._limiter.to_known(is_whole=True)
             self._file.write_notes(ledger.to_notes())
             self._file.set_link(is_up=True, hosts=ledger.others + 1)
@@ -106,6 +109,7 @@ class UpstreamPart:
         """Go on alone, for Redis is away: with the pace and the permits that this host has."""
         ledger = self._ledger
         assert ledger is not None
+        self.is_hasty = False
         self._begin()
         known = None
         try:

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.limits_file import Demand
 from openai_gateway.limits.news import Amounts, HostNews
 
 # A host that says nothing for so long has ended, or can't reach Redis: its share is free.
@@ -91,7 +92,7 @@ class HostLedger:
         return msgspec.msgpack.encode(news)
 
     def take(
-        self, limiter: HostLimiter, found: Mapping[str, bytes], for_rate: int, now: float, clock: float
+        self, limiter: HostLimiter, found: Mapping[str, bytes], demand: Demand, now: float, clock: float
     ) -> tuple[bool, list[str]]:
         """Hear what the others say; tell whether the limits are known or any better now, and whom to forget."""
         self._measure_own(limiter, now)
@@ -118,12 +119,13 @@ class HostLedger:
         self._charge(limiter, said, now, clock)
         is_new = False
         for news in said.values():
-            is_new = (
-                limiter.adopt(news, max(0.0, clock - news.at), self._unheard_by(limiter, news, said), now) or is_new
-            )
+            age_s = max(0.0, clock - news.at)
+            is_new = limiter.adopt(news, age_s, self._unheard_by(limiter, news, said), now) or is_new
+            if news.refused is not None:
+                limiter.hear_refusals(news.refused, now - age_s, demand.running, now)
         # Not always the same one first: what the first one finds is its own.
         limiter.take_turn((sum(name < self._host for name in said) + int(clock / _TURNS_S)) % (len(said) + 1))
-        limiter.set_share(self._compute_share(limiter, said, for_rate, now), len(said) + 1)
+        limiter.set_share(self._compute_share(limiter, said, demand.for_rate, now), len(said) + 1)
         return is_new or limiter.is_bound, forgotten
 
     def miss(self, limiter: HostLimiter, now: float) -> None:

@@ -20,6 +20,8 @@ from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 _NEWER_S: Final = 1.0
 # Refusals at several hosts that are nearer to one another are one event.
 _SAME_EVENT_S: Final = 0.5
+# What is heard later says nothing of what is sent now.
+_AT_ONCE_S: Final = 1.0
 # Long enough for a host to hear what came of another's try.
 _TURN_S: Final = 0.75
 
@@ -96,7 +98,12 @@ class HostLimiter(Limiter):
             self.tokens.to_news(now),
             self.token_factor,
             max(0.0, self.pause_until - now),
-            RefusalNews(now - self.window.refused_at, self.window.try_every_s, now - self.blind.refused_at),
+            RefusalNews(
+                now - self.window.refused_at,
+                self.window.try_every_s,
+                now - self.blind.refused_at,
+                now - self._unexplained[1],
+            ),
         )
 
     def adopt(self, news: HostNews, age_s: float, unheard: Amounts, now: float) -> bool:
@@ -122,8 +129,6 @@ class HostLimiter(Limiter):
         if news.pause_s > age_s and now + news.pause_s - age_s > self.pause_until + _NEWER_S:
             self.pause_until = now + news.pause_s - age_s
             is_new = True
-        if news.refused is not None:
-            self._hear_refusals(news.refused, now - age_s, now)
         if is_new:
             self._is_bound = True
             self._find_ledgers()
@@ -135,15 +140,23 @@ class HostLimiter(Limiter):
         """Try as the one of this number among the hosts whether more calls may be in flight."""
         self.window.take_turn(_TURN_S * turn)
 
-    def _hear_refusals(self, refused: RefusalNews, said_at: float, now: float) -> None:
+    def hear_refusals(self, refused: RefusalNews, said_at: float, running: int, now: float) -> None:
+        """Learn that another host was refused; `running` calls are in flight on this one."""
         refused_at = said_at - refused.window_s_ago
         if refused_at > self._window_refused_at + _SAME_EVENT_S:
             self._window_refused_at = refused_at
-            self.window.hear(refused_at, refused.try_every_s)
+            self.window.hear(refused_at, refused.try_every_s, running, now)
         refused_at = said_at - refused.rate_s_ago
         if refused_at > max(self._rate_refused_at, self.blind.refused_at) + _SAME_EVENT_S:
             self._rate_refused_at = refused_at
-            self.blind.hear(refused_at, now)
+            if self.blind.is_known:
+                self.blind.hear(refused_at, now)
+            elif not self.requests.is_known and now - refused_at < _AT_ONCE_S:
+                # Hosts that begin together meet the limit together: nobody else need be refused to know it.
+                self._meet_rate(self._number, refused_at, now)
+        refused_at = said_at - refused.unexplained_s_ago
+        if refused_at > self._unexplained[1] + _SAME_EVENT_S:
+            self._unexplained = (0, refused_at)
 
     def _all_ledgers(self) -> list[Ledger]:
         return [self.requests, self.tokens, *[ledger for ledger, _ in self._told]]

@@ -85,8 +85,7 @@ class Learnt:
             or self.has_news
             or requests.window_ends_at is not None
             or tokens.window_ends_at is not None
-            or requests.others_per_s > 0.0
-            or tokens.others_per_s > 0.0
+            or (self._is_bound and (requests.others_per_s > 0.0 or tokens.others_per_s > 0.0))
             or bool(self._told)
         )
         self.has_news = False

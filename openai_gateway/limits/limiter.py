@@ -52,6 +52,12 @@ class Limiter(Learnt):
         return self._is_bound or self.window.is_held
 
     @property
+    def is_by_refusals(self) -> bool:
+        """Tell whether refusals are all that tells of a limit, or would tell of one."""
+        is_told = self.requests.is_known or self.tokens.is_known
+        return self._learns and not is_told and (self.blind.is_known or not self.window.is_open)
+
+    @property
     def refuses_all(self) -> bool:
         """Tell whether no call has passed since the last refusal."""
         return self._last_refused != 0 and not self._passed_since
@@ -230,15 +236,19 @@ class Limiter(Learnt):
             rate = min(self.requests.rate, max(self.held.rate(now), 0.9 * self.requests.inflow))
             self.held.hold(rate, EVEN_GROWTH, sent.at, now)
         elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
-            self._is_rate = True
-            self.window.open()
-            guess = GUESS_SHARE * self.seen.per_s(self._number, now)
-            self.blind.refuse(sent.number, sent.at, guess, now)
+            self._meet_rate(sent.number, sent.at, now)
             if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
         else:
             self.window.refuse(sent.at, sent.running, now)
         return True
+
+    def _meet_rate(self, number: int, sent_at: float, now: float) -> None:
+        """Learn that nothing was left of a rate that nobody tells, when the call of this number was sent."""
+        self._is_bound = self._is_rate = True
+        self.blind.number = self._number
+        self.window.open()
+        self.blind.refuse(number, sent_at, GUESS_SHARE * self.seen.per_s(self._number, now), now)
 
     def _find_empty(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float

@@ -6,6 +6,8 @@ Times are given as how long ago something was, for each host has a monotonic clo
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 
@@ -23,11 +25,15 @@ class LedgerNews(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RefusalNews(msgspec.Struct, array_like=True, frozen=True):
-    """The last refusals at a host: at its window of calls in flight, which is tried every so often, and at its rate."""
+    """The last refusals at a host: at its window of calls in flight, which is tried every so often, and at its rate.
+
+    Of the last one that nothing explained as yet, the time is told, too.
+    """
 
     window_s_ago: float
     try_every_s: float
     rate_s_ago: float
+    unexplained_s_ago: float = math.inf
 
 
 class Amounts(msgspec.Struct, array_like=True, frozen=True):

@@ -54,10 +54,10 @@ class Queue:
         self._timer: Any = None
         self._due = 0.0
 
-    def share(self, shared: SharedLimits) -> None:
-        """Share the cap with the other workers of this host, and the limiter as soon as a limit is known to any."""
+    def share(self, shared: SharedLimits, *, at_once: bool = False) -> None:
+        """Share cap and limiter with the other workers of this host, at once or as soon as a limit is known to any."""
         self._shared = shared
-        if self._most_of_host is not None:
+        if at_once or self._most_of_host is not None:
             self._start_sharing()
         self._begin()
         self._end(has_learnt=False)

@@ -1,5 +1,8 @@
 """Keeps this host in touch with others through Redis: a greenlet exchanges what they share, four times a second.
 
+While a part says so, five times as often: as long as refusals alone tell of a limit, hosts meet it together, and each
+is refused anew until it hears of the first refusal.
+
 No call ever waits for it. In each of the host's workers one runs, but only that of the worker that leads speaks; parts
 are led apart from each other. Redis away: each part is told so, calls go on, and the log has one line, and another when
 it is back. See also: host_exchange and accounting.spend_exchange (the parts), redis_link (the connection).
@@ -20,12 +23,15 @@ from openai_gateway.limits.redis_link import Command, Link, RedisAway
 
 _log = logging.getLogger("openai_gateway")
 PERIOD_S: Final = 0.25
+_HASTY_PERIOD_S: Final = 0.05
 
 
 class Part(Protocol):
     """Something that hosts share, by its name."""
 
     name: str
+    # Whether what was said is soon old.
+    is_hasty: bool
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
@@ -49,6 +55,11 @@ class RedisExchange:
         self._next: list[Command] = []
         self._is_up: bool | None = None
         self._broken: set[str] = set()
+
+    @property
+    def period_s(self) -> float:
+        """How long it is from one exchange to the next."""
+        return _HASTY_PERIOD_S if any(part.is_hasty for part in self._parts.values()) else PERIOD_S
 
     def add(self, part: Part) -> None:
         """Exchange this, too; servers with the same upstream, key and model have one part between them."""
@@ -99,7 +110,7 @@ class RedisExchange:
         while True:
             began = monotonic()
             self.once()
-            gevent.sleep(max(PERIOD_S / 5, PERIOD_S - (monotonic() - began)))
+            gevent.sleep(max(self.period_s / 5, self.period_s - (monotonic() - began)))
 
     def _try(self, part: Part, do: Callable[..., Any], *given: Any) -> Any:
         """Return what a part does; None if it can't, such as without its file: other parts, and later rounds, go on."""

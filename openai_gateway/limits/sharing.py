@@ -11,9 +11,9 @@ void.
 A worker that is alone has no file, until another is about to take its place (`Admission.hand_on`): that one needs half
 a second to start, and by then what is known stands in the file.
 
-With several hosts, `host_exchange` in one worker of each tells them of one another. What others have charged is then
-part of what was learnt here, and how many calls this host may have in flight stands in the file, for a time (its
-lease).
+With several hosts, the file is in use from the start, so that they know each other before any limit is met:
+`host_exchange` in one worker of each tells them of one another. What others have charged is then part of what was
+learnt here, and how many calls this host may have in flight stands in the file, for a time (its lease).
 
 flock, not lockf: that is lost when any descriptor of the file is closed in the process. The descriptor is opened
 after the fork, for a lock belongs to the open file, which a forked process would share. See also: limits_file (the

@@ -167,9 +167,13 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         self._try_at += turn_s - self._turn_s
         self._turn_s = turn_s
 
-    def hear(self, refused_at: float, try_every_s: float) -> None:
-        """Learn that a try was refused at another host: this one's would be, too."""
+    def hear(self, refused_at: float, try_every_s: float, running: int, now: float) -> None:
+        """Learn that another host was refused, or a try of it: this one would be, too."""
         if self.is_held and refused_at > self.refused_at:
             self._is_trying = False
             self.try_every_s = max(self.try_every_s, try_every_s)
+            self._try_at = refused_at + self.try_every_s + self._turn_s
+        elif not self.is_held and not self.is_open and now - refused_at < _SOON_S:
+            self.most, self.is_held = float(max(1, running)), True
+            self._met_at, self.refused_at = now, refused_at
             self._try_at = refused_at + self.try_every_s + self._turn_s

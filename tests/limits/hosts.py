@@ -8,9 +8,10 @@ from typing import Any
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.limits_file import Demand
 from tests.limits.simulation import Gateway, Report, Simulation, Upstream, finish
 
-PERIOD_S = 0.25
+PERIOD_S, HASTY_PERIOD_S = 0.25, 0.05
 # Redis's clock isn't that of any host.
 AHEAD_S = 1e9
 
@@ -26,15 +27,14 @@ class Host:
 
     def exchange(self) -> None:
         simulation, limiter = self.gateway.simulation, self.limiter
-        simulation.later(PERIOD_S, self.exchange)
-        now, waiting = simulation.now, len(self.gateway.waiting)
+        simulation.later(HASTY_PERIOD_S if limiter.is_by_refusals else PERIOD_S, self.exchange)
+        now, demand = simulation.now, Demand(self.gateway.running, 0, len(self.gateway.waiting))
         if self.redis.is_away(now):
             self.ledger.miss(limiter, now)
             return
         clock = now + AHEAD_S - self.redis.behind_s(now)
-        if limiter.is_bound:
-            self.redis.said[self.name] = self.ledger.to_news(limiter, waiting, now, clock)
-        self.ledger.take(limiter, dict(self.redis.said), waiting, now, clock)
+        self.redis.said[self.name] = self.ledger.to_news(limiter, demand.for_rate, now, clock)
+        self.ledger.take(limiter, dict(self.redis.said), demand, now, clock)
         # Whoever takes over knows what was noted.
         self.ledger = HostLedger(self.name, self.ledger.to_notes()) if self.redis.is_forgetful else self.ledger
 

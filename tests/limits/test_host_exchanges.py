@@ -47,6 +47,7 @@ class _Link:
 class _Part:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.is_hasty = False
         self.leads = True
         self.took: list[list[Any]] = []
         self.missed = 0
@@ -89,6 +90,15 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
     assert "Redis is away (refused)" in caplog.text
     assert part.missed == 3
     assert len(part.took) == 3
+
+
+def test_what_is_soon_old_is_exchanged_more_often() -> None:
+    exchange, parts = RedisExchange(_Link()), [_Part("one"), _Part("two")]
+    for part in parts:
+        exchange.add(part)
+    assert exchange.period_s == 0.25
+    parts[1].is_hasty = True
+    assert exchange.period_s == 0.05
 
 
 class _CannotAsk(_Part):
@@ -219,3 +229,29 @@ def test_gateway_that_is_started_again_keeps_the_name_of_its_host_and_its_permit
     assert again.host == host
     assert again.lease.permits == 5
     assert again.most(5, time.monotonic()) == 0, "others may have been given them meanwhile"
+
+
+@needs_redis
+def test_hosts_know_each_other_and_their_charges_before_any_has_met_a_limit(tmp_path: Path) -> None:
+    with run_redis(tmp_path) as redis:
+        hosts = []
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            shared, part = _part(tmp_path / name / "limits", None)
+            shared.join(0)
+            exchange = RedisExchange(RedisLink(Secret(redis.url)))
+            exchange.add(part)
+            hosts.append((shared, part, exchange))
+        for _ in range(2):
+            for shared, part, exchange in hosts:
+                exchange.once()
+                assert not part.is_hasty, "nobody calls"
+                shared.begin()
+                part._limiter.requests.spent += 7.0
+                shared.end(part._limiter.to_known(is_whole=True))
+        for shared, part, exchange in hosts:
+            shared.count(1)
+            exchange.once()
+            assert part.is_hasty
+            assert shared.link == (True, 2)
+        assert hosts[0][1]._limiter.others.requests == pytest.approx(7.0, abs=0.5)

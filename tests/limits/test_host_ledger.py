@@ -7,11 +7,12 @@ from functools import cache
 
 import pytest
 
-from openai_gateway.limits.attempts import ConfiguredLimits
+from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.host_ledger import GONE_S, HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.limits_file import Demand
 from openai_gateway.limits.news import Amounts
-from openai_gateway.wire.rate_limits import RateLimit
+from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.limits.hosts import AHEAD_S, Redis, simulate_hosts
 from tests.limits.simulation import Report, Upstream, simulate
 
@@ -50,9 +51,9 @@ def test_hosts_in_touch_use_a_limit_as_one_gateway_does(spec: Upstream, hosts: i
 
 
 def test_hosts_share_requests_and_tokens_in_bursts_of_a_second() -> None:
-    """As they meet, some are refused: none has heard of the others yet. Where they never do, twice as many are."""
+    """They hear of each other before the first answers tell what is left. Where they never do, some are refused."""
     alone, (report, _) = simulate(BOTH, gateways=4), simulate_hosts(BOTH, 4)
-    assert report.refused_share <= 0.0075
+    assert report.refused_share <= 0.001
     assert alone.refused_share <= 0.02
     assert report.used >= 0.98
 
@@ -137,9 +138,8 @@ class _Side:
         self.limiter.answer(sent, {"requests": RateLimit(6000.0, remaining, None)})
 
     def exchange(self, now: float, waiting: int = 0) -> bool:
-        if self.limiter.is_bound:
-            self.said[self.name] = self.ledger.to_news(self.limiter, waiting, now, now + AHEAD_S)
-        is_of_use, _ = self.ledger.take(self.limiter, dict(self.said), waiting, now, now + AHEAD_S)
+        self.said[self.name] = self.ledger.to_news(self.limiter, waiting, now, now + AHEAD_S)
+        is_of_use, _ = self.ledger.take(self.limiter, dict(self.said), Demand(0, 0, waiting), now, now + AHEAD_S)
         return is_of_use
 
 
@@ -229,14 +229,63 @@ def test_host_that_was_started_anew_is_not_charged_for_what_it_did_before() -> N
 def test_news_that_cannot_be_read_are_forgotten() -> None:
     one, _ = _two()
     one.said["third"] = b"\xc1"
-    _, forgotten = one.ledger.take(one.limiter, one.said, 0, 1.0, 1.0 + AHEAD_S)
+    _, forgotten = one.ledger.take(one.limiter, one.said, Demand(0, 0, 0), 1.0, 1.0 + AHEAD_S)
     assert forgotten == ["third"]
 
 
-@pytest.mark.parametrize(("spec", "refused"), [(Upstream(in_flight=100, headers=""), 12), (BLIND, 20)])
-def test_what_one_host_is_refused_tells_the_others_something(spec: Upstream, refused: int) -> None:
-    """Each host's first refusals, for they meet the limit together; later ones are one host's."""
-    report, _ = simulate_hosts(spec, 4, seconds=60.0)
+@pytest.mark.parametrize(("spec", "refused"), [(Upstream(in_flight=100, headers=""), 7), (BLIND, 7)])
+def test_what_one_host_is_refused_tells_the_others_before_they_are(spec: Upstream, refused: int) -> None:
+    report, _ = simulate_hosts(spec, 4)
     assert report.failed == 0
     assert report.used >= 0.97
     assert report.refused <= refused
+
+
+def _refuse(side: _Side, refusal: Refusal, calls: int, now: float) -> None:
+    for _ in range(calls):
+        side.limiter.refuse(side.limiter.start(100.0, 20, now), {}, refusal, Tries(), now)
+
+
+def test_rate_that_another_host_met_paces_a_host_that_met_none() -> None:
+    said: dict[str, bytes] = {}
+    one, other = _Side("one", said), _Side("other", said)
+    for side in (one, other):
+        side.charge(60, 1.0)
+    _refuse(one, Refusal(kind="requests"), 1, 1.5)
+    one.exchange(1.5)
+    other.exchange(1.5)
+    assert not other.limiter.blind.is_known, "it may be that call's own affair"
+    _refuse(other, Refusal(kind="requests"), 1, 1.6)
+    assert other.limiter.blind.is_known, "but hardly that of two calls"
+    other.exchange(1.7)
+    one.exchange(1.7)
+    assert one.limiter.blind.pace(1.7) == pytest.approx(other.limiter.blind.pace(1.7), rel=0.25)
+    assert one.limiter.wait_s(0.0, 0, 1.7) == (pytest.approx(0.1, abs=0.05), "rate")
+
+
+def test_calls_in_flight_of_a_host_are_held_once_another_met_their_limit() -> None:
+    said: dict[str, bytes] = {}
+    one, other = _Side("one", said), _Side("other", said)
+    other.limiter.window.most = 30.0
+    _refuse(one, Refusal(kind="in_flight"), 1, 1.0)
+    one.exchange(1.0)
+    other.ledger.take(other.limiter, said, Demand(17, 0, 5), 1.1, 1.1 + AHEAD_S)
+    assert (other.limiter.window.is_held, other.limiter.window.most) == (True, 17.0)
+
+
+def test_host_that_knows_of_others_before_any_limit_begins_with_its_part() -> None:
+    said: dict[str, bytes] = {}
+    sides = [_Side(name, said) for name in ("one", "other", "third")]
+    for now in (0.1, 0.2):
+        for side in sides:
+            side.charge(10, now)
+            side.exchange(now, waiting=40)
+    sides[0].exchange(0.25, waiting=40)
+    sides[0].refer(900.0, 0.3)
+    requests = sides[0].limiter.requests
+    assert requests.share == pytest.approx(1 / 3)
+    assert requests.level(0.3) == pytest.approx(900.0, abs=5)
+    sides[1].charge(10, 0.3)
+    for side in sides[1:], sides[:1]:
+        side[0].exchange(0.35)
+    assert requests.level(0.35) == pytest.approx(895.0, abs=5), "what others have sent is charged, too"

@@ -107,7 +107,7 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
             "",
             f"  {name}",
             f"    model     {server.openai_model}",
-            f"    upstream  {mask_url(server.openai_base_url)}{'  (the simulator)' if is_simulated else ''}",
+            f"    upstream  {_describe_upstream(server, is_simulated=is_simulated)}",
             f"    cap       {_describe_cap(server, workers)}",
             f"    keys      {_describe_keys(server)}",
             f"    serves    {url}/v1" if name == chosen.default_server else f"    serves    {url}/{name}/v1",
@@ -115,6 +115,13 @@ def _describe(chosen: GatewayConfig, listener: socket.socket, workers: int, *, i
         if name == chosen.default_server and len(chosen.servers) > 1:
             lines[-1] += f"  and  {url}/{name}/v1"
     return "\n".join([*lines, "", f"  status: {url}/status", ""])
+
+
+def _describe_upstream(server: ServerConfig, *, is_simulated: bool) -> str:
+    url = mask_url(server.openai_base_url)
+    if server.recordings == "replay":
+        return f"{url}  (never called: answers are those in {server.recordings_dir})"
+    return f"{url}  (the simulator)" if is_simulated else url
 
 
 def _describe_cap(server: ServerConfig, workers: int) -> str:

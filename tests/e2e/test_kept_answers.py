@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import re
 import subprocess
@@ -143,7 +144,11 @@ def test_folder_alone_is_enough_to_replay(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             lines = (line.decode() for line in process.stdout)
-            url = next(found[1] for line in lines if (found := re.search(r"serves +(http://[\d.:]+)/v1", line)))
+            told = "".join(itertools.takewhile(lambda line: "Starting gunicorn" not in line, lines))
+            assert f"never called: answers are those in {tmp_path / 'kept'}" in told
+            found = re.search(r"serves +(http://[\d.:]+)/v1", told)
+            assert found is not None
+            url = found[1]
             eventually(lambda: _is_up(url))
             for api, stream in CALLS:
                 answer = requests.post(url + PATHS[api], json=to_request_body(api, stream=stream), timeout=60)

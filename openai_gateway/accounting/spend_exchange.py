@@ -22,6 +22,7 @@ import msgspec
 
 from openai_gateway.accounting.spend import RowSums
 from openai_gateway.accounting.spend_file import SpendFile
+from openai_gateway.limits.host_limiter import PERIOD_S
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.redis_link import Command
 
@@ -55,7 +56,7 @@ class SpendPart:
     """This host's part in sharing budgets; `path` is that of the table, `names` are clients with a budget."""
 
     name = "spend"
-    is_hasty = False
+    period_s = PERIOD_S
 
     def __init__(self, path: str, open_file: Callable[[], SpendFile], names: Iterable[str]) -> None:
         self._path = Path(path)

@@ -93,7 +93,6 @@ class Admission:
         try:
             path = derive_limits_path(server.openai_base_url, key or "", server.openai_model)
             self._shared = SharedLimits(path, is_leased=has_hosts)
-            # Hosts that hear of each other only once a limit is known would all spend what is left of it.
             self.queue.share(self._shared, at_once=has_hosts)
             return UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None
         except OSError as error:

@@ -1,8 +1,8 @@
 """What one worker does for its host at one upstream: it tells other hosts, and writes down what they say.
 
 The strategy. Between the workers and Redis stands the file that the workers share anyway: here it is read and written
-four times a second, and a call never waits for Redis. See also: sharing (the workers' side), host_ledger (charges and
-rates), permits (the cap), redis_exchange (when, and what if Redis is away).
+four times a second or more, and a call never waits for Redis. See also: sharing (the workers' side), host_ledger
+(charges and rates), permits (the cap), redis_exchange (when, and what if Redis is away).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
-from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.host_limiter import PERIOD_S, HostLimiter
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.limits_file import LimitsFile
 from openai_gateway.limits.permits import Permits
@@ -34,7 +34,7 @@ class UpstreamPart:
     def __init__(self, path: Path, told: ConfiguredLimits, cap: int | None, now: float) -> None:
         # The same for all versions: what hosts tell each other doesn't depend on the file's layout.
         self.name = path.stem
-        self.is_hasty = False
+        self.period_s = PERIOD_S
         self._file = LimitsFile(path)
         self._leadership = Leadership(path.with_name(f"{path.name}.leader"))
         self._limiter = HostLimiter(told, now)
@@ -48,7 +48,7 @@ class UpstreamPart:
         """Tell whether this worker speaks for its host."""
         is_leading = self._leadership.confirm(now)
         if not is_leading:
-            self._ledger, self.is_hasty = None, False
+            self._ledger, self.period_s = None, PERIOD_S
         elif self._ledger is None:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
         return is_leading
@@ -93,7 +93,7 @@ class UpstreamPart:
                 self._file.set_lease(permits, until)
             demand = self._file.demand(now)
             said = {name.decode("latin-1"): news for name, news in found.items()}
-            self.is_hasty = self._limiter.is_by_refusals and demand.running + demand.for_rate > 0
+            self.period_s = self._limiter.period_s if demand.running + demand.for_rate else PERIOD_S
             is_of_use, forgotten = ledger.take(self._limiter, said, demand, now, clock)
             if is_of_use:
                 self._file.put_in_use()
@@ -109,7 +109,7 @@ class UpstreamPart:
         """Go on alone, for Redis is away: with the pace and the permits that this host has."""
         ledger = self._ledger
         assert ledger is not None
-        self.is_hasty = False
+        self.period_s = PERIOD_S
         self._begin()
         known = None
         try:

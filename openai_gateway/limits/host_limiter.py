@@ -16,6 +16,11 @@ from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 
+PERIOD_S: Final = 0.25
+# Where refusals alone tell of a limit, and at first, when hosts that begin together would all meet it.
+_UNTOLD_PERIOD_S: Final = 0.05
+_FIRST_PERIOD_S: Final = 0.02
+_FIRST_CALLS: Final = 2000
 # Only what is so much newer than what is known is worth to be taken over.
 _NEWER_S: Final = 1.0
 # Refusals at several hosts that are nearer to one another are one event.
@@ -42,6 +47,15 @@ class HostLimiter(Limiter):
     def others(self) -> Amounts:
         """What other hosts are taken to have charged."""
         return Amounts(self.requests.others, self.tokens.others)
+
+    @property
+    def period_s(self) -> float:
+        """How often hosts have to hear of each other while there are calls."""
+        if not self._learns or self.requests.is_known or self.tokens.is_known:
+            return PERIOD_S
+        if self.blind.is_known or self.window.is_held:
+            return _UNTOLD_PERIOD_S
+        return _FIRST_PERIOD_S if self._number < _FIRST_CALLS else PERIOD_S
 
     def hear(self, others: Amounts, per_s: Amounts, now: float) -> None:
         """Charge what other hosts have charged by now, in all, and from now on what they add a second."""

@@ -52,12 +52,6 @@ class Limiter(Learnt):
         return self._is_bound or self.window.is_held
 
     @property
-    def is_by_refusals(self) -> bool:
-        """Tell whether refusals are all that tells of a limit, or would tell of one."""
-        is_told = self.requests.is_known or self.tokens.is_known
-        return self._learns and not is_told and (self.blind.is_known or not self.window.is_open)
-
-    @property
     def refuses_all(self) -> bool:
         """Tell whether no call has passed since the last refusal."""
         return self._last_refused != 0 and not self._passed_since

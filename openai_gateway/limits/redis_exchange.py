@@ -1,7 +1,7 @@
 """Keeps this host in touch with others through Redis: a greenlet exchanges what they share, four times a second.
 
-While a part says so, five times as often: as long as refusals alone tell of a limit, hosts meet it together, and each
-is refused anew until it hears of the first refusal.
+A part may ask for more: as long as refusals alone tell of a limit, hosts meet it together, and each is refused anew
+until it hears of the first refusal.
 
 No call ever waits for it. In each of the host's workers one runs, but only that of the worker that leads speaks; parts
 are led apart from each other. Redis away: each part is told so, calls go on, and the log has one line, and another when
@@ -15,23 +15,22 @@ import logging
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import gevent
 
+from openai_gateway.limits.host_limiter import PERIOD_S
 from openai_gateway.limits.redis_link import Command, Link, RedisAway
 
 _log = logging.getLogger("openai_gateway")
-PERIOD_S: Final = 0.25
-_HASTY_PERIOD_S: Final = 0.05
 
 
 class Part(Protocol):
     """Something that hosts share, by its name."""
 
     name: str
-    # Whether what was said is soon old.
-    is_hasty: bool
+    # How long it is from one exchange to the next.
+    period_s: float
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
@@ -59,7 +58,7 @@ class RedisExchange:
     @property
     def period_s(self) -> float:
         """How long it is from one exchange to the next."""
-        return _HASTY_PERIOD_S if any(part.is_hasty for part in self._parts.values()) else PERIOD_S
+        return min((part.period_s for part in self._parts.values()), default=PERIOD_S)
 
     def add(self, part: Part) -> None:
         """Exchange this, too; servers with the same upstream, key and model have one part between them."""

@@ -7,11 +7,10 @@ from typing import Any
 
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
-from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.host_limiter import PERIOD_S, HostLimiter
 from openai_gateway.limits.limits_file import Demand
 from tests.limits.simulation import Gateway, Report, Simulation, Upstream, finish
 
-PERIOD_S, HASTY_PERIOD_S = 0.25, 0.05
 # Redis's clock isn't that of any host.
 AHEAD_S = 1e9
 
@@ -27,7 +26,7 @@ class Host:
 
     def exchange(self) -> None:
         simulation, limiter = self.gateway.simulation, self.limiter
-        simulation.later(HASTY_PERIOD_S if limiter.is_by_refusals else PERIOD_S, self.exchange)
+        simulation.later(limiter.period_s, self.exchange)
         now, demand = simulation.now, Demand(self.gateway.running, 0, len(self.gateway.waiting))
         if self.redis.is_away(now):
             self.ledger.miss(limiter, now)

@@ -47,7 +47,7 @@ class _Link:
 class _Part:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.is_hasty = False
+        self.period_s = 0.25
         self.leads = True
         self.took: list[list[Any]] = []
         self.missed = 0
@@ -92,12 +92,12 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
     assert len(part.took) == 3
 
 
-def test_what_is_soon_old_is_exchanged_more_often() -> None:
+def test_part_may_ask_for_exchanges_more_often() -> None:
     exchange, parts = RedisExchange(_Link()), [_Part("one"), _Part("two")]
     for part in parts:
         exchange.add(part)
     assert exchange.period_s == 0.25
-    parts[1].is_hasty = True
+    parts[1].period_s = 0.05
     assert exchange.period_s == 0.05
 
 
@@ -245,13 +245,13 @@ def test_hosts_know_each_other_and_their_charges_before_any_has_met_a_limit(tmp_
         for _ in range(2):
             for shared, part, exchange in hosts:
                 exchange.once()
-                assert not part.is_hasty, "nobody calls"
+                assert part.period_s == 0.25, "nobody calls"
                 shared.begin()
                 part._limiter.requests.spent += 7.0
                 shared.end(part._limiter.to_known(is_whole=True))
         for shared, part, exchange in hosts:
             shared.count(1)
             exchange.once()
-            assert part.is_hasty
+            assert part.period_s < 0.1, "they may meet a limit together"
             assert shared.link == (True, 2)
         assert hosts[0][1]._limiter.others.requests == pytest.approx(7.0, abs=0.5)

@@ -125,7 +125,9 @@ class HostLedger:
                 limiter.hear_refusals(news.refused, now - age_s, demand.running, now)
         # Not always the same one first: what the first one finds is its own.
         limiter.take_turn((sum(name < self._host for name in said) + int(clock / _TURNS_S)) % (len(said) + 1))
-        limiter.set_share(self._compute_share(limiter, said, demand.for_rate, now), len(said) + 1)
+        apart = [heard.per_s for name, heard in self._notes.heard.items() if heard.is_apart and name not in said]
+        hosts, part = len(said) + len(apart) + 1, self._own_part(_add(apart).requests) if apart else 1.0
+        limiter.set_share(self._compute_share(limiter, said, demand.for_rate, now), hosts, part)
         return is_new or limiter.is_bound, forgotten
 
     def miss(self, limiter: HostLimiter, now: float) -> None:

@@ -67,11 +67,11 @@ class HostLimiter(Limiter):
             else:
                 ledger.hear(others.tokens, per_s.tokens, now)
 
-    def set_share(self, share: float, hosts: int) -> None:
-        """Pace calls to a share of what all hosts may send."""
+    def set_share(self, share: float, hosts: int, last_part: float = 1.0) -> None:
+        """Pace calls to a share of what all hosts may send, those that can't be heard any more left out."""
         self.held.share = share
         for ledger in self._all_ledgers():
-            ledger.share, ledger.hosts = share, hosts
+            ledger.share, ledger.hosts, ledger.last_part = share, hosts, last_part
 
     def used_share(self, requests_s: float, tokens_s: float, now: float) -> float:
         """Return the share of the limits that so many requests and tokens a second are; 0 if there is no limit."""
@@ -89,7 +89,7 @@ class HostLimiter(Limiter):
         for ledger, kind in self._told:
             ledger.add_drain(others.requests if kind == "rate" else others.tokens, now)
         self.held.scale(share)
-        self.set_share(1.0, self.requests.hosts)
+        self.set_share(1.0, self.requests.hosts, share)
 
     def meet(self, others: Amounts, share: float, now: float) -> None:
         """Hear again of other hosts, who sent so much a second meanwhile; `share` of all was this host's."""

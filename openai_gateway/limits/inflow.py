@@ -55,12 +55,18 @@ class Inflow(msgspec.Struct, array_like=True, eq=False):
     referred_level: float = 0.0
     # The sum of charges then; infinite if the next reference is not to be compared with this one.
     referred_spent: float = math.inf
+    # Our part when other hosts could be heard, which can't any more.
+    last_part: float = 1.0
 
     @property
     def part(self) -> float:
-        """Return which part of what is used is ours: all of it as long as nobody else is seen."""
-        drain = self.drain
-        return max(_LEAST_PART, self.charged_per_s / (self.charged_per_s + drain)) if drain > 0.0 else 1.0
+        """Return which part of what is used is ours: all of it as long as nobody else is seen, or was heard."""
+        drain, last_part = self.drain, self.last_part
+        if drain <= 0.0:
+            return last_part
+        part = self.charged_per_s / (self.charged_per_s + drain)
+        # What is given back hides what others take.
+        return max(_LEAST_PART, part if part < last_part else last_part)
 
     @property
     def kept_for_wrong(self) -> float:

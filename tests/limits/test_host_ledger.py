@@ -101,6 +101,24 @@ def test_host_that_is_the_first_back_at_an_emptied_redis_takes_the_others_for_dr
     assert drains[62] == pytest.approx(drains[19], abs=10)
 
 
+def test_what_is_saved_up_is_spent_by_all_hosts_together_also_once_redis_is_away() -> None:
+    """Where unused charge is given back, nobody can tell from what remains how much the others take."""
+    one, other = _two()
+    for round_ in range(1, 60):
+        now = 0.25 * round_
+        for side in (one, other):
+            side.charge(20, now)
+            # What both charge flows in, and this is more than the rate.
+            side.refer(700.0, now)
+            side.exchange(now + 0.01, waiting=5)
+    before = [side.limiter.requests.share * side.limiter.requests.speed(now) for side in (one, other)]
+    assert one.limiter.requests.drain < 0.0
+    for side in (one, other):
+        side.ledger.miss(side.limiter, now + 0.02)
+    after = [side.limiter.requests.speed(now + 0.02) for side in (one, other)]
+    assert after == pytest.approx(before, rel=0.15)
+
+
 def test_hosts_without_redis_take_each_other_for_other_users_of_the_key() -> None:
     report, found = simulate_hosts(RPM, 2, Redis((10, 1000)))
     assert report.used >= 0.99

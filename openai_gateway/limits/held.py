@@ -2,6 +2,7 @@
 
 Calls go evenly, no more than the rate held; it grows again by itself, in 15 minutes by a factor. While all that ask are
 told to slow down, however few they are, that says nothing of the rate: it stays, and calls are put off ever longer.
+After that one asks, and if it isn't refused within a second, the others follow.
 
 Pure: the clock (monotonic seconds) is an argument. See also: ledger, limiter (who holds calls to it).
 """
@@ -20,6 +21,8 @@ _MOST_STEPS: Final = 200.0
 _SHARE: Final = 0.995
 _SLOWEST: Final = 0.02
 _LEFT_OUT_S: Final = 0.1
+# A refusal comes sooner.
+_ASKED_FOR_S: Final = 1.0
 # A call that starts late by less is made up for.
 _LATE_S: Final = 0.02
 
@@ -33,6 +36,8 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
     _growth: float = 1.0
     # What share of the pace this host has.
     share: float = 1.0
+    # Whether the next call asks for all.
+    is_put_off: bool = False
 
     def hold(self, rate: float, growth: float, sent_at: float, now: float) -> None:
         """Hold to a little less than `rate` calls a second, and to `growth` times that in 15 minutes.
@@ -43,12 +48,12 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
             return
         # By half at most: before a rush there may have been a pause.
         least = _SLOWEST if self.since is None else max(_SLOWEST, self._rate / 2)
-        self._rate, self._growth, self.since = max(_SHARE * rate, least), growth, now
+        self._rate, self._growth, self.since, self.is_put_off = max(_SHARE * rate, least), growth, now, False
         self.free_at = max(self.free_at, now + _LEFT_OUT_S)
 
     def put_off(self, seconds: float, now: float) -> None:
         """Send nothing for so long; the rate stays, and grows from now on."""
-        self.since, self.free_at = now, max(self.free_at, now + seconds)
+        self.since, self.free_at, self.is_put_off = now, max(self.free_at, now + seconds), True
 
     def rate(self, now: float) -> float:
         """Return how many calls a second may go."""
@@ -60,8 +65,8 @@ class HeldPace(msgspec.Struct, array_like=True, eq=False):
         """Hold this host alone from now on, or again all: to `factor` times what it was."""
         self._rate *= factor
 
-    def take(self, now: float, least_s: float = 0.0) -> None:
-        """Count a call that is sent now; the next one goes no sooner than `least_s` after it."""
+    def take(self, now: float, *, is_first: bool) -> None:
+        """Count a call that is sent now, as the first one since a refusal or not."""
         if self.since is not None:
             at_pace = max(self.free_at, now - _LATE_S) + 1 / (self.share * self.rate(now))
-            self.free_at = max(at_pace, now + least_s)
+            self.free_at = max(at_pace, now + _ASKED_FOR_S) if is_first and self.is_put_off else at_pace

@@ -110,7 +110,7 @@ class Limiter(Learnt):
             else:
                 blind.take(number, now)
             if self.held.since is not None:
-                self.held.take(now, 0.0 if self._probe_s == FIRST_PROBE_S else FIRST_PROBE_S)
+                self.held.take(now, is_first=number == self._last_refused_number + 1)
         return SentAttempt(now, number, tokens, running, requests.spent, ledger_of_tokens.spent)
 
     def cancel(self, sent: SentAttempt) -> None:
@@ -143,6 +143,7 @@ class Limiter(Learnt):
             self.has_news = True
         if sent.number > self._last_refused_number and self._passed_since < _PASSES_BETWEEN:
             self._passed_since += 1
+            self.held.is_put_off = False
         self._probe_s = FIRST_PROBE_S
         if self._learns and limits:
             self._refer(sent, limits, is_refused=False)
@@ -155,7 +156,7 @@ class Limiter(Learnt):
         tries.number = tries.number or sent.number
         is_alone = self._last_refused == tries.number and self._passed_since >= _PASSES_BETWEEN
         tries.refusals += 1
-        has_passed = self._passed_since > 0
+        is_first = not self._passed_since and sent.number <= self._last_refused_number + 1
         self._last_refused, self._last_refused_number, self._passed_since = tries.number, self._number, 0
         self._is_bound, self.blind.number = True, self._number
         own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
@@ -168,13 +169,7 @@ class Limiter(Learnt):
         else:
             self._refer(sent, limits, is_refused=True)
         if refusal.kind == "slow_down":
-            # The rate grew too fast: from now on by half as much again in 15 minutes, at most.
-            if self.held.since is None or has_passed:
-                seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
-                self.held.hold(seen_per_s / self.held.share, SLOW_DOWN_GROWTH, sent.at, now)
-            elif sent.at > self.held.since:
-                self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
-                self.held.put_off(self._probe_s, now)
+            self._slow_down(sent, now, is_first=is_first)
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0
@@ -198,6 +193,22 @@ class Limiter(Learnt):
             self._is_bound, self.blind.number = True, self._number
             self._explain(SentAttempt(sent.at, self._number, 0.0, running, 0.0, 0.0), refusal, tries, now)
         return refusal.wait_s or 0.0
+
+    def _slow_down(self, sent: SentAttempt, now: float, *, is_first: bool) -> None:
+        """Learn that the rate grew too fast: from now on by half as much again in 15 minutes, at most.
+
+        If it `is_first` that was sent since the refusal before, and nothing has passed, all are refused.
+        """
+        held = self.held
+        if held.since is not None and sent.at <= held.since:
+            return
+        if held.since is not None and is_first:
+            self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
+            held.put_off(self._probe_s, now)
+            return
+        self._probe_s = FIRST_PROBE_S
+        seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
+        held.hold(seen_per_s / held.share, SLOW_DOWN_GROWTH, sent.at, now)
 
     def _explain_by_ledger(
         self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float

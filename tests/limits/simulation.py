@@ -37,6 +37,7 @@ class Upstream:
     headers: str = "openai"
     hint: str = ""  # retry-after, retry-after-ms, wrong
     names_kind: bool = True
+    code: str = "rate_limit_exceeded"
     changes: tuple[tuple[float, float], ...] = ()  # (time, share of the limits from then on)
 
 
@@ -326,7 +327,7 @@ class Gateway:
 def to_refusal(spec: Upstream, meets: str, headers: dict[str, str]) -> Refusal:
     """Read a 429 as the gateway would."""
     kind = meets if spec.names_kind else None
-    body = json.dumps({"error": {"message": "Rate limit reached.", "type": kind, "code": "rate_limit_exceeded"}})
+    body = json.dumps({"error": {"message": "Rate limit reached.", "type": kind, "code": spec.code}})
     return read_refusal(headers, body.encode(), 0.0)
 
 

@@ -56,6 +56,13 @@ def _fairness(report: Report) -> float:
         pytest.param(IN_FLIGHT, {}, 0.97, 0.01, id="calls in flight"),
         pytest.param(replace(IN_FLIGHT, hint="retry-after"), {}, 0.97, 0.01, id="calls in flight, with Retry-After"),
         pytest.param(replace(IN_FLIGHT, names_kind=False), {}, 0.97, 0.01, id="calls in flight, without a reason"),
+        pytest.param(
+            Upstream(rpm=600, burst_s=1, headers="", code="slow_down"),
+            {"callers": 100, "seconds": 180},
+            0.97,
+            0.2,
+            id="slow_down above a rate",
+        ),
         pytest.param(RPM, {"gateways": 4}, 0.99, 0.02, id="four gateways that share nothing"),
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from openai_gateway.config.secret import Secret
@@ -16,6 +17,7 @@ from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.limits_file import TABLE_AT, WORKER
+from openai_gateway.limits.news import Amounts, HostNews
 from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
@@ -255,3 +257,21 @@ def test_hosts_know_each_other_and_their_charges_before_any_has_met_a_limit(tmp_
             assert part.period_s < 0.1, "they may meet a limit together"
             assert shared.link == (True, 2)
         assert hosts[0][1]._limiter.others.requests == pytest.approx(7.0, abs=0.5)
+
+
+def test_the_more_hosts_redis_has_to_tell_of_the_rarer_it_is_asked(tmp_path: Path) -> None:
+    """What each is told grows by the hosts, and what each of these has counted: a hundred hosts, 50 times a second."""
+    shared, part = _part(tmp_path / "limits", None)
+    shared.join(0)
+    shared.count(1)
+    periods = []
+    for hosts in (0, 8, 30, 100, 300):
+        now, clock = time.monotonic(), 1e9
+        assert part.lead(now)
+        part.make_commands(now, clock)
+        # Those that have ended are told, too, until they are taken out.
+        news = msgspec.msgpack.encode(HostNews(clock - 60, 1, Amounts(), 0, {}))
+        part.take([{f"h{number}".encode(): news for number in range(hosts)}], now, clock)
+        periods.append(part.period_s)
+    assert periods[:2] == [0.02, 0.02]
+    assert periods[2:] == [pytest.approx(0.075), 0.25, 0.25]

@@ -11,6 +11,7 @@ import resource
 import signal
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ import pytest
 from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
+from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.held import HeldPace
 from openai_gateway.limits.host_exchange import UpstreamPart
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limiter import Limiter
-from openai_gateway.limits.limits_file import COUNTS_WORD, WORKER, LimitsFile
+from openai_gateway.limits.limits_file import COUNTS_WORD, LAYOUT, WORKER, LimitsFile
 from openai_gateway.limits.order import Order, Rollout
 from openai_gateway.limits.queue import Queue
+from openai_gateway.limits.seen import SeenRate
 from openai_gateway.limits.sharing import SharedLimits
-from openai_gateway.limits.state import Known
+from openai_gateway.limits.state import LEARNT, VALUES_FORMAT, Known, State
+from openai_gateway.limits.window import Window
 from openai_gateway.server.balance import Balance
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 from tests.support.processes import eventually
@@ -164,6 +170,14 @@ def test_versions_with_other_layouts_have_files_of_their_own_and_speak_to_the_sa
     parts = [UpstreamPart(path, ConfiguredLimits(), None, 0.0) for path in (one, other)]
     assert parts[0].name == parts[1].name
     assert all(part.lead(0.0) for part in parts), "who speaks for the one is not heard for the other"
+
+
+def test_whoever_changes_what_the_file_holds_numbers_its_layout_anew() -> None:
+    """Else, during an upgrade, each version takes what the other writes for damaged, and knows nothing."""
+    parts = [State, Ledger, BlindRate, Window, HeldPace, SeenRate]
+    fields = [VALUES_FORMAT, *LEARNT, *(field for part in parts for field in part.__struct_fields__)]
+    found = (LAYOUT, zlib.crc32(" ".join(fields).encode()))
+    assert found == (9, 4100045991), "raise LAYOUT in limits_file, and write the new pair here"
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["asked for again", "beside the one asked for"])

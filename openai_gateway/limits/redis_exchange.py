@@ -1,7 +1,7 @@
 """Keeps this host in touch with others through Redis: a greenlet exchanges what they share, four times a second.
 
-A part may ask for more: as long as refusals alone tell of a limit, hosts meet it together, and each is refused anew
-until it hears of the first refusal.
+A part may ask for more, for itself: as long as refusals alone tell of a limit, hosts meet it together, and each is
+refused anew until it hears of the first refusal.
 
 No call ever waits for it. In each of the host's workers one runs, but only that of the worker that leads speaks; parts
 are led apart from each other. Redis away: each part is told so, calls go on, and the log has one line, and another when
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import gevent
 
@@ -23,6 +24,8 @@ from openai_gateway.limits.host_limiter import PERIOD_S
 from openai_gateway.limits.redis_link import Command, Link, RedisAway
 
 _log = logging.getLogger("openai_gateway")
+# A part whose period is over but for so little needn't wait for another round.
+_NEARLY: Final = 0.9
 
 
 class Part(Protocol):
@@ -51,6 +54,7 @@ class RedisExchange:
     def __init__(self, link: Link) -> None:
         self._parts: dict[str, Part] = {}
         self._link = link
+        self._asked_at: dict[str, float] = {}
         self._next: list[Command] = []
         self._is_up: bool | None = None
         self._broken: set[str] = set()
@@ -68,12 +72,25 @@ class RedisExchange:
         """Exchange from now on, in a greenlet."""
         gevent.spawn(self._run)
 
-    def once(self) -> None:
-        """Exchange once, those parts that this worker leads."""
+    def find_due(self, now: float) -> list[Part]:
+        """Return the parts whose period is over; it begins anew."""
+        due = [
+            part
+            for part in self._parts.values()
+            if now - self._asked_at.get(part.name, -math.inf) >= _NEARLY * part.period_s
+        ]
+        self._asked_at.update((part.name, now) for part in due)
+        return due
+
+    def once(self, due: Sequence[Part] | None = None) -> None:
+        """Exchange once, those parts that this worker leads: all, or of those that are due."""
         leading = [part for part in self._parts.values() if self._try(part, part.lead, monotonic())]
         if not leading:
             self._link.close()
-            return
+        elif asking := [part for part in leading if due is None or part in due]:
+            self._exchange(asking)
+
+    def _exchange(self, leading: Sequence[Part]) -> None:
         try:
             clock = self._link.clock()
             now = monotonic()
@@ -107,9 +124,9 @@ class RedisExchange:
         # Hosts that were started together are not to ask together.
         gevent.sleep(PERIOD_S * random.random())
         while True:
-            began = monotonic()
-            self.once()
-            gevent.sleep(max(self.period_s / 5, self.period_s - (monotonic() - began)))
+            self.once(self.find_due(monotonic()))
+            due_at = min((self._asked_at[name] + part.period_s for name, part in self._parts.items()), default=0.0)
+            gevent.sleep(max(self.period_s / 5, due_at - monotonic()))
 
     def _try(self, part: Part, do: Callable[..., Any], *given: Any) -> Any:
         """Return what a part does; None if it can't, such as without its file: other parts, and later rounds, go on."""

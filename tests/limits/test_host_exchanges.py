@@ -94,13 +94,17 @@ def test_redis_that_goes_and_comes_back_is_a_line_each(caplog: pytest.LogCapture
     assert len(part.took) == 3
 
 
-def test_part_may_ask_for_exchanges_more_often() -> None:
+def test_part_may_ask_for_exchanges_more_often_for_itself() -> None:
     exchange, parts = RedisExchange(_Link()), [_Part("one"), _Part("two")]
     for part in parts:
         exchange.add(part)
     assert exchange.period_s == 0.25
     parts[1].period_s = 0.05
     assert exchange.period_s == 0.05
+    for round_ in range(100):
+        exchange.once(exchange.find_due(10.0 + 0.05 * round_))
+    assert len(parts[1].took) == 100
+    assert len(parts[0].took) == 20, "the other didn't ask for it"
 
 
 class _CannotAsk(_Part):

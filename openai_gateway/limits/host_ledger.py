@@ -105,9 +105,11 @@ class HostLedger:
             except msgspec.MsgspecError:
                 forgotten.append(name)
                 continue
-            if clock - news.at > _FORGOTTEN_S:
+            # Redis's clock may have been set back since.
+            age_s = abs(clock - news.at)
+            if age_s > _FORGOTTEN_S:
                 forgotten.append(name)
-            elif name != self._host and clock - news.at < GONE_S:
+            elif name != self._host and age_s < GONE_S:
                 said[name] = news
         for name, news in said.items():
             self._hear(limiter, name, news, now)

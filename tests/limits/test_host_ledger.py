@@ -307,3 +307,17 @@ def test_host_that_knows_of_others_before_any_limit_begins_with_its_part() -> No
     for side in sides[1:], sides[:1]:
         side[0].exchange(0.35)
     assert requests.level(0.35) == pytest.approx(895.0, abs=5), "what others have sent is charged, too"
+
+
+def test_host_that_has_ended_has_no_share_either_when_the_clock_of_redis_is_set_back() -> None:
+    """What it said last seemed new for as long as the clock was behind: an hour, say, at another Redis."""
+    one, other = _two()
+    other.exchange(0.2, waiting=30)
+    one.exchange(0.3, waiting=30)
+    assert one.limiter.requests.share == pytest.approx(0.5)
+    for round_ in range(40):
+        now = 0.5 + 0.25 * round_
+        clock = now + AHEAD_S - 300.0
+        one.said["one"] = one.ledger.to_news(one.limiter, 30, now, clock)
+        one.ledger.take(one.limiter, one.said, Demand(0, 0, 30), now, clock)
+    assert one.limiter.requests.share == pytest.approx(1.0)

@@ -35,6 +35,8 @@ _WRONG_AT_FIRST: Final = 0.001
 _RESERVE_TIMES: Final = 5.0
 _RESERVE_OF_MOST: Final = 0.4
 _NEARLY_FULL: Final = 0.9
+# Hosts are not all heard again at the same moment.
+_MOVE_TOGETHER_S: Final = 1.0
 
 
 class Inflow(msgspec.Struct, array_like=True, eq=False):
@@ -57,6 +59,9 @@ class Inflow(msgspec.Struct, array_like=True, eq=False):
     referred_spent: float = math.inf
     # Our part when other hosts could be heard, which can't any more.
     last_part: float = 1.0
+    # When what they charge became drain, or below 0 was drain no more, and how much a second.
+    moved_at: float = -math.inf
+    moved_per_s: float = 0.0
 
     @property
     def part(self) -> float:
@@ -100,11 +105,17 @@ class Inflow(msgspec.Struct, array_like=True, eq=False):
         self._set_drain(self.drain + charge / self._tau_s)
         self.charged_per_s = max(0.0, self.charged_per_s - charge / self._tau_s)
 
-    def move_to_drain(self, per_s: float) -> None:
+    def move_to_drain(self, per_s: float, now: float) -> None:
         """Take what hosts charge a second for drain, or below 0 for our own charge again."""
-        self.referred_spent = math.inf
+        self.moved_per_s = per_s + (self.moved_per_s if now - self.moved_at < _MOVE_TOGETHER_S else 0.0)
+        self.moved_at = now
         self.charged_per_s = max(0.0, self.charged_per_s - per_s)
         self._set_drain(self.drain + per_s)
+
+    def to_now(self, remaining: float, sent_at: float) -> float:
+        """Return what was left of what is charged and drained as it is now, when a call was sent."""
+        # Until then, what was moved is in the sum of charges, or not, and not to be drained, too.
+        return remaining + self.moved_per_s * (self.moved_at - sent_at) if sent_at < self.moved_at else remaining
 
     def _set_drain(self, drain: float) -> None:
         self.drain = min(drain, (1 - SLOWEST) * self.rate)

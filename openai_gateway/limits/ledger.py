@@ -176,10 +176,11 @@ class Ledger(Inflow):
         self._learn_rate(told, sent_at)
         self._learn_window(told, sent_at, spent)
         self.most = max(self.most, told.remaining + charged, 2 * self._unit, _SMALLEST_S * self.rate)
-        if self.window_ends_at is None and self.referred_spent < math.inf and self.limit == before[0]:
+        is_comparable = self.moved_at <= self.referred_at and self.referred_spent < math.inf
+        if self.window_ends_at is None and is_comparable and self.limit == before[0]:
             self.learn_drain(told.remaining, charged, sent_at, spent - charge + charged)
         self.referred_at, self.referred_level, self.referred_spent = sent_at, told.remaining, spent
-        self._set_base(sent_at, told.remaining, spent)
+        self._set_base(sent_at, self.to_now(told.remaining, sent_at), spent)
         return before != (
             self.limit,
             self.most,
@@ -221,7 +222,7 @@ class Ledger(Inflow):
         if not self.is_known:
             return
         self._set_base(now, self.level(now), self.spent)
-        self.move_to_drain(drain)
+        self.move_to_drain(drain, now)
 
     def to_news(self, now: float) -> LedgerNews | None:
         """Return what another host wants to know; None if nothing is known."""

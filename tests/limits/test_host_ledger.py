@@ -10,6 +10,7 @@ import pytest
 from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.host_ledger import GONE_S, HostLedger
 from openai_gateway.limits.host_limiter import HostLimiter
+from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.limits_file import Demand
 from openai_gateway.limits.news import Amounts
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
@@ -74,6 +75,12 @@ def test_redis_away_for_ten_seconds_costs_nothing_of_the_limit() -> None:
         assert abs(host.limiter.requests.drain) < 5
 
 
+def test_redis_away_costs_nothing_of_requests_and_tokens_in_bursts_of_a_second() -> None:
+    report, _ = simulate_hosts(BOTH, 4, Redis((10, 20)))
+    assert report.refused_share <= 0.001
+    assert report.used >= 0.98
+
+
 def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:
     report, found = simulate_hosts(RPM, 4, Redis(set_back=(10, 300)))
     assert report.used >= 0.99
@@ -117,6 +124,29 @@ def test_what_is_saved_up_is_spent_by_all_hosts_together_also_once_redis_is_away
         side.ledger.miss(side.limiter, now + 0.02)
     after = [side.limiter.requests.speed(now + 0.02) for side in (one, other)]
     assert after == pytest.approx(before, rel=0.15)
+
+
+def test_answers_to_what_was_sent_while_others_could_be_heard_tell_nothing_of_what_they_take_since() -> None:
+    ledger = Ledger(1.0)
+    under_way: list[tuple[float, float]] = []
+    others = 0.0
+    for step in range(1, 100):
+        now = step / 10
+        is_away = 40 <= step < 70
+        if step in (40, 70):
+            ledger.add_drain(40.0 if is_away else -40.0, now)
+        if not is_away:
+            others += 4.0
+            ledger.hear(others, 40.0, now)
+        ledger.take(1.0, now)
+        under_way.append((now, ledger.spent))
+        if len(under_way) > 20:
+            # What flows in, this host takes a fifth of, and the others the rest.
+            sent_at, spent = under_way.pop(0)
+            ledger.refer(RateLimit(3000.0, 200.0, 1.0), 1.0, sent_at, spent)
+            if step > 30:
+                assert ledger.drain == pytest.approx(40.0 if is_away else 0.0, abs=4)
+                assert ledger.level(now) == pytest.approx(200, abs=8)
 
 
 def test_hosts_without_redis_take_each_other_for_other_users_of_the_key() -> None:

@@ -89,6 +89,8 @@ class HostLimiter(Limiter):
         for ledger, kind in self._told:
             ledger.add_drain(others.requests if kind == "rate" else others.tokens, now)
         self.held.scale(share)
+        # Nobody hears what came of another's try any more: the next host's is due when this one's next would be.
+        self.window.take_turn(self.window.turn_s * self.window.try_every_s / _TURN_S)
         self.set_share(1.0, self.requests.hosts, share)
 
     def meet(self, others: Amounts, share: float, now: float) -> None:

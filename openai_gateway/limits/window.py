@@ -64,7 +64,7 @@ class Window(msgspec.Struct, array_like=True, eq=False):
     _met_at: float = -math.inf
     quiet_until: float = -math.inf
     # Hosts try one after the other: so much later than the first of them.
-    _turn_s: float = 0.0
+    turn_s: float = 0.0
     # Calls sent before were not counted with those of all who share the window now.
     _joined_at: float = -math.inf
     # Of refusals that name nothing: when the last was, how many were in flight then, how often they had been fewer.
@@ -160,20 +160,20 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         self.quiet_until = now + _QUIET_S
         self._is_trying = False
         self.refused_at, self._together = now, [sent_at]
-        self._try_at = now + self.try_every_s + self._turn_s
+        self._try_at = now + self.try_every_s + self.turn_s
 
     def take_turn(self, turn_s: float) -> None:
-        """Try so much later than the first host."""
-        self._try_at += turn_s - self._turn_s
-        self._turn_s = turn_s
+        """Try so much later than the first host; if that is less than before, from the next refusal on."""
+        self._try_at += max(0.0, turn_s - self.turn_s)
+        self.turn_s = turn_s
 
     def hear(self, refused_at: float, try_every_s: float, running: int, now: float) -> None:
         """Learn that another host was refused, or a try of it: this one would be, too."""
         if self.is_held and refused_at > self.refused_at:
             self._is_trying = False
             self.try_every_s = max(self.try_every_s, try_every_s)
-            self._try_at = refused_at + self.try_every_s + self._turn_s
+            self._try_at = refused_at + self.try_every_s + self.turn_s
         elif not self.is_held and not self.is_open and now - refused_at < _SOON_S:
             self.most, self.is_held = float(max(1, running)), True
             self._met_at, self.refused_at = now, refused_at
-            self._try_at = refused_at + self.try_every_s + self._turn_s
+            self._try_at = refused_at + self.try_every_s + self.turn_s

@@ -81,6 +81,12 @@ def test_redis_away_costs_nothing_of_requests_and_tokens_in_bursts_of_a_second()
     assert report.used >= 0.98
 
 
+def test_hosts_try_whether_more_calls_may_be_in_flight_one_after_the_other_also_without_redis() -> None:
+    runs = [simulate_hosts(Upstream(in_flight=100, headers=""), 4, Redis((10, 20)), seed=seed)[0] for seed in range(3)]
+    assert sum(report.refused for report in runs) <= 3 * 8
+    assert all(report.used >= 0.97 for report in runs)
+
+
 def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:
     report, found = simulate_hosts(RPM, 4, Redis(set_back=(10, 300)))
     assert report.used >= 0.99

@@ -47,7 +47,7 @@ def test_next_call_asks_what_is_left_when_those_under_way_cannot_tell() -> None:
     limiter.start(1.0, 0, 100.0)
     sent = limiter.start(1.0, 1, 100.1)
     limiter.answer(sent, {"requests": RateLimit(3000.0, 0.0, 5.0)})
-    limiter.requests.move_to_drain(49.0)
+    limiter.requests.move_to_drain(49.0, 0.0)
     assert limiter.wait_s(1.0, 1, 100.2)[0] < 1.0
     limiter.start(1.0, 1, 101.2)
     assert limiter.wait_s(1.0, 2, 101.2)[0] > 2.0, "that one will tell"

@@ -260,7 +260,8 @@ def test_hosts_know_each_other_and_their_charges_before_any_has_met_a_limit(tmp_
             exchange.once()
             assert part.period_s < 0.1, "they may meet a limit together"
             assert shared.link == (True, 2)
-        assert hosts[0][1]._limiter.others.requests == pytest.approx(7.0, abs=0.5)
+        # The seven that were told, and some by the other's rate, if this machine has stood still since.
+        assert 7.0 <= hosts[0][1]._limiter.others.requests < 14.0
 
 
 def test_the_more_hosts_redis_has_to_tell_of_the_rarer_it_is_asked(tmp_path: Path) -> None:

@@ -164,7 +164,10 @@ class Window(msgspec.Struct, array_like=True, eq=False):
 
     def take_turn(self, turn_s: float) -> None:
         """Try so much later than the first host; if that is less than before, from the next refusal on."""
-        self._try_at += max(0.0, turn_s - self.turn_s)
+        if turn_s > self.turn_s:
+            # Not later than after a refusal: turns may change again and again.
+            latest = self.refused_at + self.try_every_s + turn_s
+            self._try_at = max(self._try_at, min(self._try_at + turn_s - self.turn_s, latest))
         self.turn_s = turn_s
 
     def hear(self, refused_at: float, try_every_s: float, running: int, now: float) -> None:

@@ -89,3 +89,16 @@ def test_few_are_refused_though_answers_come_in_clumps(
     assert report.used >= (0.95 if latency == 1.0 else 0.85), report.used
     # A few as the limit is met, and two tries of one call each.
     assert report.refused <= 8 + 0.1 * most / latency, report.refused
+
+
+def test_turns_that_change_again_and_again_put_no_try_off_for_ever() -> None:
+    """A Redis that comes and goes: each time, the try was put off by as much again, for hours at last."""
+    window = Window()
+    for now in (1.0, 2.0):
+        window.refuse(now - 0.1, 10, now)
+    for _ in range(100):
+        window.take_turn(window.try_every_s)
+        window.take_turn(0.75)
+    running = int(window.most)
+    assert not window.begin_try(running, 2.0 + window.try_every_s), "it is another host's turn first"
+    assert window.begin_try(running, 2.1 + 2 * window.try_every_s)

@@ -66,12 +66,11 @@ class Inflow(msgspec.Struct, array_like=True, eq=False):
     @property
     def part(self) -> float:
         """Return which part of what is used is ours: all of it as long as nobody else is seen, or was heard."""
-        drain, last_part = self.drain, self.last_part
-        if drain <= 0.0:
-            return last_part
-        part = self.charged_per_s / (self.charged_per_s + drain)
-        # What is given back hides what others take.
-        return max(_LEAST_PART, part if part < last_part else last_part)
+        drain, part = self.drain, self.last_part
+        if drain > 0.0:
+            # What is given back hides what others take.
+            part = min(part, self.charged_per_s / (self.charged_per_s + drain))
+        return part if part > _LEAST_PART else _LEAST_PART
 
     @property
     def kept_for_wrong(self) -> float:

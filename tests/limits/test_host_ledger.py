@@ -132,6 +132,19 @@ def test_what_is_saved_up_is_spent_by_all_hosts_together_also_once_redis_is_away
     assert after == pytest.approx(before, rel=0.15)
 
 
+def test_host_that_sent_nothing_when_redis_went_gets_a_part_once_it_has_calls() -> None:
+    one, other = _two()
+    for round_ in range(1, 20):
+        other.charge(20, 0.25 * round_)
+        for side in (one, other):
+            side.exchange(0.25 * round_ + 0.01)
+    one.ledger.miss(one.limiter, 5.0)
+    requests = one.limiter.requests
+    for drain in (80.0, -80.0):
+        requests.drain = drain
+        assert requests.part == 0.25
+
+
 def test_answers_to_what_was_sent_while_others_could_be_heard_tell_nothing_of_what_they_take_since() -> None:
     ledger = Ledger(1.0)
     under_way: list[tuple[float, float]] = []

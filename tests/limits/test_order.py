@@ -7,14 +7,14 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from openai_gateway.limits.order import Order, Place, Rollout, Rollouts
 
 
-def _place(began: float = 0.0, calls: int = 0, **more: object) -> Place:
+def _place(began: float = 0.0, calls: int = 1, **more: object) -> Place:
     return Place(Rollout(began, calls), **more)  # type: ignore[arg-type]
 
 
@@ -25,12 +25,12 @@ def _go(order: Order, now: float) -> Iterator[Place]:
 
 
 def test_rollout_that_began_first_goes_first_and_a_refused_call_before_it() -> None:
-    order, rollouts = Order(), Rollouts()
-    names = ["a", "b", "c", "b", "a"]
-    for at, name in enumerate(names):
-        order.add(Place(rollouts.find(name, float(at))), float(at))
-    order.add(_place(9.0, is_refused=True), 9.0)
-    assert [place.rollout.began for place in _go(order, 10.0)] == [9.0, 0.0, 1.0, 0.0, 1.0, 2.0]
+    order = Order()
+    for began, at in ((0.0, 0.0), (10.0, 12.0), (20.0, 20.0), (1.0, 21.0)):
+        order.add(_place(began), at)
+    order.add(_place(19.0, calls=0), 19.0)
+    order.add(_place(30.0, is_refused=True), 30.0)
+    assert [place.rollout.began for place in _go(order, 31.0)] == [30.0, 0.0, 1.0, 10.0, 19.0, 20.0]
     assert len(order) == 0
 
 
@@ -46,13 +46,21 @@ def test_old_rollout_does_not_pass_all_that_waited_longer() -> None:
     assert order.first(101.0) is young
 
 
-def test_call_is_ahead_by_its_rollouts_age_at_most_by_what_its_calls_take() -> None:
+def _find_leads(order: Order, now: float, *rollouts: Rollout) -> list[float]:
+    return [now - order.rank(rollout, now) for rollout in rollouts]
+
+
+def test_call_is_ahead_by_what_calls_take_at_most_by_its_age_or_by_waits() -> None:
     order = Order()
-    order.add(_place(0.0), 0.0)
-    for second in range(1, 300):
+    for second in range(200):
+        order.add(_place(0.0), float(second))
+        order.admit(_place_of(order, second + 5.0), second + 5.0)
+    order.add(_place(0.0), 205.0)
+    for second in range(205, 505):
         order.learn_end(4, float(second))
-    ranks = [order.rank(Rollout(began, calls), 300.0) for began, calls in ((0.0, 0), (291.0, 3), (0.0, 1), (0.0, 3))]
-    assert ranks == pytest.approx([300.0, 294.0, 294.4, 283.2]), "each took 4 s"
+    leads = _find_leads(order, 505.0, *(Rollout(began, calls) for began, calls in ((0, 0), (502, 9), (0, 1), (0, 3))))
+    assert leads == pytest.approx([0.0, 2.0, 6.4, 12.8], abs=0.1), "calls took 4 s, and waited 5"
+    assert _find_leads(order, 505.0, Rollout(0.0, 9, waiting=4)) == pytest.approx([6.25], abs=0.05)
 
 
 def test_rollout_of_many_calls_gets_ahead_by_as_many_waits() -> None:
@@ -60,8 +68,9 @@ def test_rollout_of_many_calls_gets_ahead_by_as_many_waits() -> None:
     for _ in range(2000):
         order.add(_place(0.0), 0.0)
         order.admit(_place_of(order, 10.0), 10.0)
-    ranks = [order.rank(Rollout(100.0, calls), 100.0) for calls in (0, 1, 3, 6, 12)]
-    assert ranks == pytest.approx([100.0, 100.0, 99.4, 90.0, -60.0], abs=0.2)
+    order.learn_end(0, 10.0)
+    leads = _find_leads(order, 1000.0, *(Rollout(0.0, calls) for calls in (1, 3, 6, 12, 60)))
+    assert leads == pytest.approx([0.0, 0.6, 10.0, 160.0, 667.0], abs=0.5), "no more than two thirds of the age"
 
 
 def _place_of(order: Order, now: float) -> Place:
@@ -91,8 +100,14 @@ def test_nobody_waits_longer_than_the_ageing_bound() -> None:
 class _Load:
     """Callers, each with one rollout after the other, behind a limit of calls a second, by a clock of events."""
 
-    def __init__(self, order: Order, calls_a_s: float, lengths: Iterator[int]) -> None:
-        self.order, self.gap_s, self.lengths = order, 1 / calls_a_s, lengths
+    def __init__(
+        self,
+        order: Order,
+        calls_a_s: float,
+        lengths: Iterator[int],
+        make_rollout: Callable[[int, float], Rollout] = lambda _caller, now: Rollout(now),
+    ) -> None:
+        self.order, self.gap_s, self.lengths, self.make_rollout = order, 1 / calls_a_s, lengths, make_rollout
         self.random = random.Random(1)
         self.running: list[tuple[float, int, Place, float, int]] = []
         self.callers: dict[int, tuple[int, int]] = {}
@@ -103,7 +118,7 @@ class _Load:
     def begin(self, caller: int, now: float) -> None:
         length = next(self.lengths, 0)
         if length:
-            self._ask(Place(Rollout(now)), caller, length, now)
+            self._ask(Place(self.make_rollout(caller, now)), caller, length, now)
 
     def _ask(self, place: Place, caller: int, left: int, now: float) -> None:
         self.callers[id(place)] = caller, left
@@ -156,7 +171,7 @@ def _load(order: Order, callers: int, calls: int) -> _Load:
     return load
 
 
-@pytest.mark.parametrize(("calls", "callers", "p99"), [(2, 200, 1.1), (4, 200, 1.2), (4, 350, 1.2), (8, 200, 1.5)])
+@pytest.mark.parametrize(("calls", "callers", "p99"), [(2, 200, 1.1), (4, 200, 1.2), (4, 350, 1.2), (8, 200, 1.25)])
 def test_rollouts_are_done_nearly_as_early_as_can_be_and_calls_wait_little_longer(
     calls: int, callers: int, p99: float
 ) -> None:
@@ -180,6 +195,22 @@ def test_rollouts_begun_at_once_are_done_one_after_the_other_and_none_starves() 
     at_half, at_half_of_fifo = (sum(end < load.done[-1] / 2 for end in load.done) for load in (ours, fifo))
     assert at_half > 2 * at_half_of_fifo
     assert max(ours.latencies) < 150
+
+
+def test_calls_at_once_that_name_one_rollout_go_as_they_came_and_starve_no_others() -> None:
+    """As those of a batch do whose `prompt_cache_key` is one for all: a call is no older for the others' age."""
+    order, batch = Order(), Rollout(-36_000.0, 50_000)
+    load = _Load(order, 10.0, itertools.repeat(1), lambda caller, now: batch if caller % 4 else Rollout(now))
+    fifo = _Load(Order(is_fifo=True), 10.0, itertools.repeat(1))
+    for one in (load, fifo):
+        for caller in range(200):
+            one.begin(caller, 0.001 * caller)
+        one.run(200.0)
+    assert load.p99_s < 1.1 * fifo.p99_s
+    assert sum(load.calls[caller] for caller in range(0, 200, 4)) > 0.22 * load.calls.total()
+    while (place := order.first(200.0)) is not None:
+        order.remove(place)
+    assert not batch.waiting
 
 
 def test_clients_share_by_weight_and_a_newcomer_has_no_credit() -> None:

@@ -86,7 +86,8 @@ def test_few_are_refused_though_answers_come_in_clumps(
         latency=latency,
     )
     assert report.failed == 0
-    assert report.used >= (0.95 if latency == 1.0 else 0.85), report.used
+    # From 0.944 to 0.989 over 26 seeds, in whatever order calls go: it depends on which calls run as the limit is met.
+    assert report.used >= (0.94 if latency == 1.0 else 0.85), report.used
     # A few as the limit is met, and two tries of one call each.
     assert report.refused <= 8 + 0.1 * most / latency, report.refused
 

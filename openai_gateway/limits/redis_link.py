@@ -96,7 +96,6 @@ class RedisLink:
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            single_connection_client=True,
         )
         self._ahead_s = -math.inf
 

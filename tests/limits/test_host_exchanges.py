@@ -173,6 +173,7 @@ def test_frozen_redis_is_away_after_a_second_and_its_late_answer_goes_to_nobody(
     with run_redis(tmp_path) as redis:
         link = RedisLink(Secret(redis.url))
         link.ask([("SET", "one", "1")])
+        assert link.ask([("INFO", "clients")])[0]["connected_clients"] == 1, "another one is never used"
         redis.freeze()
         with pytest.raises(RedisAway, match="no answer within 1 s"):
             link.ask([("GET", "one")])

@@ -95,9 +95,11 @@ class UpstreamPart:
                 self._file.set_lease(permits, until)
             demand = self._file.demand(now)
             said = {name.decode("latin-1"): news for name, news in found.items()}
-            period_s = self._limiter.period_s if demand.running + demand.for_rate else PERIOD_S
-            self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(said)))
             is_of_use, forgotten = ledger.take(self._limiter, said, demand, now, clock)
+            # Who is alone, or has no calls, meets no limit together with others.
+            may_meet = ledger.others and demand.running + demand.for_rate
+            period_s = self._limiter.period_s if may_meet else PERIOD_S
+            self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(said)))
             if is_of_use:
                 self._file.put_in_use()
             if self._file.is_in_use:

@@ -271,13 +271,14 @@ def test_the_more_hosts_redis_has_to_tell_of_the_rarer_it_is_asked(tmp_path: Pat
     shared.join(0)
     shared.count(1)
     periods = []
-    for hosts in (0, 8, 30, 100, 300):
+    for hosts in (0, 1, 8, 30, 100, 300):
         now, clock = time.monotonic(), 1e9
         assert part.lead(now)
         part.make_commands(now, clock)
         # Those that have ended are told, too, until they are taken out.
-        news = msgspec.msgpack.encode(HostNews(clock - 60, 1, Amounts(), 0, {}))
-        part.take([{f"h{number}".encode(): news for number in range(hosts)}], now, clock)
+        told_at = [clock - (60 if number else 0) for number in range(hosts)]
+        news = [msgspec.msgpack.encode(HostNews(at, 1, Amounts(), 0, {})) for at in told_at]
+        part.take([{f"h{number}".encode(): text for number, text in enumerate(news)}], now, clock)
         periods.append(part.period_s)
-    assert periods[:2] == [0.02, 0.02]
-    assert periods[2:] == [pytest.approx(0.075), 0.25, 0.25]
+    assert periods[:3] == [0.25, 0.02, 0.02], "with nobody else, no limit is met together"
+    assert periods[3:] == [pytest.approx(0.075), 0.25, 0.25]

@@ -9,7 +9,8 @@ Two such references also tell what really flowed in between them, and how well t
 the bucket can hold is the most that was ever left in it, and what flows in within a second at least.
 
 Spending: evenly, at what flows in, and what is above a reserve besides: within half a second as long as nobody else is
-seen to use the key, else over three, and only our part of it. No call goes that would leave less than the margin, a few
+seen to use the key, else over three, and only our part of it; over one and a half where charge is given back, for of
+what is spent so much comes again. No call goes that would leave less than the margin, a few
 calls. The reserve is the margin, or what the level is wrong by, some times over. A 429 widens the margin; it fades.
 
 With several hosts, what the others charge is charged here, too: what they said they have, and what they are expected to
@@ -32,6 +33,7 @@ from openai_gateway.wire.rate_limits import RateLimit
 
 _SPREAD_S: Final = 3.0
 _SPREAD_ALONE_S: Final = 0.5
+_SPREAD_GIVEN_S: Final = 1.5
 # Whose part lacks so much of the whole isn't alone at all.
 _NOT_ALONE: Final = 0.4
 # Where so much is given back, what others take can't be told from it.
@@ -198,7 +200,9 @@ class Ledger(Inflow):
         inflow, kept = self.rate - self.drain, self.kept_for_wrong
         surplus, spread_s, part = level - (kept if kept > margin else margin), _SPREAD_S, self.part
         is_sure = self.hosts == 1 and self.drain > _GIVEN_BACK * self.rate
-        if surplus > 0.0 and is_sure and 1.0 - part < _NOT_ALONE:
+        if self.hosts == 1 and self.drain <= _GIVEN_BACK * self.rate:
+            spread_s = _SPREAD_GIVEN_S
+        elif surplus > 0.0 and is_sure and 1.0 - part < _NOT_ALONE:
             spread_s = _SPREAD_ALONE_S + (_SPREAD_S - _SPREAD_ALONE_S) * (1.0 - part) / _NOT_ALONE
         speed = inflow + surplus / spread_s
         if part < 1.0:

@@ -98,3 +98,13 @@ def test_bucket_that_was_full_is_no_sign_of_others() -> None:
         _refer(ledger, 249.0, float(second))
     assert ledger.drain == pytest.approx(0, abs=0.5)
     assert ledger.part > 0.9
+
+
+@pytest.mark.parametrize(("hosts", "in_s"), [(1, 1.5), (2, 3.0)])
+def test_what_is_saved_up_is_spent_sooner_where_charge_is_given_back_too(hosts: int, in_s: float) -> None:
+    """Half of what is spent comes back as calls end: in three seconds each it took fifteen."""
+    ledger = Ledger(1.0)
+    _refer(ledger, 240.0, 0.0)
+    ledger.hosts, ledger.drain, ledger.wrong = hosts, -40.0, 1.0
+    kept = max(ledger.margin(0.0), ledger.kept_for_wrong)
+    assert ledger.speed(0.0) == pytest.approx(90.0 + (ledger.level(0.0) - kept) / in_s)

@@ -75,6 +75,11 @@ class BlindRate(msgspec.Struct, array_like=True, eq=False):
         """Tell whether calls have to wait."""
         return self.rate is not None
 
+    @property
+    def is_guess(self) -> bool:
+        """Tell whether no interval between two refusals has told the rate yet."""
+        return self.rate is not None and not self._intervals
+
     def pace(self, now: float) -> float:
         """Return how many calls a second may go."""
         rate = self.rate or 0.0

@@ -117,8 +117,8 @@ class HostLimiter(Limiter):
             RefusalNews(
                 now - self.window.refused_at,
                 self.window.try_every_s,
-                now - self.blind.refused_at,
-                now - self._unexplained[1],
+                math.inf if self.is_doubted else now - self.blind.refused_at,
+                now - self._unexplained,
             ),
         )
 
@@ -166,13 +166,14 @@ class HostLimiter(Limiter):
         if refused_at > max(self._rate_refused_at, self.blind.refused_at) + _SAME_EVENT_S:
             self._rate_refused_at = refused_at
             if self.blind.is_known:
+                self._guessed_by = 0
                 self.blind.hear(refused_at, now)
             elif not self.requests.is_known and now - refused_at < _AT_ONCE_S:
                 # Hosts that begin together meet the limit together: nobody else need be refused to know it.
                 self._meet_rate(self._number, refused_at, now)
         refused_at = said_at - refused.unexplained_s_ago
-        if refused_at > self._unexplained[1] + _SAME_EVENT_S:
-            self._unexplained = (0, refused_at)
+        if refused_at > self._unexplained + _SAME_EVENT_S:
+            self._unexplained = refused_at
 
     def _all_ledgers(self) -> list[Ledger]:
         return [self.requests, self.tokens, *[ledger for ledger, _ in self._told]]

@@ -63,8 +63,9 @@ class Learnt:
         self._passed_since = 0
         self._started_at = 0.0
         self._probe_s = FIRST_PROBE_S
-        # The last refusal that no ledger explains: whose, and when that was sent.
-        self._unexplained = (0, -math.inf)
+        # When the last refused call was sent that no ledger explains, and whose refusal alone made us guess a rate.
+        self._unexplained = -math.inf
+        self._guessed_by = 0
         self._is_rate = False
 
     def join(self, known: Known, running: int, now: float) -> None:
@@ -182,6 +183,17 @@ class Learnt:
             self._told_elsewhere = told if len(told) <= _MOST_TOLD else {}
         vars(self).update(zip(LEARNT, state.others, strict=True))
         self._find_ledgers()
+
+    @property
+    def is_doubted(self) -> bool:
+        """Tell whether a rate was guessed from a single refusal, which may be that call's own affair."""
+        return self._guessed_by != 0 and self.blind.is_guess
+
+    def _take_back_guess(self, number: int, running: int) -> None:
+        """Forget a rate that was guessed from the first refusal of this call: it is refused again, others aren't."""
+        if self._guessed_by == number and self.is_doubted:
+            self.blind, self._guessed_by, self._is_rate = BlindRate(number=self._number), 0, False
+            self.window = Window(most=float(max(1, running)))
 
     def _find_ledgers(self) -> None:
         requests, tokens = self.requests, self.tokens

@@ -10,8 +10,11 @@ The strategy, the same for every upstream: a call starts when each of these agre
 A refusal is put down to the ledger that is empty. If none is, to what its text names: calls in flight, or requests. If
 it names nothing, calls in flight are tried first: refused again with fewer of them, it must be a rate. Whoever is
 refused three times while others pass, and none of them is refused, can't pass at all; that is told, and nobody waits
-for it. A first refusal that nothing explains changes nothing for others until a second call is refused, too: it may be
-that call's own affair. Nor do they keep its Retry-After before; the call itself does, unless a ledger tells its time.
+for it. (Refusals come at once, answers may take minutes: what was sent in between and isn't refused has passed.) So a
+call that is refused again and again lets others go first. A first refusal that nothing explains changes nothing for
+others until a second call is refused, too: it may be that call's own affair; unless it names requests, and many are
+sent: then a rate is guessed, and forgotten again if only that call is refused further. Nor do others keep its
+Retry-After before; the call itself does, unless a ledger tells its time.
 
 Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: queue.
 """
@@ -21,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from openai_gateway.limits.attempts import SentAttempt, Tries
+from openai_gateway.limits.attempts import LONGEST_OWN_WAIT_S, PASSES_BETWEEN, SentAttempt, Tries
 from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH
 from openai_gateway.limits.learnt import FIRST_PROBE_S, GUESS_SHARE, Learnt
 from openai_gateway.limits.ledger import Ledger
@@ -29,16 +32,16 @@ from openai_gateway.limits.seen import SPAN_CALLS
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 _LONGEST_PROBE_S: Final = 30.0
-_MOST_REFUSALS: Final = 3
-_PASSES_BETWEEN: Final = 3
 # What is left is told often enough by one call in so long; each more costs what reading it and telling others does.
 _REFERENCE_EVERY_S: Final = 0.02
-# A refused call waits for so long if nothing says how long, and twice as long each time.
-_OWN_WAIT_S: Final = 0.5
+# A call whose refusals may be its own affair lets so many others go first.
+_OTHERS_FIRST: Final = 2.0
 _SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
 _ROOM: Final = 0.05
 # Slower nobody is held: whoever calls now and then has not grown too fast by that.
 _LEAST_PER_S: Final = 1.0
+# From fewer calls of late no rate is to be guessed, and few of them are refused together.
+_SURE_CALLS: Final = 24
 # Two refusals of different calls so soon after one another are no affair of one call.
 _SOON_S: Final = 2.0
 
@@ -135,13 +138,13 @@ class Limiter(Learnt):
 
     def is_unmoved(self, limits: Mapping[str, RateLimit]) -> bool:
         """Tell whether an answer that is no refusal, with these limits, would change nothing that is known."""
-        return not limits and self._passed_since >= _PASSES_BETWEEN and self._probe_s == FIRST_PROBE_S
+        return not limits and self._passed_since >= PASSES_BETWEEN and self._probe_s == FIRST_PROBE_S
 
     def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit]) -> None:
         """Learn from an answer that is no refusal."""
         if not self.is_unmoved({}):
             self.has_news = True
-        if sent.number > self._last_refused_number and self._passed_since < _PASSES_BETWEEN:
+        if sent.number > self._last_refused_number and self._passed_since < PASSES_BETWEEN:
             self._passed_since += 1
             self.held.is_put_off = False
         self._probe_s = FIRST_PROBE_S
@@ -154,12 +157,14 @@ class Limiter(Learnt):
         """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
         self.has_news = True
         tries.number = tries.number or sent.number
-        is_alone = self._last_refused == tries.number and self._passed_since >= _PASSES_BETWEEN
+        # Refusals come at once: what was sent in between, and is not refused, has passed.
+        is_again = self._last_refused == tries.number
+        passed = max(self._passed_since, sent.number - 1 - self._last_refused_number) if is_again else 0
         tries.refusals += 1
         is_first = not self._passed_since and sent.number <= self._last_refused_number + 1
         self._last_refused, self._last_refused_number, self._passed_since = tries.number, self._number, 0
         self._is_bound, self.blind.number = True, self._number
-        own_s = refusal.wait_s if refusal.wait_s is not None else _OWN_WAIT_S * 2.0 ** min(tries.refusals - 1, 4)
+        own_s = tries.own_wait_s if refusal.wait_s is None else refusal.wait_s
         if refusal.is_too_large:
             return None
         if not self._learns:
@@ -173,11 +178,17 @@ class Limiter(Learnt):
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0
-        tries.alone = tries.alone + 1 if is_alone else 1
-        if tries.alone >= _MOST_REFUSALS:
-            return None
-        is_explained = self._explain(sent, refusal, tries, now)
-        return 0.0 if is_explained and refusal.wait_s is None else own_s
+        if passed > 0:
+            self._take_back_guess(tries.number, sent.running)
+            return own_s if tries.may_pass(passed) else None
+        tries.alone, tries.passed = 1, 0
+        if not self._explain(sent, refusal, tries, now) or refusal.wait_s is not None:
+            return own_s
+        if not is_again and self._guessed_by != tries.number:
+            return 0.0
+        # One that goes before all others again and again would never let any pass.
+        others_s = self.blind.wait_s(now) + _OTHERS_FIRST / self.blind.pace(now) if self.blind.is_known else 0.0
+        return max(own_s, min(others_s, LONGEST_OWN_WAIT_S))
 
     def refuse_earlier(self, sent: SentAttempt, running: int, refusal: Refusal, tries: Tries, now: float) -> float:
         """Learn from a 429 of a call that was sent before this process joined others, with `running` in flight now.
@@ -228,11 +239,11 @@ class Limiter(Learnt):
         if refusal.kind == "in_flight":
             self.window.refuse(sent.at, sent.running, now)
             return True
-        (other, other_at), self._unexplained = self._unexplained, (tries.number, sent.at)
-        is_common = (other != tries.number or tries.alone == 1) and sent.at - other_at < _SOON_S
-        if not is_common and not self.blind.is_known and self.held.since is None:
-            return False
-        if tries.alone > 1:
+        other_at, self._unexplained = self._unexplained, sent.at
+        is_common = sent.at - other_at < _SOON_S
+        is_of_all = refusal.kind == "requests" and not self.requests.is_known
+        is_of_all = is_of_all and self.seen.calls(self._number, now) >= _SURE_CALLS
+        if not (is_common or is_of_all or self.blind.is_known or self.held.since is not None):
             return False
         if refusal.wait_s is not None and refusal.wait_s > _SHORT_WAIT_S and is_common:
             self.pause_until = max(self.pause_until, now + min(refusal.wait_s, _LONGEST_PAUSE_S))
@@ -241,6 +252,9 @@ class Limiter(Learnt):
             rate = min(self.requests.rate, max(self.held.rate(now), 0.9 * self.requests.inflow))
             self.held.hold(rate, EVEN_GROWTH, sent.at, now)
         elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
+            # Whoever else is refused confirms it.
+            is_first = not (is_common or self.blind.is_known)
+            self._guessed_by = tries.number if is_first or self._guessed_by == tries.number else 0
             self._meet_rate(sent.number, sent.at, now)
             if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
@@ -276,6 +290,6 @@ class Limiter(Learnt):
         if not self._is_bound or self.has_news:
             self._is_bound = self.has_news = True
             self._find_ledgers()
-        if not (self.window.is_held or self.window.is_open):
+        if not (is_refused or self.window.is_held or self.window.is_open):
             self.has_news = True
             self.window.open()

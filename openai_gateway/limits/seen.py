@@ -40,6 +40,10 @@ class SeenRate(msgspec.Struct, array_like=True, eq=False):
         of_rush = calls / max(passed_s, _SHORTEST_S) if calls >= SPAN_CALLS else 0.0
         return max((self._calls + calls) / max(self._passed_s + passed_s, _SHORTEST_S), of_rush)
 
+    def calls(self, number: int, now: float) -> float:
+        """Return how many calls `per_s` counts; none if that was long ago."""
+        return self._calls + number - self._number if now - self._at < 2 * _SPAN_S else 0.0
+
     def join(self, per_s: float, now: float) -> None:
         """Take in somebody else's calls, so many a second, in both spans: the one under way will be the one before."""
         self._calls += per_s * self._passed_s

@@ -1,11 +1,11 @@
 """How many calls may be in flight: at the start, and at an upstream that limits just that.
 
 The strategy. Answers may take minutes, but refusals come at once: what was in flight for a moment without one is proven
-to be let in. A new upstream is met with four calls, of all workers together. While these are all in flight, an eighth
-more is let in each time that nothing was refused for 30 ms, but three at most, or a twenty-fifth: a hundred in a second
-and a half, a thousand in five, then any number. So an upstream refuses a few when its limit is met; and if it limits
-calls a second, its first answers come before too many were sent. It is looks that count, by a timer, for a worker that
-was busy or stood still has refusals to read first. Whatever tells the upstream's limits opens the window at once.
+to be let in. A new upstream is met with six calls, of all workers together. While these are all in flight, one more is
+let in each time that nothing was refused for 10 ms, then one and a quarter, from 75 on a sixtieth: a hundred within a
+second, a thousand within three, then any number. So an upstream refuses a few when its limit is met, and no rush
+comes at once, whatever it limits. It is looks that count, by a timer, and each lets in little, for a worker that was
+busy or stood still has refusals to read first. Whatever tells the upstream's limits opens the window at once.
 
 An upstream that refuses calls for being too many at once is held at what was running then. One more is tried after five
 seconds; refused, the next try comes after ten, and so on to a minute. A try that is not refused within a second is
@@ -24,11 +24,10 @@ from typing import Final
 
 import msgspec
 
-_FIRST: Final = 4.0
-_STEP: Final = 3.0
+_FIRST: Final = 6.0
+_STEP: Final = 1.25
 # In these parts, before it grows by steps and after that.
-_FIRST_PART, _LAST_PART = 8, 25
-_LOOKS: Final = 3
+_FIRST_PART, _LAST_PART = 6, 60
 _LOOK_S: Final = 0.01
 # So many at once are no start any more.
 _OPEN_AT: Final = 1024.0
@@ -41,7 +40,7 @@ _SETTLED_S: Final = 1.0
 _MOST_CUT: Final = 0.2
 _MOST_TOGETHER: Final = 32
 _SOON_S: Final = 2.0
-_FEWER_TIMES: Final = 4
+_FEWER_TIMES: Final = 3
 
 
 class Window(msgspec.Struct, array_like=True, eq=False):
@@ -49,9 +48,8 @@ class Window(msgspec.Struct, array_like=True, eq=False):
 
     most: float = _FIRST
     is_held: bool = False
-    # At the start: by how many it grows at most, and at how many looks it was full.
+    # At the start: by how many it grows at most.
     _step: float = _STEP
-    _looks: int = 0
     refused_at: float = -math.inf
     # When those were sent that were refused with the last one.
     _together: list[float] = []
@@ -97,11 +95,8 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Learn that a call still waits: what came until the look before has been read. Tell whether that counts."""
         if running < self.most or self.is_held:
             return False
-        self._looks += 1
-        if self._looks >= _LOOKS:
-            self._looks = 0
-            step = max(min(self.most / _FIRST_PART, self._step), self.most / _LAST_PART)
-            self.most += step if self.most < _OPEN_AT else math.inf
+        step = max(min(self.most / _FIRST_PART, self._step), self.most / _LAST_PART)
+        self.most += step if self.most < _OPEN_AT else math.inf
         return True
 
     @property
@@ -157,7 +152,8 @@ class Window(msgspec.Struct, array_like=True, eq=False):
             self.most = max(1.0, min(math.floor(self.most - fewer), running))
         if self._is_trying or now - self.refused_at >= _SOON_S:
             self._cut, self._met_at = 1.0, now
-        self.quiet_until = now + _QUIET_S
+        # If it may be a rate, each moment in which calls end has more of them refused together after it.
+        self.quiet_until = now + _QUIET_S * 0.5 ** self._held_back[2]
         self._is_trying = False
         self.refused_at, self._together = now, [sent_at]
         self._try_at = now + self.try_every_s + self.turn_s

@@ -9,7 +9,7 @@ from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.host_ledger import HostLedger
 from openai_gateway.limits.host_limiter import PERIOD_S, HostLimiter
 from openai_gateway.limits.limits_file import Demand
-from tests.limits.simulation import Gateway, Report, Simulation, Upstream, finish
+from tests.limits.simulation import CLOCK_AT_S, Gateway, Report, Simulation, Upstream, finish
 
 # Redis's clock isn't that of any host.
 AHEAD_S = 1e9
@@ -20,18 +20,18 @@ class Host:
 
     def __init__(self, name: str, gateway: Gateway, redis: Redis, told: ConfiguredLimits) -> None:
         self.name, self.gateway, self.redis = name, gateway, redis
-        self.limiter = gateway.limiter = HostLimiter(told, 0.0)
+        self.limiter = gateway.limiter = HostLimiter(told, CLOCK_AT_S)
         self.limiter.window.begin_beside(3)
         self.ledger = HostLedger(name, b"")
 
     def exchange(self) -> None:
         simulation, limiter = self.gateway.simulation, self.limiter
         simulation.later(limiter.period_s, self.exchange)
-        now, demand = simulation.now, Demand(self.gateway.running, 0, len(self.gateway.waiting))
-        if self.redis.is_away(now):
+        now, demand = simulation.clock, Demand(self.gateway.running, 0, len(self.gateway.waiting))
+        if self.redis.is_away(simulation.now):
             self.ledger.miss(limiter, now)
             return
-        clock = now + AHEAD_S - self.redis.behind_s(now)
+        clock = now + AHEAD_S - self.redis.behind_s(simulation.now)
         self.redis.said[self.name] = self.ledger.to_news(limiter, demand.for_rate, now, clock)
         self.ledger.take(limiter, dict(self.redis.said), demand, now, clock)
         # Whoever takes over knows what was noted.

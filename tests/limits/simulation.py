@@ -19,6 +19,8 @@ from openai_gateway.limits.limiter import Limiter
 from openai_gateway.wire.rate_limits import Refusal, read_dialect, read_refusal
 
 WARM_UP_S = 5.0
+# Monotonic clocks are far from 0.
+CLOCK_AT_S = 1000.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Simulation:
         self.gateways = [Gateway(self, told or ConfiguredLimits()) for _ in range(gateways)]
         self.report = Report(per_caller=dict.fromkeys(range(callers), 0))
         self.at_start: dict[str, float] = {}
+
+    @property
+    def clock(self) -> float:
+        """The monotonic clock of whoever is simulated."""
+        return CLOCK_AT_S + self.now
 
     def later(self, delay_s: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.events, (self.now + delay_s, next(self.order), what))
@@ -261,7 +268,7 @@ class Gateway:
 
     def __init__(self, simulation: Simulation, told: ConfiguredLimits) -> None:
         self.simulation = simulation
-        self.limiter = Limiter(told, 0.0)
+        self.limiter = Limiter(told, CLOCK_AT_S)
         self.waiting: list[tuple[float, int, Call]] = []
         self.running = 0
         self.timer = math.inf
@@ -274,7 +281,7 @@ class Gateway:
         simulation = self.simulation
         while self.waiting:
             call = self.waiting[0][2]
-            wait_s, _ = self.limiter.wait_s(call.charge, self.running, simulation.now)
+            wait_s, _ = self.limiter.wait_s(call.charge, self.running, simulation.clock)
             if wait_s > 0:
                 due = simulation.now + max(wait_s, 0.001)
                 if due < self.timer - 1e-6 or self.timer <= simulation.now:
@@ -282,7 +289,7 @@ class Gateway:
                     simulation.later(due - simulation.now + simulation.random.random() * 0.002, self.tick)
                 return
             heapq.heappop(self.waiting)
-            call.sent = self.limiter.start(call.charge, self.running, simulation.now)
+            call.sent = self.limiter.start(call.charge, self.running, simulation.clock)
             self.running += 1
             simulation.later(0.001 + simulation.random.expovariate(500), lambda call=call: self.admit(call))
 
@@ -310,7 +317,8 @@ class Gateway:
     def refuse(self, call: Call, meets: str, headers: dict[str, str]) -> None:
         refusal = to_refusal(self.simulation.spec, meets, headers)
         self.running -= 1
-        wait_s = self.limiter.refuse(call.sent, read_dialect(headers, 0.0)[1], refusal, call.tries, self.simulation.now)
+        limits, clock = read_dialect(headers, 0.0)[1], self.simulation.clock
+        wait_s = self.limiter.refuse(call.sent, limits, refusal, call.tries, clock)
         if wait_s is None:
             self.simulation.fail_call(call)
         elif wait_s > 0:

@@ -57,7 +57,7 @@ def test_workers_of_hosts_that_know_nothing_of_each_other_begin_with_few_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for workers, limits_url, first in ((1, None, 4.0), (2, None, 2.0), (8, None, 1.0), (1, Secret("redis://h"), 1.0)):
+    for workers, limits_url, first in ((1, None, 6.0), (2, None, 3.0), (8, None, 1.0), (1, Secret("redis://h"), 1.5)):
         admission = _admission()
         admission._server.limits_url = limits_url
         admission.share("key", workers)

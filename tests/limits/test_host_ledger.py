@@ -315,8 +315,8 @@ def _refuse(side: _Side, refusal: Refusal, calls: int, now: float) -> None:
 
 def test_rate_that_another_host_met_paces_a_host_that_met_none() -> None:
     said: dict[str, bytes] = {}
-    one, other = _Side("one", said), _Side("other", said)
-    for side in (one, other):
+    one, other, third = _Side("one", said), _Side("other", said), _Side("third", said)
+    for side in (one, other, third):
         side.charge(60, 1.0)
     _refuse(one, Refusal(kind="requests"), 1, 1.5)
     one.exchange(1.5)
@@ -325,9 +325,9 @@ def test_rate_that_another_host_met_paces_a_host_that_met_none() -> None:
     _refuse(other, Refusal(kind="requests"), 1, 1.6)
     assert other.limiter.blind.is_known, "but hardly that of two calls"
     other.exchange(1.7)
-    one.exchange(1.7)
-    assert one.limiter.blind.pace(1.7) == pytest.approx(other.limiter.blind.pace(1.7), rel=0.25)
-    assert one.limiter.wait_s(0.0, 0, 1.7) == (pytest.approx(0.1, abs=0.05), "rate")
+    third.exchange(1.7)
+    assert third.limiter.blind.pace(1.7) == pytest.approx(other.limiter.blind.pace(1.7), rel=0.25)
+    assert third.limiter.wait_s(0.0, 0, 1.7) == (pytest.approx(0.1, abs=0.05), "rate")
 
 
 def test_calls_in_flight_of_a_host_are_held_once_another_met_their_limit() -> None:

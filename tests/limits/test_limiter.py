@@ -156,6 +156,46 @@ def test_pace_that_was_held_long_ago_holds_up_nobody() -> None:
     assert limiter.wait_s(1.0, 1, now)[0] < 0.001
 
 
+def test_first_refusal_that_names_requests_paces_all_and_is_forgotten_if_only_that_call_is_refused_again() -> None:
+    limiter, tries = Limiter(ConfiguredLimits(), 0.0), Tries()
+    sent, now = _send(limiter, 100, 50.0, 100.0)
+    assert limiter.refuse(sent, {}, Refusal("requests"), tries, now) == 0.5
+    assert limiter.wait_s(1.0, 20, now)[1] == "rate"
+    _, now = _send(limiter, 10, 20.0, now)
+    sent = limiter.start(1.0, 20, now)
+    assert limiter.refuse(sent, {}, Refusal("requests"), tries, now) == 1.0
+    assert limiter.wait_s(1.0, 10, now) == (0.0, "")
+    _, now = _send(limiter, 10, 20.0, now)
+    assert limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), tries, now) is None
+
+
+def test_first_refusal_that_names_nothing_holds_up_nobody_else() -> None:
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    sent, now = _send(limiter, 100, 50.0, 100.0)
+    limiter.refuse(sent, {}, Refusal(None), Tries(), now)
+    assert limiter.wait_s(1.0, 1, now) == (0.0, "")
+
+
+def test_rate_that_another_call_was_refused_for_too_is_not_forgotten() -> None:
+    limiter, tries = Limiter(ConfiguredLimits(), 0.0), Tries()
+    sent, now = _send(limiter, 100, 50.0, 100.0)
+    limiter.refuse(sent, {}, Refusal("requests"), tries, now)
+    for _ in range(2):
+        _, now = _send(limiter, 10, 20.0, now)
+        limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), Tries(), now)
+        _, now = _send(limiter, 10, 20.0, now)
+        assert limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), tries, now) is not None
+    assert limiter.blind.is_known
+
+
+def test_rush_does_not_begin_with_a_refusal_though_its_headers_say_that_much_is_left() -> None:
+    limiter = Limiter(ConfiguredLimits(), 0.0)
+    limiter.refuse(limiter.start(1.0, 0, 100.0), ROOM, Refusal("requests"), Tries(), 100.1)
+    assert not limiter.window.is_open
+    limiter.answer(limiter.start(1.0, 0, 100.2), ROOM)
+    assert limiter.window.is_open
+
+
 @pytest.mark.parametrize("kind", ["requests", None])
 def test_retry_after_of_minutes_is_kept_by_its_call(kind: str | None) -> None:
     limiter = Limiter(ConfiguredLimits(), 0.0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openai_gateway.limits.attempts import ConfiguredLimits
-from tests.limits.simulation import Report, Simulation, Upstream, simulate
+from tests.limits.simulation import Call, Report, Simulation, Upstream, simulate
 
 RPM = Upstream(rpm=3000)
 TPM = Upstream(tpm=1_750_000, settled=True)
@@ -98,9 +98,31 @@ def test_upstream_without_limits_holds_nobody_up() -> None:
     simulation = Simulation(Upstream(headers=""), seconds=20)
     simulation.run()
     limiter = simulation.gateways[0].limiter
-    assert limiter.wait_s(1000.0, 200, simulation.now) == (0.0, "")
+    assert limiter.wait_s(1000.0, 199, simulation.clock) == (0.0, "")
     assert not any(limit.is_known for limit in (limiter.requests, limiter.tokens, limiter.blind))
     assert simulation.gateways[0].running == 200, "not every caller has a call under way"
+
+
+class _OneIsAlwaysRefused(Simulation):
+    """An upstream that lets all in but one call."""
+
+    def arrive(self, call: Call) -> tuple[str | None, dict[str, str]]:
+        if (call.caller, call.number) != (0, 2):
+            return super().arrive(call)
+        self.report.refused += 1
+        return "requests", {"retry-after": "1"} if self.spec.hint else {}
+
+
+@pytest.mark.parametrize("callers", [3, 40])
+@pytest.mark.parametrize("names_kind", [True, False])
+@pytest.mark.parametrize("hint", ["", "retry-after"])
+def test_call_that_is_always_refused_is_answered_and_holds_nobody_up(hint: str, names_kind: bool, callers: int) -> None:
+    """However long answers take: those that were sent meanwhile and are not refused have passed."""
+    spec = Upstream(headers="", hint=hint, names_kind=names_kind)
+    with_all, without_it = (each(spec, callers=callers, seconds=60).run() for each in (Simulation, _OneIsAlwaysRefused))
+    assert without_it.failed == 1
+    assert without_it.refused <= (5 if callers > 3 else 15)
+    assert without_it.admitted >= (0.95 if callers > 3 else 0.75) * with_all.admitted
 
 
 @settings(max_examples=25, deadline=None)

@@ -22,8 +22,8 @@ def test_start_grows_while_it_is_full_and_nothing_is_refused() -> None:
         for most in (100, 1000):
             if window.most >= most:
                 passed.setdefault(most, now - 100.0)
-    assert passed[100] < 2.0
-    assert passed[1000] < 6.0
+    assert passed[100] < 1.0
+    assert passed[1000] < 2.5
 
 
 def test_limit_that_was_met_is_tried_by_one_call_ever_more_rarely() -> None:

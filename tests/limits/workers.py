@@ -20,10 +20,7 @@ from openai_gateway.limits.queue import Queue
 from openai_gateway.limits.sharing import SharedLimits
 from openai_gateway.limits.slots import Admitted
 from openai_gateway.wire.rate_limits import read_dialect
-from tests.limits.simulation import WARM_UP_S, Call, Report, Simulation, Upstream, finish, to_refusal
-
-# Monotonic clocks are far from 0.
-CLOCK_AT_S = 1000.0
+from tests.limits.simulation import CLOCK_AT_S, WARM_UP_S, Call, Report, Simulation, Upstream, finish, to_refusal
 
 
 class Loop:
@@ -107,15 +104,11 @@ class Worker:
             self.queue.share(SharedLimits(path))
         self.rollouts: dict[tuple[int, int], Rollout] = {}
 
-    @property
-    def clock(self) -> float:
-        return CLOCK_AT_S + self.simulation.now
-
     def add(self, call: Call) -> None:
         self.loop.do(lambda: self.begin(call))
 
     def begin(self, call: Call) -> None:
-        rollout = self.rollouts.setdefault((call.caller, call.number // 4), Rollout(self.clock))
+        rollout = self.rollouts.setdefault((call.caller, call.number // 4), Rollout(self.simulation.clock))
         place = Place(rollout, call.charge)
         turn = self.queue.take_at_once(rollout, call.charge, is_limited=True)
         if turn is None:
@@ -127,7 +120,7 @@ class Worker:
     def wait(self, call: Call, place: Place) -> None:
         event: Any = _Callback(self, call, place)
         event.waiting = self.queue.waiting[place] = Waiting(event)
-        self.queue._order.add(place, self.clock)
+        self.queue._order.add(place, self.simulation.clock)
         self.queue.learn()
 
     def send(self, call: Call, place: Place, turn: Admitted) -> None:
@@ -155,7 +148,7 @@ class Worker:
     def refuse(self, call: Call, place: Place, turn: Admitted, meets: str, headers: dict[str, str]) -> None:
         assert turn.sent is not None
         refusal = to_refusal(self.simulation.spec, meets, headers)
-        wait_s = self.queue.refuse(turn.sent, read_dialect(headers, 0.0)[1], refusal, call.tries, self.clock)
+        wait_s = self.queue.refuse(turn.sent, read_dialect(headers, 0.0)[1], refusal, call.tries, self.simulation.clock)
         turn.release()
         if wait_s is None:
             self.simulation.fail_call(call)
@@ -190,7 +183,7 @@ class WorkersSimulation(Simulation):
         # A few calls long before the others, as somebody's first try would be.
         self.now = -WARM_UP_S
         for worker in 5 * self.workers:
-            turn = worker.queue.take_at_once(Rollout(worker.clock), 2.0, is_limited=True)
+            turn = worker.queue.take_at_once(Rollout(self.clock), 2.0, is_limited=True)
             assert turn is not None
             assert turn.sent is not None
             worker.queue.answer(turn.sent, {})
@@ -211,5 +204,5 @@ def simulate_workers(
     simulation = WorkersSimulation(spec, path, workers, **given)
     with patch.context() as clock:
         for module in (queue_module, sharing):
-            clock.setattr(module, "monotonic", lambda: CLOCK_AT_S + simulation.now)
+            clock.setattr(module, "monotonic", lambda: simulation.clock)
         return finish(simulation), simulation

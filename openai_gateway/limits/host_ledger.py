@@ -70,13 +70,10 @@ class HostLedger:
                 self._notes = _notes_decoder.decode(notes)
         self._own_per_s = _NOTHING
         self._own_before: tuple[float, Amounts] | None = None
+        # How many other hosts were heard the last time.
+        self.others = 0
         # Since when Redis is there (its clock).
         self._back_at: float | None = None
-
-    @property
-    def others(self) -> int:
-        """How many other hosts were heard of late."""
-        return sum(not heard.is_apart for heard in self._notes.heard.values())
 
     def to_notes(self) -> bytes:
         """Return what whoever speaks for this host next has to know."""
@@ -111,6 +108,7 @@ class HostLedger:
                 forgotten.append(name)
             elif name != self._host and age_s < GONE_S:
                 said[name] = news
+        self.others = len(said)
         for name, news in said.items():
             self._hear(limiter, name, news, now)
         for name, heard in list(self._notes.heard.items()):
@@ -135,7 +133,7 @@ class HostLedger:
     def miss(self, limiter: HostLimiter, now: float) -> None:
         """Go on alone, for Redis is away."""
         self._measure_own(limiter, now)
-        self._back_at = None
+        self._back_at, self.others = None, 0
         near = [heard for heard in self._notes.heard.values() if not heard.is_apart]
         if near:
             others = _add([heard.per_s for heard in near])

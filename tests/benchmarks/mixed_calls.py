@@ -172,7 +172,8 @@ class Mixture:
     def _call_once(self, queue: Queue) -> None:
         admitted = queue.take(Place(self._rollouts[0], TOKENS))
         assert admitted.sent is not None
-        self.upstream.take()
+        # One that is refused isn't told of: its charge stays.
+        self.unpaid += self.upstream.take() is not None
         admitted.release()
 
     def _to_queue(self, path: Path) -> Queue:

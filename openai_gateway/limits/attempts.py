@@ -1,6 +1,6 @@
 """What the limiter knows of a call and of each of its attempts, and what the configuration tells it.
 
-Values only. See also: limiter (what is made of them).
+Values, and how often and how long a call is to be tried again. See also: limiter (what is made of them).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class UpstreamPart:
             is_of_use, forgotten = ledger.take(self._limiter, said, demand, now, clock)
             # Who is alone, or has no calls, meets no limit together with others.
             may_meet = ledger.others and demand.running + demand.for_rate
-            period_s = self._limiter.period_s if may_meet else PERIOD_S
+            period_s = self._limiter.exchange_every_s if may_meet else PERIOD_S
             self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(said)))
             if is_of_use:
                 self._file.put_in_use()

@@ -49,7 +49,7 @@ class HostLimiter(Limiter):
         return Amounts(self.requests.others, self.tokens.others)
 
     @property
-    def period_s(self) -> float:
+    def exchange_every_s(self) -> float:
         """How often hosts have to hear of each other while there are calls."""
         if not self._learns or self.requests.is_known or self.tokens.is_known:
             return PERIOD_S

@@ -199,11 +199,11 @@ class Ledger(Inflow):
             return max(level - margin, self._unit) / max(self.window_ends_at - now, 0.05)
         inflow, kept = self.rate - self.drain, self.kept_for_wrong
         surplus, spread_s, part = level - (kept if kept > margin else margin), _SPREAD_S, self.part
-        is_sure = self.hosts == 1 and self.drain > _GIVEN_BACK * self.rate
-        if self.hosts == 1 and self.drain <= _GIVEN_BACK * self.rate:
-            spread_s = _SPREAD_GIVEN_S
-        elif surplus > 0.0 and is_sure and 1.0 - part < _NOT_ALONE:
-            spread_s = _SPREAD_ALONE_S + (_SPREAD_S - _SPREAD_ALONE_S) * (1.0 - part) / _NOT_ALONE
+        if self.hosts == 1:
+            if self.drain <= _GIVEN_BACK * self.rate:
+                spread_s = _SPREAD_GIVEN_S
+            elif surplus > 0.0 and 1.0 - part < _NOT_ALONE:
+                spread_s = _SPREAD_ALONE_S + (_SPREAD_S - _SPREAD_ALONE_S) * (1.0 - part) / _NOT_ALONE
         speed = inflow + surplus / spread_s
         if part < 1.0:
             now_per_s = min(self.charged_per_s, self.rate)

@@ -241,8 +241,8 @@ class Limiter(Learnt):
             return True
         other_at, self._unexplained = self._unexplained, sent.at
         is_common = sent.at - other_at < _SOON_S
-        is_of_all = refusal.kind == "requests" and not self.requests.is_known
-        is_of_all = is_of_all and self.seen.calls(self._number, now) >= _SURE_CALLS
+        names_rate = refusal.kind == "requests" and not self.requests.is_known
+        is_of_all = names_rate and self.seen.calls(self._number, now) >= _SURE_CALLS
         if not (is_common or is_of_all or self.blind.is_known or self.held.since is not None):
             return False
         if refusal.wait_s is not None and refusal.wait_s > _SHORT_WAIT_S and is_common:
@@ -253,8 +253,8 @@ class Limiter(Learnt):
             self.held.hold(rate, EVEN_GROWTH, sent.at, now)
         elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
             # Whoever else is refused confirms it.
-            is_first = not (is_common or self.blind.is_known)
-            self._guessed_by = tries.number if is_first or self._guessed_by == tries.number else 0
+            is_single = not (is_common or self.blind.is_known)
+            self._guessed_by = tries.number if is_single or self._guessed_by == tries.number else 0
             self._meet_rate(sent.number, sent.at, now)
             if not sent.running and refusal.wait_s is None:
                 self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)

@@ -26,7 +26,7 @@ class Host:
 
     def exchange(self) -> None:
         simulation, limiter = self.gateway.simulation, self.limiter
-        simulation.later(limiter.period_s, self.exchange)
+        simulation.later(limiter.exchange_every_s, self.exchange)
         now, demand = simulation.clock, Demand(self.gateway.running, 0, len(self.gateway.waiting))
         if self.redis.is_away(simulation.now):
             self.ledger.miss(limiter, now)

@@ -123,6 +123,8 @@ class HostLedger:
             is_new = limiter.adopt(news, age_s, self._unheard_by(limiter, news, said), now) or is_new
             if news.refused is not None:
                 limiter.hear_refusals(news.refused, now - age_s, demand.running, now)
+        if said and not any(news.refused is not None and news.refused.rate_s_ago < math.inf for news in said.values()):
+            limiter.hear_of_none(demand.running)
         # Not always the same one first: what the first one finds is its own.
         limiter.take_turn((sum(name < self._host for name in said) + int(clock / _TURNS_S)) % (len(said) + 1))
         apart = [heard.per_s for name, heard in self._notes.heard.items() if heard.is_apart and name not in said]

@@ -3,7 +3,9 @@
 It has the same state as the workers' limiters, which the shared file carries. What is learnt from refusals alone (a
 rate, a window of calls in flight) stays each host's own: it is that of its part, for the others take theirs. But that a
 call was refused, others hear: nothing was left of the rate then, and nobody need try for a while whether more calls may
-be in flight. See also: host_ledger (when what of this is done), limiter (what becomes of the calls).
+be in flight. A first refusal that has one host guess a rate has all of them guess one; they forget it with that host,
+if it was only that call's own affair. See also: host_ledger (when what of this is done), limiter (what becomes of the
+calls).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final
 
 from openai_gateway.limits.attempts import ConfiguredLimits
 from openai_gateway.limits.ledger import Ledger
-from openai_gateway.limits.limiter import Limiter
+from openai_gateway.limits.limiter import SOON_S, Limiter
 from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 
 PERIOD_S: Final = 0.25
@@ -27,6 +29,8 @@ _NEWER_S: Final = 1.0
 _SAME_EVENT_S: Final = 0.5
 # What is heard later says nothing of what is sent now.
 _AT_ONCE_S: Final = 1.0
+# No call's number: another host's call.
+_ELSEWHERE: Final = -1
 # Long enough for a host to hear what came of another's try.
 _TURN_S: Final = 0.75
 
@@ -117,8 +121,9 @@ class HostLimiter(Limiter):
             RefusalNews(
                 now - self.window.refused_at,
                 self.window.try_every_s,
-                math.inf if self.is_doubted else now - self.blind.refused_at,
+                math.inf if self._has_only_heard else now - self.blind.refused_at,
                 now - self._unexplained,
+                self.is_doubted,
             ),
         )
 
@@ -162,18 +167,36 @@ class HostLimiter(Limiter):
         if refused_at > self._window_refused_at + _SAME_EVENT_S:
             self._window_refused_at = refused_at
             self.window.hear(refused_at, refused.try_every_s, running, now)
-        refused_at = said_at - refused.rate_s_ago
-        if refused_at > max(self._rate_refused_at, self.blind.refused_at) + _SAME_EVENT_S:
-            self._rate_refused_at = refused_at
-            if self.blind.is_known:
+        refused_at = said_at - refused.unexplained_s_ago
+        self._unexplained_elsewhere = max(self._unexplained_elsewhere, refused_at)
+        # Two hosts are refused two different calls: that is no affair of one.
+        if self.is_doubted and not self._has_only_heard and abs(refused_at - self._unexplained) < SOON_S:
+            self._guessed_by = 0
+        self._hear_of_rate(said_at - refused.rate_s_ago, now, is_doubted=refused.is_doubted)
+
+    def _hear_of_rate(self, refused_at: float, now: float, *, is_doubted: bool) -> None:
+        if self._has_only_heard and not is_doubted and now - refused_at < SOON_S:
+            self._guessed_by = 0
+        if refused_at <= max(self._rate_refused_at, self.blind.refused_at) + _SAME_EVENT_S:
+            return
+        self._rate_refused_at = refused_at
+        if self.blind.is_known:
+            if not is_doubted:
                 self._guessed_by = 0
                 self.blind.hear(refused_at, now)
-            elif not self.requests.is_known and now - refused_at < _AT_ONCE_S:
-                # Hosts that begin together meet the limit together: nobody else need be refused to know it.
-                self._meet_rate(self._number, refused_at, now)
-        refused_at = said_at - refused.unexplained_s_ago
-        if refused_at > self._unexplained + _SAME_EVENT_S:
-            self._unexplained = refused_at
+        elif not self.requests.is_known and now - refused_at < _AT_ONCE_S:
+            # Hosts that begin together meet the limit together: nobody else need be refused to know it.
+            self._meet_rate(self._number, refused_at, now)
+            self._guessed_by = _ELSEWHERE if is_doubted else 0
+
+    def hear_of_none(self, running: int) -> None:
+        """Learn that no other host has met a rate, or takes one for met any more; `running` calls are in flight."""
+        self._take_back_guess(_ELSEWHERE, running)
+
+    @property
+    def _has_only_heard(self) -> bool:
+        """Tell whether a rate was guessed only because another host's call was refused, which may be its own affair."""
+        return self._guessed_by == _ELSEWHERE and self.is_doubted
 
     def _all_ledgers(self) -> list[Ledger]:
         return [self.requests, self.tokens, *[ledger for ledger, _ in self._told]]

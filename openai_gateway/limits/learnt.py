@@ -63,8 +63,9 @@ class Learnt:
         self._passed_since = 0
         self._started_at = 0.0
         self._probe_s = FIRST_PROBE_S
-        # When the last refused call was sent that no ledger explains, and whose refusal alone made us guess a rate.
-        self._unexplained = -math.inf
+        # When the last refused call was sent that no ledger explains, here and on other hosts, and whose refusal alone
+        # made us guess a rate.
+        self._unexplained = self._unexplained_elsewhere = -math.inf
         self._guessed_by = 0
         self._is_rate = False
 
@@ -186,11 +187,11 @@ class Learnt:
 
     @property
     def is_doubted(self) -> bool:
-        """Tell whether a rate was guessed from a single refusal, which may be that call's own affair."""
+        """Tell whether a rate was guessed from one refusal, here or elsewhere, which may be that call's own affair."""
         return self._guessed_by != 0 and self.blind.is_guess
 
     def _take_back_guess(self, number: int, running: int) -> None:
-        """Forget a rate that was guessed from the first refusal of this call: it is refused again, others aren't."""
+        """Forget a rate that was guessed from the first refusal of this call: it was the call's own affair."""
         if self._guessed_by == number and self.is_doubted:
             self.blind, self._guessed_by, self._is_rate = BlindRate(number=self._number), 0, False
             self.window = Window(most=float(max(1, running)))

@@ -43,7 +43,7 @@ _LEAST_PER_S: Final = 1.0
 # From fewer calls of late no rate is to be guessed, and few of them are refused together.
 _SURE_CALLS: Final = 24
 # Two refusals of different calls so soon after one another are no affair of one call.
-_SOON_S: Final = 2.0
+SOON_S: Final = 2.0
 
 
 class Limiter(Learnt):
@@ -239,8 +239,8 @@ class Limiter(Learnt):
         if refusal.kind == "in_flight":
             self.window.refuse(sent.at, sent.running, now)
             return True
-        other_at, self._unexplained = self._unexplained, sent.at
-        is_common = sent.at - other_at < _SOON_S
+        other_at, self._unexplained = max(self._unexplained, self._unexplained_elsewhere), sent.at
+        is_common = sent.at - other_at < SOON_S
         names_rate = refusal.kind == "requests" and not self.requests.is_known
         is_of_all = names_rate and self.seen.calls(self._number, now) >= _SURE_CALLS
         if not (is_common or is_of_all or self.blind.is_known or self.held.since is not None):

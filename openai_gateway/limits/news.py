@@ -27,13 +27,15 @@ class LedgerNews(msgspec.Struct, array_like=True, frozen=True):
 class RefusalNews(msgspec.Struct, array_like=True, frozen=True):
     """The last refusals at a host: at its window of calls in flight, which is tried every so often, and at its rate.
 
-    Of the last one that nothing explained as yet, the time is told, too.
+    One at the rate `is_doubted` as long as it may be that call's own affair. Of the last one that nothing explained as
+    yet, the time is told, too.
     """
 
     window_s_ago: float
     try_every_s: float
     rate_s_ago: float
     unexplained_s_ago: float = math.inf
+    is_doubted: bool = False
 
 
 class Amounts(msgspec.Struct, array_like=True, frozen=True):

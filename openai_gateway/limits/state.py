@@ -30,6 +30,7 @@ LEARNT: Final = (
     "_passed_since",
     "_probe_s",
     "_unexplained",
+    "_unexplained_elsewhere",
     "_guessed_by",
     "_is_rate",
 )

@@ -301,7 +301,7 @@ def test_news_that_cannot_be_read_are_forgotten() -> None:
     assert forgotten == ["third"]
 
 
-@pytest.mark.parametrize(("spec", "refused"), [(Upstream(in_flight=100, headers=""), 7), (BLIND, 7)])
+@pytest.mark.parametrize(("spec", "refused"), [(Upstream(in_flight=100, headers=""), 7), (BLIND, 3)])
 def test_what_one_host_is_refused_tells_the_others_before_they_are(spec: Upstream, refused: int) -> None:
     report, _ = simulate_hosts(spec, 4)
     assert report.failed == 0
@@ -314,21 +314,72 @@ def _refuse(side: _Side, refusal: Refusal, calls: int, now: float) -> None:
         side.limiter.refuse(side.limiter.start(100.0, 20, now), {}, refusal, Tries(), now)
 
 
-def test_rate_that_another_host_met_paces_a_host_that_met_none() -> None:
+def _three_that_call(calls: int) -> list[_Side]:
     said: dict[str, bytes] = {}
-    one, other, third = _Side("one", said), _Side("other", said), _Side("third", said)
-    for side in (one, other, third):
-        side.charge(60, 1.0)
+    sides = [_Side(name, said) for name in ("one", "other", "third")]
+    for side in sides:
+        side.charge(calls, 1.0)
+    return sides
+
+
+def test_rate_that_another_host_met_paces_a_host_that_met_none() -> None:
+    one, other, third = _three_that_call(60)
     _refuse(one, Refusal(kind="requests"), 1, 1.5)
-    one.exchange(1.5)
-    other.exchange(1.5)
-    assert not other.limiter.blind.is_known, "it may be that call's own affair"
-    _refuse(other, Refusal(kind="requests"), 1, 1.6)
-    assert other.limiter.blind.is_known, "but hardly that of two calls"
-    other.exchange(1.7)
-    third.exchange(1.7)
-    assert third.limiter.blind.pace(1.7) == pytest.approx(other.limiter.blind.pace(1.7), rel=0.25)
-    assert third.limiter.wait_s(0.0, 0, 1.7) == (pytest.approx(0.1, abs=0.05), "rate")
+    for side in (one, other, third):
+        side.exchange(1.5)
+    assert third.limiter.blind.pace(1.5) == pytest.approx(one.limiter.blind.pace(1.5), rel=0.25)
+    assert third.limiter.wait_s(0.0, 0, 1.5) == (pytest.approx(0.1, abs=0.05), "rate")
+    assert all(side.limiter.is_doubted for side in (one, other, third)), "it may be that call's own affair"
+    _refuse(other, Refusal(kind="requests"), 1, 1.7)
+    for side in (other, one, third):
+        side.exchange(1.7)
+    assert not any(side.limiter.is_doubted for side in (one, other, third)), "but hardly that of two calls"
+
+
+def test_two_hosts_that_were_refused_at_the_same_time_tell_the_third_of_a_rate() -> None:
+    """Each doubted its own refusal for good, for it heard of the other's only after it."""
+    one, other, third = _three_that_call(60)
+    for side in (one, other):
+        _refuse(side, Refusal(kind="requests"), 1, 1.5)
+    for side in (one, other, third, one, other, third):
+        side.exchange(1.51)
+    assert third.limiter.blind.is_known
+    assert not any(side.limiter.is_doubted for side in (one, other, third))
+
+
+def test_hosts_that_call_little_take_one_refusal_elsewhere_for_that_calls_own_affair() -> None:
+    one, other, third = _three_that_call(5)
+    _refuse(one, Refusal(kind="requests"), 1, 1.5)
+    for side in (one, other, third):
+        side.exchange(1.5)
+    assert not any(side.limiter.blind.is_known for side in (one, other, third))
+
+
+def test_rate_that_was_guessed_from_what_is_a_call_of_another_hosts_own_affair_is_forgotten_again() -> None:
+    one, other, third = _three_that_call(60)
+    tries = Tries()
+    for now in (1.5, 2.5, 3.5):
+        one.charge(3, now)
+        sent = one.limiter.start(100.0, 20, now + 0.1)
+        one.limiter.refuse(sent, {}, Refusal(kind="requests"), tries, now + 0.2)
+        for side in (one, other, third):
+            side.exchange(now + 0.2)
+        is_met = now == 1.5
+        assert [side.limiter.blind.is_known for side in (one, other, third)] == [is_met] * 3
+    assert [side.limiter.wait_s(0.0, 0, 3.7)[0] for side in (one, other, third)] == [0.0] * 3
+
+
+def test_refusal_elsewhere_that_may_be_that_calls_own_affair_tells_a_host_that_knows_the_rate_nothing() -> None:
+    one, other, _ = _three_that_call(60)
+    _refuse(other, Refusal(kind="requests"), 2, 1.5)
+    rate = other.limiter.blind.rate
+    one.charge(60, 9.0)
+    _refuse(one, Refusal(kind="requests"), 1, 10.0)
+    assert one.limiter.is_doubted
+    one.exchange(10.0)
+    other.exchange(10.0)
+    assert other.limiter.blind.rate == rate
+    assert other.limiter.blind.refused_at == 1.5
 
 
 def test_calls_in_flight_of_a_host_are_held_once_another_met_their_limit() -> None:

@@ -57,6 +57,8 @@ class SpendPart:
 
     name = "spend"
     period_s = PERIOD_S
+    channel = ""
+    is_listening = False
 
     def __init__(self, path: str, open_file: Callable[[], SpendFile], names: Iterable[str]) -> None:
         self._path = Path(path)
@@ -76,6 +78,13 @@ class SpendPart:
         if self._leadership is None:
             self._leadership = Leadership(self._path.with_name(f"{self._path.name}.leader"))
         return self._leadership.confirm(now)
+
+    def is_urgent(self, now: float) -> bool:
+        """Tell whether the next round has to be at once: none of these has."""
+        return False
+
+    def hear(self, message: bytes, now: float, clock: float) -> None:
+        """Write down what was said at once: nothing is."""
 
     def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""

@@ -224,7 +224,10 @@ class Admission:
         now = monotonic()
         self._use.refuse(sent.at, sent.tokens)
         refusal = read_refusal(outcome.headers, body, time())
-        return self.queue.refuse(sent, self._read_limits(outcome.headers), refusal, queued.tries, now)
+        wait_s = self.queue.refuse(sent, self._read_limits(outcome.headers), refusal, queued.tries, now)
+        if self._shared is not None:
+            self._shared.say_refused(now)
+        return wait_s
 
     def under_way(self) -> UnderWay:
         """Return how much is under way."""

@@ -1,7 +1,8 @@
 """What one worker does for its host at one upstream: it tells other hosts, and writes down what they say.
 
 The strategy. Between the workers and Redis stands the file that the workers share anyway: here it is read and written
-four times a second or more, and a call never waits for Redis. See also: sharing (the workers' side), host_ledger
+four times a second or more, and a call never waits for Redis. Where refusals alone tell of a limit, each is told at
+once: whoever hears of it later is refused, too. See also: sharing (the workers' side), host_ledger
 (charges and rates), permits (the cap), redis_exchange (when, and what if Redis is away).
 """
 
@@ -23,6 +24,7 @@ from openai_gateway.limits.redis_link import Command
 _KEY: Final = "openai-gateway:limits:"
 _TABLE: Final = "openai-gateway:permits:"
 _KEPT_MS: Final = 3_600_000
+_HOST_CHARS: Final = 32
 # All are told of each: a hundred hosts that asked fifty times a second would be more than Redis can tell.
 _PERIOD_OF_HOST_S: Final = 0.0025
 
@@ -36,6 +38,7 @@ class UpstreamPart:
     def __init__(self, path: Path, told: ConfiguredLimits, cap: int | None, now: float) -> None:
         # The same for all versions: what hosts tell each other doesn't depend on the file's layout.
         self.name = path.stem
+        self.channel = _KEY + self.name
         self.period_s = PERIOD_S
         self._file = LimitsFile(path)
         self._leadership = Leadership(path.with_name(f"{path.name}.leader"))
@@ -45,22 +48,32 @@ class UpstreamPart:
         self._ledger: HostLedger | None = None
         self._asked_at = now
         self._has_told = False
+        self._said: dict[str, bytes] = {}
+        # Whether hosts tell each other of refusals at once; of which one this host has told last, and when.
+        self.is_listening = False
+        self._told_refused_at, self._hurried_at = self._file.refused_at, -math.inf
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
         is_leading = self._leadership.confirm(now)
         if not is_leading:
-            self._ledger, self.period_s = None, PERIOD_S
+            self._ledger, self.period_s, self.is_listening = None, PERIOD_S, False
         elif self._ledger is None:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
         return is_leading
+
+    def is_urgent(self, now: float) -> bool:
+        """Tell whether a call was refused of which the others are to hear at once."""
+        is_new = self.is_listening and self._file.refused_at > self._told_refused_at
+        return is_new and now - self._hurried_at >= _PERIOD_OF_HOST_S * (len(self._said) + 1)
 
     def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""
         self._asked_at = now
         commands: list[Command] = []
-        key, ledger = _KEY + self.name, self._ledger
+        key, ledger, is_urgent = self.channel, self._ledger, self.is_urgent(now)
         assert ledger is not None
+        refused_at = self._file.refused_at
         self._begin()
         try:
             demand = self._file.demand(now)
@@ -68,6 +81,9 @@ class UpstreamPart:
             if self._has_told:
                 news = ledger.to_news(self._limiter, demand.for_rate, now, clock)
                 commands += [("HSET", key, self._file.host, news), ("PEXPIRE", key, _KEPT_MS)]
+                if is_urgent:
+                    commands.append(("PUBLISH", key, self._file.host.encode() + news))
+                    self._told_refused_at, self._hurried_at = refused_at, now
             commands.append(("HGETALL", key))
             if self._permits is not None:
                 lease = self._file.lease
@@ -83,23 +99,36 @@ class UpstreamPart:
 
     def take(self, replies: list[Any], now: float, clock: float) -> list[Command]:
         """Write down what Redis said; return what to tell it next time, besides."""
+        lease = self._permits.take(replies.pop(), self._asked_at) if self._permits is not None else None
+        found: Mapping[bytes, bytes] = replies.pop()
+        self._said = {name.decode("latin-1"): news for name, news in found.items()}
+        forgotten = self._take_said(now, clock, lease)
+        return [("HDEL", self.channel, *forgotten)] if forgotten else []
+
+    def hear(self, message: bytes, now: float, clock: float) -> None:
+        """Write down what a host, maybe this one, has just told all."""
+        host, news = message[:_HOST_CHARS].decode("latin-1"), message[_HOST_CHARS:]
+        # Channels are those of all databases of a Redis: others may be there that share nothing with this host.
+        if self._ledger is not None and host != self._file.host and host in self._said:
+            self._said[host] = news
+            self._take_said(now, clock, None)
+
+    def _take_said(self, now: float, clock: float, lease: tuple[int, float] | None) -> list[str]:
+        """Write down what the hosts have said last, and this one's lease; return which of them are to be forgotten."""
         ledger = self._ledger
         assert ledger is not None
-        if self._permits is not None:
-            permits, until = self._permits.take(replies.pop(), self._asked_at)
-        found: Mapping[bytes, bytes] = replies.pop()
         self._begin()
         known = None
         try:
-            if self._permits is not None:
-                self._file.set_lease(permits, until)
+            if lease is not None:
+                self._file.set_lease(*lease)
             demand = self._file.demand(now)
-            said = {name.decode("latin-1"): news for name, news in found.items()}
-            is_of_use, forgotten = ledger.take(self._limiter, said, demand, now, clock)
+            is_of_use, forgotten = ledger.take(self._limiter, self._said, demand, now, clock)
             # Who is alone, or has no calls, meets no limit together with others.
             may_meet = ledger.others and demand.running + demand.for_rate
             period_s = self._limiter.exchange_every_s if may_meet else PERIOD_S
-            self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(said)))
+            self.is_listening = period_s < PERIOD_S
+            self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(self._said)))
             if is_of_use:
                 self._file.put_in_use()
             if self._file.is_in_use:
@@ -108,13 +137,13 @@ class UpstreamPart:
             self._file.set_link(is_up=True, hosts=ledger.others + 1)
         finally:
             self._file.end(known)
-        return [("HDEL", _KEY + self.name, *forgotten)] if forgotten else []
+        return forgotten
 
     def miss(self, now: float) -> None:
         """Go on alone, for Redis is away: with the pace and the permits that this host has."""
         ledger = self._ledger
         assert ledger is not None
-        self.period_s = PERIOD_S
+        self.period_s, self.is_listening = PERIOD_S, False
         self._begin()
         known = None
         try:

@@ -39,8 +39,9 @@ _NEVER, _LEASED, KEPT = 0, 1, 2
 # Whether Redis was reached the last time (1: yes, 2: no), and how many hosts were in touch then.
 _LINK_AT: Final = 96
 _LINK = struct.Struct("<BI")
-# When a worker last said that calls wait there.
+# When a worker last said that calls wait there, and when a call was last refused.
 _SAID_AT: Final = 104
+_REFUSED_AT: Final = 112
 WORKERS: Final = 128
 # The calls that each worker has in flight. One word each, written in one go, so that a worker needs no lock to take off
 # what has ended; it adds with the lock held, for others decide by the sum.
@@ -101,6 +102,7 @@ class LimitsFile:
             self._map = map_file(self._fd, SIZE)
             self._words = memoryview(self._map)[:TABLE_AT].cast("I")
             self._said_at = memoryview(self._map)[_SAID_AT : _SAID_AT + 8].cast("d")
+            self._refused_at = memoryview(self._map)[_REFUSED_AT : _REFUSED_AT + 8].cast("d")
             boot = _MAGIC + _read_boot_id()
             if self._map[: len(boot)] != boot:
                 self._map[:] = bytes(SIZE)
@@ -203,6 +205,15 @@ class LimitsFile:
     def set_link(self, *, is_up: bool, hosts: int) -> None:
         """Note whether Redis was reached, and how many hosts share the limits."""
         _LINK.pack_into(self._map, _LINK_AT, 1 if is_up else 2, hosts)
+
+    @property
+    def refused_at(self) -> float:
+        """When a call was last refused on this host, without a lock."""
+        return self._refused_at[0]
+
+    def say_refused(self, now: float) -> None:
+        """Note that a call was refused, for whoever tells other hosts."""
+        self._refused_at[0] = now
 
     def read_notes(self) -> bytes:
         """Return what the worker that speaks for this host noted, for the one after it."""

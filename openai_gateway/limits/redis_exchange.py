@@ -1,7 +1,7 @@
 """Keeps this host in touch with others through Redis: a greenlet exchanges what they share, four times a second.
 
 A part may ask for more, for itself: as long as refusals alone tell of a limit, hosts meet it together, and each is
-refused anew until it hears of the first refusal.
+refused anew until it hears of the first refusal. So of that it tells at once, and another greenlet listens.
 
 No call ever waits for it. In each of the host's workers one runs, but only that of the worker that leads speaks; parts
 are led apart from each other. Redis away: each part is told so, calls go on, and the log has one line, and another when
@@ -24,6 +24,9 @@ from openai_gateway.limits.host_limiter import PERIOD_S
 from openai_gateway.limits.redis_link import Command, Link, RedisAway
 
 _log = logging.getLogger("openai_gateway")
+# So long what is urgent may lie about until it is seen: any of the host's workers may have put it there.
+_LOOK_S: Final = 0.002
+_LISTEN_AGAIN_S: Final = 1.0
 # A part whose period is over but for so little needn't wait for another round.
 _NEARLY: Final = 0.9
 
@@ -34,6 +37,15 @@ class Part(Protocol):
     name: str
     # How long it is from one exchange to the next.
     period_s: float
+    # Where other hosts say what is urgent, and whether it is to be heard now.
+    channel: str
+    is_listening: bool
+
+    def is_urgent(self, now: float) -> bool:
+        """Tell whether the next exchange has to be at once."""
+
+    def hear(self, message: bytes, now: float, clock: float) -> None:
+        """Write down what was said in the channel."""
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
@@ -69,15 +81,16 @@ class RedisExchange:
         self._parts.setdefault(part.name, part)
 
     def start(self) -> None:
-        """Exchange from now on, in a greenlet."""
+        """Exchange from now on, and listen, in greenlets."""
         gevent.spawn(self._run)
+        gevent.spawn(self._listen)
 
     def find_due(self, now: float) -> list[Part]:
-        """Return the parts whose period is over; it begins anew."""
+        """Return the parts whose period is over, or that can't wait for that; it begins anew."""
         due = [
             part
             for part in self._parts.values()
-            if now - self._asked_at.get(part.name, -math.inf) >= _NEARLY * part.period_s
+            if now - self._asked_at.get(part.name, -math.inf) >= _NEARLY * part.period_s or part.is_urgent(now)
         ]
         self._asked_at.update((part.name, now) for part in due)
         return due
@@ -126,7 +139,33 @@ class RedisExchange:
         while True:
             self.once(self.find_due(monotonic()))
             due_at = min((self._asked_at[name] + part.period_s for name, part in self._parts.items()), default=0.0)
-            gevent.sleep(max(self.period_s / 5, due_at - monotonic()))
+            self._wait_until(max(due_at, monotonic() + self.period_s / 5))
+
+    def _wait_until(self, due_at: float) -> None:
+        while (left_s := due_at - (now := monotonic())) > 0 and not any(
+            part.is_urgent(now) for part in self._parts.values()
+        ):
+            is_listening = any(part.is_listening for part in self._parts.values())
+            gevent.sleep(min(left_s, _LOOK_S) if is_listening else left_s)
+
+    def _listen(self) -> None:
+        while True:
+            self.listen_once()
+
+    def listen_once(self) -> None:
+        """Hear what is urgent on other hosts, for a second at most, or see that there is nothing to listen to."""
+        parts = {part.channel: part for part in self._parts.values() if part.is_listening}
+        if not parts:
+            self._link.stop_hearing()
+            gevent.sleep(PERIOD_S)
+            return
+        try:
+            heard = self._link.hear(parts)
+            if heard is not None and self._try(part := parts[heard[0]], part.lead, monotonic()):
+                self._try(part, part.hear, heard[1], monotonic(), self._link.clock())
+        except RedisAway:
+            # Whoever asks says so; without hearing anything at once, it goes on.
+            gevent.sleep(_LISTEN_AGAIN_S)
 
     def _try(self, part: Part, do: Callable[..., Any], *given: Any) -> Any:
         """Return what a part does; None if it can't, such as without its file: other parts, and later rounds, go on."""

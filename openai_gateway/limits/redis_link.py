@@ -1,4 +1,6 @@
-"""The one connection of this process to Redis (or Valkey): commands in one round trip, each bounded in time.
+"""This process's connection to Redis (or Valkey): commands in one round trip, each bounded in time.
+
+Another one is made only to listen, for over one that is told what others say, Redis takes no commands.
 
 Nobody else imports redis-py, an extra (`pip install 'openai_gateway[redis]'`). See also: redis_exchange (when to ask
 what).
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -38,6 +40,12 @@ class Link(Protocol):
     def close(self) -> None:
         """Close the connection until it is needed again."""
 
+    def hear(self, channels: Iterable[str]) -> tuple[str, bytes] | None:
+        """Return what is said next on one of these channels; None if nothing is for a second. Raises RedisAway."""
+
+    def stop_hearing(self) -> None:
+        """Listen no more until `hear` is called again."""
+
 
 class RedisLink:
     """A connection that is made when it is needed, and again after a failure."""
@@ -49,6 +57,8 @@ class RedisLink:
         self._redis: Any = redis
         self._url = url
         self._client: Any = None
+        self._ear: Any = None
+        self._channels: frozenset[str] = frozenset()
         # What this process's monotonic clock lacks to Redis's.
         self._ahead_s = 0.0
 
@@ -56,12 +66,16 @@ class RedisLink:
         """Return the commands' replies, in one round trip. Raises RedisAway."""
         try:
             if self._client is None:
-                self._connect()
+                self._client, self._ahead_s = self._make_client(), -math.inf
             pipeline = self._client.pipeline(transaction=False)
             for command in (("TIME",), *commands):
                 pipeline.execute_command(*command)
             began = monotonic()
-            replies: list[Any] = pipeline.execute()
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            for command, reply in zip((("TIME",), *commands), replies, strict=True):
+                # A user of Redis may have no channels: then others hear of it later.
+                if isinstance(reply, Exception) and command[0] != "PUBLISH":
+                    raise reply
             seconds, microseconds = replies.pop(0)
             self._learn_time(seconds + microseconds / 1e6, began)
         except Exception as error:
@@ -80,24 +94,50 @@ class RedisLink:
         return monotonic() + self._ahead_s
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
-        client, self._client = self._client, None
+        """Close the connection, if there is one; one that listens is made anew, for it may be broken, too."""
+        client, self._client, self._channels = self._client, None, frozenset()
         if client is not None:
             with contextlib.suppress(Exception):
                 client.close()
 
-    def _connect(self) -> None:
+    def hear(self, channels: Iterable[str]) -> tuple[str, bytes] | None:
+        """Return what is said next on one of these channels; None if nothing is for a second. Raises RedisAway."""
+        try:
+            if self._channels != (wanted := frozenset(channels)):
+                self.stop_hearing()
+                self._ear = self._make_client().pubsub(ignore_subscribe_messages=True)
+                self._ear.subscribe(*wanted)
+                for _ in wanted:
+                    # That it is listened to is said for each.
+                    self._ear.get_message(timeout=_TIMEOUT_S)
+                self._channels = wanted
+            heard = self._ear.get_message(timeout=_TIMEOUT_S)
+        except Exception as error:
+            self.stop_hearing()
+            raise RedisAway(_describe(error)) from None
+        except BaseException:
+            self.stop_hearing()
+            raise
+        return (heard["channel"].decode(), heard["data"]) if heard is not None else None
+
+    def stop_hearing(self) -> None:
+        """Close the connection that listens, if there is one."""
+        ear, self._ear, self._channels = self._ear, None, frozenset()
+        if ear is not None:
+            with contextlib.suppress(Exception):
+                ear.close()
+
+    def _make_client(self) -> Any:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        self._client = self._redis.Redis.from_url(
+        return self._redis.Redis.from_url(
             self._url.reveal(),
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        self._ahead_s = -math.inf
 
     def _learn_time(self, told: float, began: float) -> None:
         passed_s = monotonic() - began

@@ -13,6 +13,9 @@ from tests.limits.simulation import CLOCK_AT_S, Gateway, Report, Simulation, Ups
 
 # Redis's clock isn't that of any host.
 AHEAD_S = 1e9
+# From a refusal until others have heard of it, where it is told at once; and how often it is.
+_TOLD_S = 0.004
+_TOLD_EVERY_S = 0.01
 
 
 class Host:
@@ -23,11 +26,34 @@ class Host:
         self.limiter = gateway.limiter = HostLimiter(told, CLOCK_AT_S)
         self.limiter.window.begin_beside(3)
         self.ledger = HostLedger(name, b"")
+        self.told_at = -math.inf
+        gateway.on_refused = self.tell
+        redis.hosts.append(self)
+
+    def tell(self) -> None:
+        """Tell all at once that a call was refused."""
+        simulation = self.gateway.simulation
+        if self.limiter.exchange_every_s < PERIOD_S and simulation.now - self.told_at >= _TOLD_EVERY_S:
+            self.told_at = simulation.now
+            simulation.later(_TOLD_S, self.say)
+
+    def say(self) -> None:
+        now = self.gateway.simulation.clock
+        if not self.redis.is_away(self.gateway.simulation.now):
+            demand, clock = self.demand, now + AHEAD_S - self.redis.behind_s(self.gateway.simulation.now)
+            self.redis.said[self.name] = self.ledger.to_news(self.limiter, demand.for_rate, now, clock)
+            for host in self.redis.hosts:
+                if host is not self:
+                    host.ledger.take(host.limiter, dict(self.redis.said), host.demand, now, clock)
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.gateway.running, 0, len(self.gateway.waiting))
 
     def exchange(self) -> None:
         simulation, limiter = self.gateway.simulation, self.limiter
         simulation.later(limiter.exchange_every_s, self.exchange)
-        now, demand = simulation.clock, Demand(self.gateway.running, 0, len(self.gateway.waiting))
+        now, demand = simulation.clock, self.demand
         if self.redis.is_away(simulation.now):
             self.ledger.miss(limiter, now)
             return
@@ -49,6 +75,7 @@ class Redis:
         set_back: tuple[float, float] = (math.inf, 0.0),
     ) -> None:
         self.said: dict[str, bytes] = {}
+        self.hosts: list[Host] = []
         self.away = away
         self.is_forgetful = is_forgetful
         self._set_back = set_back

@@ -272,6 +272,7 @@ class Gateway:
         self.waiting: list[tuple[float, int, Call]] = []
         self.running = 0
         self.timer = math.inf
+        self.on_refused: Callable[[], None] = lambda: None
 
     def add(self, call: Call) -> None:
         heapq.heappush(self.waiting, (call.number // 4 * 1000 + call.caller, next(self.simulation.order), call))
@@ -325,6 +326,7 @@ class Gateway:
             self.simulation.later(wait_s, lambda: self.again(call))
         else:
             self.again(call)
+        self.on_refused()
         self.pump()
 
     def again(self, call: Call) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from openai_gateway.config.secret import Secret
-from openai_gateway.limits.attempts import ConfiguredLimits
+from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.limits_file import TABLE_AT, WORKER
@@ -21,6 +21,7 @@ from openai_gateway.limits.news import Amounts, HostNews
 from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
+from openai_gateway.wire.rate_limits import Refusal
 from tests.support.redis_server import needs_redis, run_redis
 
 
@@ -30,6 +31,8 @@ class _Link:
     def __init__(self) -> None:
         self.why = ""
         self.asked: list[Command] = []
+        self.said: list[tuple[str, bytes]] = []
+        self.heard: list[set[str]] = []
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         if self.why:
@@ -45,17 +48,35 @@ class _Link:
     def close(self) -> None:
         pass
 
+    def hear(self, channels: Iterable[str]) -> tuple[str, bytes] | None:
+        self.heard.append(set(channels))
+        if self.why:
+            raise RedisAway(self.why)
+        return self.said.pop() if self.said else None
+
+    def stop_hearing(self) -> None:
+        self.heard.append(set())
+
 
 class _Part:
     def __init__(self, name: str) -> None:
         self.name = name
+        self.channel = f"of {name}"
         self.period_s = 0.25
+        self.is_listening = self.has_urgent = False
+        self.heard: list[bytes] = []
         self.leads = True
         self.took: list[list[Any]] = []
         self.missed = 0
 
     def lead(self, now: float) -> bool:
         return self.leads
+
+    def is_urgent(self, now: float) -> bool:
+        return self.has_urgent
+
+    def hear(self, message: bytes, now: float, clock: float) -> None:
+        self.heard.append(message)
 
     def make_commands(self, now: float, clock: float) -> list[Command]:
         return [("GET", self.name), ("GET", self.name)]
@@ -105,6 +126,31 @@ def test_part_may_ask_for_exchanges_more_often_for_itself() -> None:
         exchange.once(exchange.find_due(10.0 + 0.05 * round_))
     assert len(parts[1].took) == 100
     assert len(parts[0].took) == 20, "the other didn't ask for it"
+
+
+def test_part_with_something_urgent_is_exchanged_before_its_time() -> None:
+    exchange, parts = RedisExchange(_Link()), [_Part("one"), _Part("two")]
+    for part in parts:
+        exchange.add(part)
+    exchange.find_due(10.0)
+    assert not exchange.find_due(10.001)
+    parts[1].has_urgent = True
+    assert exchange.find_due(10.001) == [parts[1]]
+
+
+def test_what_is_said_in_a_channel_is_heard_by_the_part_that_listens_and_by_no_other() -> None:
+    link = _Link()
+    exchange, parts = RedisExchange(link), [_Part("one"), _Part("two"), _Part("three")]
+    for part in parts:
+        exchange.add(part)
+    exchange.listen_once()
+    parts[0].is_listening = parts[1].is_listening = True
+    link.said = [("of two", b"news")]
+    for why in ("", "", "refused", ""):
+        link.why = why
+        exchange.listen_once()
+    assert [part.heard for part in parts] == [[], [b"news"], []]
+    assert link.heard == [set(), *[{"of one", "of two"}] * 4]
 
 
 class _CannotAsk(_Part):
@@ -263,6 +309,83 @@ def test_hosts_know_each_other_and_their_charges_before_any_has_met_a_limit(tmp_
             assert shared.link == (True, 2)
         # The seven that were told, and some by the other's rate, if this machine has stood still since.
         assert 7.0 <= hosts[0][1]._limiter.others.requests < 14.0
+
+
+@needs_redis
+@pytest.mark.parametrize("has_channels", [True, False])
+def test_refusal_on_one_host_is_heard_by_another_at_once(tmp_path: Path, *, has_channels: bool) -> None:
+    """Without a user that may say it, the other hears of it the next time that it asks."""
+    with run_redis(tmp_path) as redis:
+        if not has_channels:
+            redis.ask("ACL", "SETUSER", "default", "-publish", "-subscribe")
+        hosts = []
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            shared, part = _part(tmp_path / name / "limits", None)
+            shared.join(0)
+            shared.count(1)
+            link = RedisLink(Secret(redis.url))
+            exchange = RedisExchange(link)
+            exchange.add(part)
+            hosts.append((shared, part, exchange, link))
+        for _ in range(2):
+            for *_, exchange, _ in hosts:
+                exchange.once()
+        (one, part, exchange, _), (_, other, listening, link) = hosts
+        assert part.is_listening
+        assert other.is_listening
+        listening.listen_once()
+        now = time.monotonic()
+        one.begin()
+        for _ in range(2):
+            part._limiter.refuse(part._limiter.start(1.0, 9, now), {}, Refusal(kind="requests"), Tries(), now)
+        one.end(part._limiter.to_known(is_whole=True))
+        assert exchange.find_due(now + 1.0) == [part]
+        assert not exchange.find_due(now + 1.0)
+        one.say_refused(now)
+        exchange.once(exchange.find_due(now + 1.0))
+        assert not exchange.find_due(now + 1.0), "it is told once"
+        if has_channels:
+            listening.listen_once()
+        else:
+            with pytest.raises(RedisAway):
+                link.hear([other.channel])
+            listening.once()
+        assert other._limiter._unexplained_elsewhere == pytest.approx(now, abs=0.1)
+        link.stop_hearing()
+
+
+def test_host_in_another_database_of_the_same_redis_is_not_heard(tmp_path: Path) -> None:
+    shared, part = _part(tmp_path / "limits", None)
+    shared.join(1)
+    now, clock = time.monotonic(), 1e9
+    assert part.lead(now)
+    part.make_commands(now, clock)
+    hosts = ["1" * 32, "2" * 32]
+    news = [msgspec.msgpack.encode(HostNews(clock + age_s, 1, Amounts(), 0, {})) for age_s in (0.0, 0.1)]
+    part.take([{hosts[0].encode(): news[0]}], now, clock)
+    for host in hosts:
+        part.hear(host.encode() + news[1], now, clock + 0.1)
+    assert part._said == {hosts[0]: news[1]}
+
+
+@needs_redis
+def test_listening_goes_on_after_redis_was_away(tmp_path: Path) -> None:
+    with run_redis(tmp_path) as redis:
+        link = RedisLink(Secret(redis.url))
+        assert link.hear(["one"]) is None
+        redis.ask("PUBLISH", "one", "first")
+        assert link.hear(["one"]) == ("one", b"first")
+        redis.stop()
+        with pytest.raises(RedisAway):
+            link.hear(["one"])
+        redis.start()
+        assert link.hear(["one", "two"]) is None
+        redis.ask("PUBLISH", "two", "second")
+        assert link.hear(["one", "two"]) == ("two", b"second")
+        assert link.ask([("INFO", "clients")])[0]["connected_clients"] == 2
+        link.stop_hearing()
+        link.close()
 
 
 def test_the_more_hosts_redis_has_to_tell_of_the_rarer_it_is_asked(tmp_path: Path) -> None:

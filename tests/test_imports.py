@@ -35,6 +35,8 @@ _NOT_IN_A_WORKER = {
 }
 _NOT_FOR_HELP = {
     *_NOT_IN_A_WORKER - {"openai_gateway.cli"},
+    "click.shell_completion",
+    "difflib",
     "email",
     "flask",
     "gevent",

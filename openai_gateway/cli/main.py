@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from openai_gateway import __version__
 from openai_gateway.cli import exits
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _COMMANDS: Final = {
     "bench": "Measure calls/s and latency of a gateway, and what it adds to its upstream.",
@@ -63,9 +64,11 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that the arguments name; of a misspelt one, say which is near."""
-        near = difflib.get_close_matches(args[0], _COMMANDS, 1) if args[0] not in _COMMANDS else []
-        if near:
-            ctx.fail(f"No such command {args[0]!r} (did you mean {near[0]!r}?)")
+        if args[0] not in _COMMANDS:
+            from difflib import get_close_matches
+
+            for near in get_close_matches(args[0], _COMMANDS, 1):
+                ctx.fail(f"No such command {args[0]!r} (did you mean {near!r}?)")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -75,6 +78,8 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return what `incomplete` may become, without importing the commands."""
+        from click.shell_completion import CompletionItem
+
         found = [CompletionItem(name, help=what) for name, what in _COMMANDS.items() if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 

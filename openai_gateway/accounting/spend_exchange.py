@@ -70,6 +70,7 @@ class SpendPart:
         self._asked: list[bytes] = []
         self._turn = 0
         self._is_away = False
+        self.wake: Callable[[], None] = lambda: None
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host; as long as nobody has a budget, there is nothing to say."""

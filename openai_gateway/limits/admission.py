@@ -51,6 +51,7 @@ class Admission:
         self._learns = server.learn_limits
         self.limiter = Limiter(self._told, monotonic())
         self._shared: SharedLimits | None = None
+        self._part: UpstreamPart | None = None
         bounds = Bounds(
             server.max_concurrent_requests,
             server.max_concurrent_requests_total,
@@ -94,7 +95,8 @@ class Admission:
             path = derive_limits_path(server.openai_base_url, key or "", server.openai_model)
             self._shared = SharedLimits(path, is_leased=has_hosts)
             self.queue.share(self._shared, at_once=has_hosts)
-            return UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None
+            self._part = UpstreamPart(path, self._told, total, monotonic()) if has_hosts else None
+            return self._part
         except OSError as error:
             what = "limits and max_concurrent_requests_total are" if total is not None else "limits are"
             _log.warning("%s each worker's own: no file to share them (%s)", what, error)
@@ -225,8 +227,8 @@ class Admission:
         self._use.refuse(sent.at, sent.tokens)
         refusal = read_refusal(outcome.headers, body, time())
         wait_s = self.queue.refuse(sent, self._read_limits(outcome.headers), refusal, queued.tries, now)
-        if self._shared is not None:
-            self._shared.say_refused(now)
+        if self._part is not None:
+            self._part.say_refused(now)
         return wait_s
 
     def under_way(self) -> UnderWay:

@@ -9,7 +9,7 @@ once: whoever hears of it later is refused, too. See also: sharing (the workers'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ class UpstreamPart:
         self._said: dict[str, bytes] = {}
         # Whether hosts tell each other of refusals at once; of which one this host has told last, and when.
         self.is_listening = False
+        self.wake: Callable[[], None] = lambda: None
         self._told_refused_at, self._hurried_at = self._file.refused_at, -math.inf
 
     def lead(self, now: float) -> bool:
@@ -61,6 +62,12 @@ class UpstreamPart:
         elif self._ledger is None:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
         return is_leading
+
+    def say_refused(self, now: float) -> None:
+        """Have the others hear at once, from whichever worker speaks for this host, that a call was refused here."""
+        self._file.say_refused(now)
+        if self.is_listening:
+            self.wake()
 
     def is_urgent(self, now: float) -> bool:
         """Tell whether a call was refused of which the others are to hear at once."""
@@ -127,7 +134,7 @@ class UpstreamPart:
             # Who is alone, or has no calls, meets no limit together with others.
             may_meet = ledger.others and demand.running + demand.for_rate
             period_s = self._limiter.exchange_every_s if may_meet else PERIOD_S
-            self.is_listening = period_s < PERIOD_S
+            self.is_listening = bool(may_meet) and self._limiter.is_untold
             self.period_s = min(PERIOD_S, max(period_s, _PERIOD_OF_HOST_S * len(self._said)))
             if is_of_use:
                 self._file.put_in_use()

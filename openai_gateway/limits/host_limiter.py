@@ -19,8 +19,7 @@ from openai_gateway.limits.limiter import SOON_S, Limiter
 from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 
 PERIOD_S: Final = 0.25
-# Where refusals alone tell of a limit, and at first, when hosts that begin together would all meet it.
-_UNTOLD_PERIOD_S: Final = 0.05
+# At first, when hosts that begin together share what is left.
 _FIRST_PERIOD_S: Final = 0.02
 _FIRST_CALLS: Final = 2000
 # Only what is so much newer than what is known is worth to be taken over.
@@ -53,13 +52,16 @@ class HostLimiter(Limiter):
         return Amounts(self.requests.others, self.tokens.others)
 
     @property
+    def is_untold(self) -> bool:
+        """Tell whether refusals alone tell of a limit, or may tell of one: not where many calls have met none."""
+        is_told = not self._learns or self.requests.is_known or self.tokens.is_known
+        return not is_told and (self.blind.is_known or self.window.is_held or self._number < _FIRST_CALLS)
+
+    @property
     def exchange_every_s(self) -> float:
         """How often hosts have to hear of each other while there are calls."""
-        if not self._learns or self.requests.is_known or self.tokens.is_known:
-            return PERIOD_S
-        if self.blind.is_known or self.window.is_held:
-            return _UNTOLD_PERIOD_S
-        return _FIRST_PERIOD_S if self._number < _FIRST_CALLS else PERIOD_S
+        is_first = self.is_untold and not (self.blind.is_known or self.window.is_held)
+        return _FIRST_PERIOD_S if is_first else PERIOD_S
 
     def hear(self, others: Amounts, per_s: Amounts, now: float) -> None:
         """Charge what other hosts have charged by now, in all, and from now on what they add a second."""

@@ -19,13 +19,14 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 import gevent
+from gevent.event import Event
 
 from openai_gateway.limits.host_limiter import PERIOD_S
 from openai_gateway.limits.redis_link import Command, Link, RedisAway
 
 _log = logging.getLogger("openai_gateway")
-# So long what is urgent may lie about until it is seen: any of the host's workers may have put it there.
-_LOOK_S: Final = 0.002
+# What is urgent in another worker of this host is seen within so long.
+_LOOK_S: Final = 0.01
 _LISTEN_AGAIN_S: Final = 1.0
 # A part whose period is over but for so little needn't wait for another round.
 _NEARLY: Final = 0.9
@@ -40,6 +41,8 @@ class Part(Protocol):
     # Where other hosts say what is urgent, and whether it is to be heard now.
     channel: str
     is_listening: bool
+    # To be called if an exchange has to be at once.
+    wake: Callable[[], None]
 
     def is_urgent(self, now: float) -> bool:
         """Tell whether the next exchange has to be at once."""
@@ -70,6 +73,7 @@ class RedisExchange:
         self._next: list[Command] = []
         self._is_up: bool | None = None
         self._broken: set[str] = set()
+        self._woken = Event()
 
     @property
     def period_s(self) -> float:
@@ -79,6 +83,7 @@ class RedisExchange:
     def add(self, part: Part) -> None:
         """Exchange this, too; servers with the same upstream, key and model have one part between them."""
         self._parts.setdefault(part.name, part)
+        part.wake = self._woken.set
 
     def start(self) -> None:
         """Exchange from now on, and listen, in greenlets."""
@@ -146,7 +151,8 @@ class RedisExchange:
             part.is_urgent(now) for part in self._parts.values()
         ):
             is_listening = any(part.is_listening for part in self._parts.values())
-            gevent.sleep(min(left_s, _LOOK_S) if is_listening else left_s)
+            self._woken.wait(min(left_s, _LOOK_S) if is_listening else left_s)
+            self._woken.clear()
 
     def _listen(self) -> None:
         while True:

@@ -33,7 +33,7 @@ class Host:
     def tell(self) -> None:
         """Tell all at once that a call was refused."""
         simulation = self.gateway.simulation
-        if self.limiter.exchange_every_s < PERIOD_S and simulation.now - self.told_at >= _TOLD_EVERY_S:
+        if self.limiter.is_untold and simulation.now - self.told_at >= _TOLD_EVERY_S:
             self.told_at = simulation.now
             simulation.later(_TOLD_S, self.say)
 

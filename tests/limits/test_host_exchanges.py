@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class _Part:
         self.period_s = 0.25
         self.is_listening = self.has_urgent = False
         self.heard: list[bytes] = []
+        self.wake: Callable[[], None] = lambda: None
         self.leads = True
         self.took: list[list[Any]] = []
         self.missed = 0
@@ -342,7 +343,8 @@ def test_refusal_on_one_host_is_heard_by_another_at_once(tmp_path: Path, *, has_
         one.end(part._limiter.to_known(is_whole=True))
         assert exchange.find_due(now + 1.0) == [part]
         assert not exchange.find_due(now + 1.0)
-        one.say_refused(now)
+        part.say_refused(now)
+        assert exchange._woken.is_set(), "here it need not even be looked for"
         exchange.once(exchange.find_due(now + 1.0))
         assert not exchange.find_due(now + 1.0), "it is told once"
         if has_channels:

@@ -53,7 +53,7 @@ def _until(check: Callable[[], bool]) -> None:
 
 
 def test_one_call_asks_while_the_others_wait() -> None:
-    away, give_up = Away(first_ask_s=0.02), Event()
+    away, give_up = Away(first_ask_s=1.0), Event()
     away.answer()
     waiting = _spawn(away, 50, give_up)
     _until(lambda: any(each.ready() for each in waiting))

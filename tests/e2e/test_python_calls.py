@@ -47,6 +47,11 @@ OF_THE_MOMENT = {
     "upstream/recorder.py:settle",
     # Timers, on a machine so busy that a call takes as long.
     "server/waits.py:tick",
+    "transport/ticker.py:_tick",
+    "transport/ticker.py:add",
+    "transport/watch.py:tick",
+    "transport/watch.py:_rest",
+    "transport/watch.py:_look_again",
     "wire/rate_limits.py:<genexpr>",
     "wire/rate_limits.py:_read_number",
 }

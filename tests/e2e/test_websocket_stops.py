@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,6 +51,19 @@ def _begin(url: str, lanes: list[str], headers: str = "") -> RawWebSocket:
     return client
 
 
+def _listens(pid: int, url: str) -> bool:
+    """Tell whether a process has the socket open that listens at this port."""
+    address = f":{int(url.rpartition(':')[2]):04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(address) and line[3] == "0A"}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        # It may be closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(path) in listening:
+                return True
+    return False
+
+
 def _read_usage(folder: Path) -> list[tuple[str, int | None, str | None]]:
     path = folder / "usage.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -80,10 +94,12 @@ def test_reload_lets_responses_finish_and_idle_connections_reconnect(lanes: list
     with run_upstream(_begin_only) as upstream, run_gateway(tmp_path, upstream.url, settings) as gateway:
         client, idle = _begin(gateway.url, lanes), open_websocket(gateway.url)
         old = gateway.inspect()["pid"]
+        assert _listens(old, gateway.url)
         gateway.send_signal(signal.SIGHUP)
         assert idle.receive_all() == ([], 1012)
         idle.leave()
-        eventually(lambda: gateway.inspect()["pid"] != old)
+        # Told to stop, a worker may accept another connection within a second.
+        eventually(lambda: not _listens(old, gateway.url))
         another = _begin(gateway.url, lanes)
         client.send({"type": "finish"})
         events, code = client.receive_all()

@@ -21,7 +21,8 @@ from typing import Any, Final
 import gevent
 from gevent.monkey import get_original
 
-RECEIVE_BYTES: Final = 65536
+# Below 128 KB, from which on the C library maps memory anew for each.
+RECEIVE_BYTES: Final = 120 * 1024
 _READ: Final = 1
 _WRITE: Final = 2
 _poll = get_original("select", "poll")

@@ -2,7 +2,10 @@
 
 An `ssl.SSLSocket` would do its own reading and waiting on the socket. Here TLS works on two buffers in memory instead
 (`ssl.MemoryBIO`): what the socket receives is put into `_incoming`, what TLS wants sent is taken from `_outgoing`, and
-the socket is read, written and waited for by `connection`, so that pump, pool and exchange know no difference.
+the socket is read, written and waited for by `connection`, so that pump, pool and exchange know no difference. A TLS
+buffer keeps the greatest size that it ever had, so little is put into it at a time; what all of it decrypts to is
+gathered in one place for all connections, as nothing waits meanwhile: one piece for the client, and no memory of a
+connection's own.
 
 States: shaking hands -> open -> ended (`_ended`: the peer said goodbye, or the socket is at its end; bytes that were
 received before are still given out). Three things are other than with plain bytes. A readable socket may hold half a
@@ -46,15 +49,19 @@ def make_context(
     return context
 
 
-# The most that one read can give, and what is encrypted at a time.
+# The most that one read can give; what is put into a buffer of TLS's at a time, encrypted or to be.
 _RECORD_BYTES: Final = 16384
+_TAKE_BYTES: Final = 2 * _RECORD_BYTES
 _PIECE_BYTES: Final = 4 * _RECORD_BYTES
+_taken: Final = memoryview(bytearray(_TAKE_BYTES))
+# With room for the rest of a record that began earlier, and for the take that went beyond.
+_decrypted: Final = memoryview(bytearray(RECEIVE_BYTES + _TAKE_BYTES + _RECORD_BYTES))
 
 
 class TlsConnection(Connection):
     """A connection whose bytes go through TLS; same waiting, same calls."""
 
-    __slots__ = ("_callback", "_early", "_ended", "_incoming", "_outgoing", "_sending", "_tls")
+    __slots__ = ("_broken", "_callback", "_early", "_ended", "_incoming", "_outgoing", "_sending", "_tls")
 
     def __init__(self, sock: _socket.socket, context: ssl.SSLContext, hostname: str, session: Any) -> None:
         super().__init__(sock)
@@ -63,6 +70,8 @@ class TlsConnection(Connection):
         self._ended = False
         self._sending = False
         self._early: bytes | None = None
+        # The socket's error, which it tells once, if there were bytes to give out first.
+        self._broken: OSError | None = None
         self._callback: Any = None
 
     @property
@@ -83,7 +92,7 @@ class TlsConnection(Connection):
                 break
         if self._incoming.pending:
             # It came with the end of the handshake: everything later is read when it comes.
-            self._early = self._read_all() or None
+            self._early = self._gather(b"", 0, 0) or None
 
     def receive(self, most_bytes: int = RECEIVE_BYTES) -> bytes | None:
         """Return decrypted bytes; see Connection. An end without TLS's close is an end all the same."""
@@ -93,45 +102,71 @@ class TlsConnection(Connection):
         if self._ended:
             return b""
         try:
-            raw = self._sock.recv(most_bytes)
+            raw = self._sock.recv(_TAKE_BYTES)
         except BlockingIOError:
             return None
         if raw:
             self._incoming.write(raw)
+        elif self._broken is not None:
+            raise self._broken
         else:
             self._note_end()
-        return self._read_all()
+        try:
+            piece = self._tls.read(_RECORD_BYTES) or self._end()
+            # Most often that was all: asking once more to be told so would cost as much as the bytes.
+            if self._incoming.pending or len(raw) == _TAKE_BYTES:
+                piece = self._gather(piece, len(raw), most_bytes)
+        except ssl.SSLWantReadError:
+            piece = b""
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            piece = self._end()
+        if self._outgoing.pending and not self._sending:
+            self._flush()
+        return piece or (b"" if self._ended else None)
 
     def find_receiver(self) -> Callable[[int], bytes | None]:
         """See Connection."""
         return self.receive
 
-    def _read_all(self) -> bytes | None:
-        """Return all that can be decrypted, as `receive` does: what is left makes no socket readable again."""
-        read, incoming = self._tls.read, self._incoming
-        pieces = []
+    def _gather(self, first: bytes, taken: int, most_bytes: int) -> bytes:
+        """Return all that can be decrypted, after what was in the first record.
+
+        What is left would make no socket readable again. The socket is read on as long as it gives all that it is
+        asked for, and it is `most_bytes` in about.
+        """
+        length = len(first)
+        _decrypted[:length] = first
+        while True:
+            length = self._decrypt(length)
+            if taken < _TAKE_BYTES or length >= most_bytes or self._ended:
+                break
+            try:
+                taken = self._sock.recv_into(_taken)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._broken = error
+                break
+            self._incoming.write(_taken[:taken])
+        return bytes(_decrypted[:length])
+
+    def _decrypt(self, length: int) -> int:
+        """Put what can be decrypted behind the `length` bytes that were before; return where it ends."""
+        read: Any = self._tls.read
         try:
-            while piece := read(_RECORD_BYTES):
-                # Asking once more to be told that there is nothing costs as much as the bytes.
-                if not incoming.pending and not self._ended:
-                    break
-                pieces.append(piece)
-            else:
-                self._ended = True
+            while self._incoming.pending and not self._ended:
+                length += read(_RECORD_BYTES, _decrypted[length:]) or len(self._end())
         except ssl.SSLWantReadError:
-            piece = b""
+            pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            piece, self._ended = b"", True
-        if self._outgoing.pending and not self._sending:
-            self._flush()
-        if pieces:
-            piece = b"".join([*pieces, piece])
-        if not self._ended:
-            return piece or None
-        if piece:
-            # The socket won't become readable once more for the end.
-            self._announce()
-        return piece
+            self._end()
+        return length
+
+    def _end(self) -> bytes:
+        self._ended = True
+        # The socket won't become readable once more for it.
+        self._announce()
+        return b""
 
     def wait_readable(self) -> None:
         """See Connection; returns at once if there is something to `receive` already."""

@@ -61,6 +61,25 @@ def test_stream_arrives_event_by_event(secure: tuple[Gunicorn, ScriptedUpstream]
     assert arrived[-1] - arrived[0] > 0.3
 
 
+@pytest.mark.parametrize("chunk_bytes", [150, 3991, 16_000])
+def test_stream_that_comes_flat_out_arrives_whole(secure: tuple[Gunicorn, ScriptedUpstream], chunk_bytes: int) -> None:
+    """With borders of chunks within events, as behind nginx, and more at once than the gateway takes in."""
+    gateway, upstream = secure
+    whole = b"".join(b'data: {"n": %d, "text": "%b"}\n\n' % (number, b"x" * (number % 90)) for number in range(9000))
+    wire = b"".join(to_chunk(whole[at : at + chunk_bytes]) for at in range(0, len(whole), chunk_bytes)) + LAST_CHUNK
+
+    def stream(talk: Conversation) -> None:
+        while talk.read_request() is not None:
+            talk.send(STREAM_HEAD + wire)
+
+    upstream.script = stream
+    for _ in range(3):
+        with requests.post(
+            gateway.url + PATHS["chat"], json=to_request_body("chat", stream=True), timeout=60
+        ) as answer:
+            assert answer.content == whole
+
+
 def test_large_body_arrives_whole_both_ways(secure: tuple[Gunicorn, ScriptedUpstream]) -> None:
     gateway, upstream = secure
     large = json.dumps({"x": "y" * 6_000_000}).encode()

@@ -100,6 +100,34 @@ def test_part_of_a_record_is_nothing_yet(pair: tuple[TlsConnection, Peer]) -> No
     assert piece == b""
 
 
+def test_records_that_are_in_come_as_one_piece(pair: tuple[TlsConnection, Peer]) -> None:
+    link, peer = pair
+    records = [bytes([number]) * 1500 for number in range(60)]
+    wire = peer.tickets + b"".join(map(peer.encrypt, records))
+    peer.sock.sendall(wire[:-1])
+    assert link.receive() == b"".join(records[:-1])
+    peer.sock.sendall(wire[-1:])
+    assert link.receive() == records[-1]
+    assert link.receive() is None
+
+
+def test_reset_is_told_after_all_that_came_before_it(pair: tuple[TlsConnection, Peer]) -> None:
+    """Also if the socket tells it while it is read on: it tells an error only once, and then an end."""
+    link, peer = pair
+    peer.sock.sendall(peer.tickets)
+    assert link.receive() is None
+    assert link.send(b"never read, so that closing resets the connection")
+    # Two records that are as long as what a socket is asked for at a time.
+    pieces = [letter * (16_384 - 22) for letter in (b"a", b"b")]
+    wire = b"".join(map(peer.encrypt, pieces))
+    assert len(wire) == 32_768
+    peer.sock.sendall(wire)
+    peer.sock.close()
+    assert link.receive() == b"".join(pieces)
+    with pytest.raises(ConnectionResetError):
+        link.receive()
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["with a goodbye", "without a goodbye"])
 def test_late_tickets_make_no_connection_stale_but_its_end_does(
     pair: tuple[TlsConnection, Peer], *, is_told: bool

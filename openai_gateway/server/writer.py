@@ -135,9 +135,8 @@ class RelayWriter(Response):  # type: ignore[misc]
         return b"" if sent == len(frame) else memoryview(frame)[sent:]
 
     def find_chunk_sender(self) -> Callable[[bytes], int] | None:
-        """Return what sends whole chunks as they are; None if the head isn't out or the body doesn't go in chunks."""
-        is_in_chunks = self.headers_sent and not self._head and self.chunked and not self._omits_body
-        return self.sock._sock.send if is_in_chunks else None
+        """Return what sends whole chunks as they are, once the head is out; None if the body doesn't go in chunks."""
+        return self.sock._sock.send if self.chunked and not self._omits_body else None
 
     def count_sent(self, length: int) -> None:
         """Count bytes of body that went out past this."""

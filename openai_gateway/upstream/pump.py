@@ -36,6 +36,8 @@ from openai_gateway.wire.tail import Tail
 _COMMENT: Final = b": waiting for the upstream\n"
 # A piece that doesn't end with a chunk's end: if it is smaller than this, decoding it takes less than passing it on.
 _LARGE_BYTES: Final = 1024
+# So it is with the first piece, which has to be put behind the head.
+_LARGE_FIRST_BYTES: Final = 16 * 1024
 
 
 class Sink(Protocol):
@@ -48,7 +50,10 @@ class Sink(Protocol):
         """Send of the payload's frame what the socket takes at once and return the rest. Raises OSError."""
 
     def find_chunk_sender(self) -> Callable[[bytes], int] | None:
-        """Return what sends whole chunks as they are, as a socket's `send`; None if the body doesn't go in chunks."""
+        """Return what sends whole chunks as they are, as a socket's `send`; None if the body doesn't go in chunks.
+
+        The head has to go before them.
+        """
 
     def count_sent(self, length: int) -> None:
         """Count bytes of body that went out past this."""
@@ -125,10 +130,9 @@ class Pump:
 
     def run(self) -> None:
         """Relay until the body's end. Raises PeerError, Cancelled, and OSError for the client's side."""
-        # The status goes out now, with the first bytes of the body only if they are here already.
-        self._offer((self._raw.receive() if self._raw.received else None) or b"")
         if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
             self._chunks, self._send = self._decoder, self._sink.find_chunk_sender()
+        self._start()
         heartbeat_s = self._watch.timeouts.heartbeat_s
         if heartbeat_s is not None and takes_events(self._raw.head.known):
             self._heartbeat = Heartbeat(heartbeat_s, self._count_passed, self._beat)
@@ -151,6 +155,21 @@ class Pump:
                 self._heartbeat.stop()
             self._tail.length += self._passed
             self._sink.count_sent(self._passed)
+
+    def _start(self) -> None:
+        """Send the status now, with the first bytes of the body only if they are here already."""
+        received = self._raw.received
+        if self._chunks and self._send and len(received) > _LARGE_FIRST_BYTES:
+            frame, length = self._note_torn(received, self._chunks)
+            if length:
+                self._raw.received = b""
+                self._passed += length
+                try:
+                    self._rest = memoryview(frame)[self._send(frame) :]
+                except BlockingIOError:
+                    self._rest = frame
+                return
+        self._offer((self._raw.receive() if received else None) or b"")
 
     def _send_rest(self) -> None:
         if self._rest:
@@ -232,8 +251,8 @@ class Pump:
     def _note_torn(self, piece: bytes, decoder: ChunkedDecoder) -> tuple[bytes, int]:
         """Note a large piece that begins or ends within a chunk, or has the last one; return it framed for the client.
 
-        The number returned is that of the body bytes in its whole chunks. If it is 0, the piece is returned as it came,
-        and has to be decoded.
+        After the head, if that isn't out. The number returned is that of the body bytes in its whole chunks. If it is
+        0, the piece is returned as it came, and has to be decoded.
         """
         chunks, length, after = self._raw.pass_on(piece)
         if not length:
@@ -241,9 +260,9 @@ class Pump:
         self._tail.add_chunks(chunks, decoder.mark)
         if after:
             self._tail.add(after)
-        if after or decoder.done:
-            chunks += self._sink.to_frame(after, is_last=decoder.done)
-        return chunks, length
+        head = self._sink.to_frame(b"", is_last=False)
+        end = self._sink.to_frame(after, is_last=decoder.done) if after or decoder.done else b""
+        return b"".join((head, chunks, end)), length
 
     def _offer(self, payload: bytes) -> None:
         if self.before_end is not None and self._decoder.done:

@@ -37,7 +37,6 @@ def test_chunks_that_go_past_it_are_counted() -> None:
     sock = _Socket()
     writer = _writer(sock)
     writer.start_response("200 OK", [])
-    assert writer.find_chunk_sender() is None, "the head isn't out"
     writer.offer(b"ab", is_last=False)
     send = writer.find_chunk_sender()
     assert send is not None
@@ -45,6 +44,21 @@ def test_chunks_that_go_past_it_are_counted() -> None:
     writer.count_sent(2)
     writer.close()
     assert sock.got.endswith(b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n")
+    assert writer.sent == 4
+
+
+def test_chunks_may_be_sent_after_a_head_by_itself() -> None:
+    sock = _Socket()
+    writer = _writer(sock)
+    writer.start_response("200 OK", [])
+    send = writer.find_chunk_sender()
+    assert send is not None
+    send(writer.to_frame(b"", is_last=False) + b"2\r\nab\r\n")
+    writer.count_sent(2)
+    writer.offer(b"cd", is_last=False)
+    writer.close()
+    assert sock.got.endswith(b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n")
+    assert sock.got.count(b"HTTP/1.1 200 OK") == 1
     assert writer.sent == 4
 
 

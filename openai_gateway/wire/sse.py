@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Final
 
 from openai_gateway.errors import GatewayError
 from openai_gateway.wire.api import Api
+
+_LAST_BYTES: Final = 4 * 1024
+_LAST_EVENTS: Final = 4
 
 
 @lru_cache(maxsize=64)
@@ -44,3 +48,12 @@ def make_closing_event(error: GatewayError, *, api: Api, tail: bytes) -> bytes:
     else:
         event = b"data: " + json.dumps(form).encode() + b"\n\n"
     return event if is_at_boundary(tail) else b"\n\n" + event
+
+
+def find_last_events(piece: bytes) -> bytes:
+    """Return the last 4 KB of a piece, from an event's beginning on; `b""` if fewer than four events begin there.
+
+    Comments are no events. The last one may be torn.
+    """
+    start = piece.find(b"\n\n", max(0, len(piece) - _LAST_BYTES)) + 2
+    return piece[start:] if start > 1 and piece.count(b"\ndata:", start - 1) >= _LAST_EVENTS else b""

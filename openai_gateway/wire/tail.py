@@ -4,7 +4,7 @@ Strategy: an answer is never buffered. Token counts and service tier stand at an
 beginning, and there may be megabytes between them. So a *window* of the last bytes is kept, and the beginning of what
 the window begins within: of the line, if the answer is a stream of events, of the whole answer otherwise. Most events
 are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
-large, or ends within an event, goes into the window, together with what was kept until then.
+large, or ends within an event, goes into the window, behind what was kept until then if its own events are too few.
 
 Pure: the clock (monotonic seconds) is an argument. See also: usage (which reads the report).
 """
@@ -17,7 +17,7 @@ from typing import Final
 
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head
-from openai_gateway.wire.sse import is_event_stream
+from openai_gateway.wire.sse import find_last_events, is_event_stream
 
 Clock = Callable[[], float]
 SMALL_BYTES: Final = 4 * 1024
@@ -80,10 +80,14 @@ class Tail:
             # Events enough: what came before doesn't matter any more.
             chunks = chunks[mark:]
             self._pieces, self._at, self._window, self._beginning, self._is_within = [], -1, b"", b"", False
+        elif mark and find_last_events(last := _to_body(chunks[mark:])):
+            # So it is where chunks end within events, as behind another proxy.
+            self._slide(last)
+            return
         if self._is_within or len(chunks) > _MOST_KEPT_BYTES or not chunks.endswith(b"\n\r\n"):
             self._slide(_to_body(chunks))
         elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
-            # `[:-2]` makes a copy. Without one the buffer it was received into would be kept, 64 KB for each event.
+            # `[:-2]` makes a copy. Without one the buffer it was received into would be kept, 120 KB for each event.
             pieces = self._pieces
             if len(pieces) < _KEPT_EVENTS:
                 self._keep(chunks[:-2])
@@ -129,6 +133,9 @@ class Tail:
         if self.began is None:
             self.began = self.clock()
         self._is_within = not piece.endswith(b"\n")
+        if events := find_last_events(piece):
+            self._pieces, self._at, self._window, self._beginning = [], -1, events, b""
+            return
         window = self._window
         if self._pieces:
             window += self._join_events()
@@ -136,11 +143,8 @@ class Tail:
         if len(piece) > _WINDOW_BYTES:
             # Not put together first: that would be a copy of a large piece.
             self._leave_behind(window, len(window))
-            window = piece
-        elif window:
-            window += piece
-        else:
-            window = piece
+            window = b""
+        window += piece
         left = len(window) - _WINDOW_BYTES
         if left > 0:
             self._leave_behind(window, left)

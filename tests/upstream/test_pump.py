@@ -106,9 +106,9 @@ class _Client:
         self.got += bytes(frame)
 
 
-def _pump(pieces: list[bytes | OSError], client: _Client, tail: Tail) -> None:
+def _pump(pieces: list[bytes | OSError], client: _Client, tail: Tail, received: bytes = b"") -> None:
     connection: Any = _Connection(pieces)
-    raw = RawAnswer(parse_head(HEAD), b"", connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
+    raw = RawAnswer(parse_head(HEAD), received, connection, ConnectionPool("upstream", 80, None), ChunkedDecoder())
     watch = CallWatch(Timeouts(idle_s=5, client_s=5))
     try:
         Pump(raw, client, tail, watch).run()
@@ -153,6 +153,29 @@ def test_stream_that_comes_flat_out_passes_whole_though_its_pieces_are_torn(most
     assert whole.endswith(tail.end())
     assert b"".join(events[-4:]) in tail.end()
     assert len(tail.end()) < 64 * 1024
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [3991, 40])
+@pytest.mark.parametrize("first", [1 << 20, 40_000, 20_000, 900])
+def test_what_comes_with_the_head_passes_whole_and_the_last_events_are_kept(
+    first: int, chunk_bytes: int, *, is_slow: bool
+) -> None:
+    """Whatever the borders of chunks are: those of events, or not, as behind nginx."""
+    events = [b'data: {"n": %04d, "text": "%b"}\n\n' % (number, b"w" * (number % 40)) for number in range(1500)]
+    whole = b"".join(events)
+    wire = b"".join(_chunk(whole[at : at + chunk_bytes]) for at in range(0, len(whole), chunk_bytes)) + END
+    client, tail = _Client(7_000, is_slow=is_slow), Tail(monotonic)
+    ChunkedDecoder().feed(wire)
+    _pump([wire[at : at + 30_000] for at in range(first, len(wire), 30_000)], client, tail, wire[:first])
+    decoder = ChunkedDecoder()
+    assert decoder.feed(client.got) == whole
+    assert (decoder.done, decoder.surplus) == (True, b"")
+    assert client.passed > len(whole) / 2
+    assert tail.length == len(whole)
+    assert whole.endswith(tail.end())
+    assert b"".join(events[-4:]) in tail.end()
+    assert len(tail.end()) < 16 * 1024
 
 
 def test_bytes_of_a_chunk_keep_its_borders() -> None:

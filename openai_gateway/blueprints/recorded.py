@@ -155,10 +155,12 @@ class _Keeping:
         self._relay = relay
         self._started = started
         self._tail: TimedTail | None = None
+        self._headers: list[Header] = []
         self.added_headers: list[Header] = [("cache-status", make_call_status(flight.why, is_stored=flight.is_kept))]
 
     def make_tail(self, head: Head) -> Tail:
-        """Return a tail that keeps the body, its pieces, and when they came."""
+        """Return a tail that keeps the body, its pieces, and when they came; of a stream nobody else keeps the head."""
+        self._headers = [pair for pair in head.passing if not _is_of_its_time(pair[0].lower())]
         self._tail = TimedTail(_MOST_BYTES, make_tail(head, monotonic, is_captured=self._is_captured))
         return self._tail
 
@@ -196,7 +198,7 @@ class _Keeping:
             path=progress.call.target,
             status=head.status,
             reason=head.reason,
-            headers=[pair for pair in head.passing if not _is_of_its_time(pair[0].lower())],
+            headers=self._headers,
             body=b"".join(plain),
             pieces=[len(piece) for piece in plain] if is_stream else [],
             times_ms=[round((time - self._started) * 1000) for time in tail.times] if is_stream else [],

@@ -57,7 +57,8 @@ class PlainRequest:
 
     def take_environ(self, common: Mapping[str, Any], client: Any, peer: Any) -> dict[str, Any]:
         """Return the environ, with what is common to a listener's requests; once."""
-        environ, self._environ = self._environ, {}
+        environ = self._environ
+        del self._environ
         environ.update(common)
         environ["gunicorn.socket"] = client
         environ["REMOTE_ADDR"] = peer

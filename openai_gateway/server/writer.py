@@ -17,6 +17,7 @@ from gunicorn.http.wsgi import HEADER_VALUE_RE, SERVER, Response
 from gunicorn.util import http_date
 
 from openai_gateway.server import draining
+from openai_gateway.server.plain import PlainRequest
 from openai_gateway.server.waits import Wait, Waits
 
 # How long a client may take for each piece of an answer. A relayed stream is bounded by its call's watch instead.
@@ -86,6 +87,9 @@ class RelayWriter(Response):  # type: ignore[misc]
             start = _make_head_start(self.req.version, self.status, self.must_close, self.chunked, int(time()))
             self._head = f"{start}{''.join(map(_to_line, self.headers))}\r\n".encode("latin-1")
             self.headers_sent = True
+            if type(self.req) is PlainRequest:
+                # Of these nobody writes an access log, and a stream may last for hours.
+                self.headers = []
 
     def _emit_body(self, data: bytes) -> None:
         # gunicorn has counted it already.

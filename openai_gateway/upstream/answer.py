@@ -105,6 +105,9 @@ class Answer:
             raise ConnectionResetError(errno.ECONNRESET, "the client left or stopped reading") from None
 
     def _pump(self, sink: Sink) -> None:
+        # A stream may last for hours, and what goes to the client of its head has been handed over.
+        self.head = self._raw.head = self._progress.head = self.head.shorten()
+        self.added_headers = ()
         ahead, self._ahead = self._ahead, b""
         pump = self._make_pump(sink)
         try:

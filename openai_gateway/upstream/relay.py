@@ -83,6 +83,8 @@ class Relay:
             progress.status = raw.head.status
             if not raw.is_whole:
                 progress.drop_body()
+                # Only a call that is sent again is queued again.
+                progress.place = progress.rollout = None
             progress.head = raw.head
             is_captured = call.received is not None
             if follower is None:

@@ -90,6 +90,13 @@ class Head:
             head.known.pop("content-length", None)
         return head
 
+    def shorten(self) -> Head:
+        """Return a head without the headers, but with what the gateway itself reads of them: `known` and framing."""
+        head = Head(self.status, self.reason, ())
+        head.known = self.known
+        head.chunked, head.content_length, head.keep_alive = self.chunked, self.content_length, self.keep_alive
+        return head
+
     def frame(self, *, is_http_1_0: bool) -> None:
         """Work out how the body is framed. Raises MalformedAnswer."""
         known = self.known

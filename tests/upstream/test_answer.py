@@ -23,6 +23,7 @@ from openai_gateway.wire.head import Head
 from openai_gateway.wire.headers import RequestHeaders
 from tests.support.exchanges import make_pool, post
 from tests.support.upstreams import (
+    LAST_CHUNK,
     STREAM_HEAD,
     Conversation,
     ScriptedUpstream,
@@ -206,6 +207,25 @@ def test_chunk_that_arrives_in_pieces_is_pumped_whole(upstream: ScriptedUpstream
     answer.pump_into(sink)
     answer.close()
     assert sink.got == b"hello|"
+
+
+def test_stream_under_way_holds_of_its_head_only_what_the_gateway_reads(
+    upstream: ScriptedUpstream, watch: CallWatch
+) -> None:
+    def stream(talk: Conversation) -> None:
+        talk.read_request()
+        talk.send(STREAM_HEAD + to_chunk(to_event("chat", "x")) + LAST_CHUNK)
+
+    upstream.script = stream
+    raw = post(make_pool(upstream), watch)
+    content_type = raw.head.known["content-type"]
+    answer = _answer(raw, [], watch)
+    answer.added_headers = [("x-gateway-attempts", "1")]
+    assert answer.head.passing, "the client gets none"
+    answer.pump_into(_Sink())
+    answer.close()
+    assert [*answer.head.headers, *answer.head.passing, *raw.head.headers, *answer.added_headers] == []
+    assert (answer.head.status, answer.head.known["content-type"]) == (200, content_type)
 
 
 def test_pump_loses_nothing_to_a_slow_client(upstream: ScriptedUpstream, watch: CallWatch) -> None:

@@ -19,7 +19,7 @@ TIMES: Final = "Times"
 RETRIES: Final = "Retries"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class CallKeys(ConnectionKeys):
     """Limits, times and retries. Times are seconds; None is no bound."""
 

@@ -18,7 +18,7 @@ from openai_gateway.config.upstream_keys import UpstreamKeys
 CONNECTIONS: Final = "Connections"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class ConnectionKeys(UpstreamKeys):
     """TLS, proxy, age and probes of connections. `upstream_proxy` is a URL, which may hold a password."""
 

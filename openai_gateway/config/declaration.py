@@ -2,6 +2,8 @@
 
     max_queue: int | None = key(Integer(0), None, "calls that may wait for a slot", LIMITS)
 
+A group of keys is only a part of ServerConfig, and has dataclass make no methods: that takes time at each start.
+
 See also: keys (all the declarations), checks (what a value may be), reference (the tables for people).
 """
 

@@ -16,7 +16,7 @@ from openai_gateway.config.path_checks import CreatedFolder
 RECORDINGS: Final = "Recordings"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class RecordingKeys(CallKeys):
     """Kept answers; `recordings` and `recordings_dir` are both given or both None."""
 

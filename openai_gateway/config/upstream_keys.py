@@ -18,7 +18,7 @@ UPSTREAM: Final = "Upstream"
 BODIES: Final = "Bodies"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, repr=False, eq=False)
 class UpstreamKeys:
     """The upstream, and the bodies sent to it. Exactly one of `openai_api_key` and `openai_api_key_file` is set.
 

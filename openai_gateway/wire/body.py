@@ -158,12 +158,14 @@ def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
 
     And where those begin that hold the last few KB.
     """
-    at, end, length, mark = start, len(piece), 0, start
+    at, end, length = start, len(piece), 0
+    # The second is taken if the last chunk is so large that the first is too near to the end.
+    before = mark = early = start
     # The first round goes up to the limit, to find the mark; the second to the end.
     limit = max(end - 2 * LAST_BYTES, start)
     while at < end:
-        if at >= limit:
-            mark, limit = (at, end) if limit < end else (mark, limit)
+        if at >= limit and limit < end:
+            mark, early, limit = at, before, end
         before, size = at, 0
         if at > start:
             # A step that is found has shown that the chunk before it ends with a line end, as it must.
@@ -174,7 +176,8 @@ def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
         if at > before:
             if at <= end and piece[at - 2 : at] == b"\r\n":
                 continue
-            return before, length - size, min(mark, before)
+            at, length = before, length - size
+            break
         line_end = piece.find(b"\r\n", at, at + _MAX_KNOWN_SIZE_BYTES)
         known = _KNOWN_SIZES.get(piece[at:line_end])
         if known is None or line_end < 0:
@@ -186,7 +189,7 @@ def _pass_over(piece: bytes, start: int) -> tuple[int, int, int]:
             _KNOWN_STEPS[piece[at - 2 : at + 5]] = stop - at, known
         at = stop
         length += known
-    return at, length, min(mark, at)
+    return at, length, mark if at - mark >= LAST_BYTES else early
 
 
 def _read_size(line: bytes) -> int:

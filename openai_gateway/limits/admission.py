@@ -167,7 +167,7 @@ class Admission:
         limits: dict[str, RateLimit] = {}
         if "imit-" in head.text and self.limiter.may_refer(sent):
             limits = self._read_limits({name.lower(): value for name, value in head.headers})
-        self.queue.answer(sent, limits)
+        self.queue.answer(sent, limits, queued.tries if queued.tries.refusals else None)
         if body and self.queue.waiting:
             self._follow(body, queued)
 
@@ -215,6 +215,7 @@ class Admission:
             queued.queue_wait_s += monotonic() - now
         if queued.admitted is None:
             return False
+        queued.tries.again_at = monotonic()
         queued.retries += ("429",)
         queued.queue_reason = queued.admitted.reason or queued.queue_reason
         self._use.requests += 1

@@ -5,15 +5,18 @@ Values, and how often and how long a call is to be tried again. See also: limite
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
 
-_MOST_REFUSALS: Final = 3
+from openai_gateway.wire.rate_limits import Refusal
+
 PASSES_BETWEEN: Final = 3
 # A refused call waits for so long if nothing says how long, and twice as long each time.
 _OWN_WAIT_S: Final = 0.5
-LONGEST_OWN_WAIT_S: Final = 8.0
+_MOST_FIRST: Final = 3
+_LONGEST_OWN_WAIT_S: Final = 8.0
 
 
 class SentAttempt(msgspec.Struct):
@@ -27,11 +30,12 @@ class SentAttempt(msgspec.Struct):
     spent_tokens: float
 
 
-class Tries(msgspec.Struct):
+class Tries(msgspec.Struct, eq=False):
     """How often a call was refused: in all, and `alone` while others `passed` that were sent later.
 
     `number` is that of its first refused attempt, and tells it from other calls. `token_factor` is by what the estimate
-    of its tokens was multiplied.
+    of its tokens was multiplied. `again_at` is when it was last sent again, `is_again` whether nobody else was refused
+    between its last two refusals.
     """
 
     refusals: int = 0
@@ -39,18 +43,28 @@ class Tries(msgspec.Struct):
     passed: int = 0
     number: int = 0
     token_factor: float = 1.0
+    again_at: float = math.inf
+    is_again: bool = False
+    # When it was first refused and no ledger told why, and how many calls had been vouched for by then.
+    since: float = 0.0
+    vouched: int = 0
+    # Of all calls: the refusals before its first one; up to its last one, and how many were sent but not refused.
+    refusals_before: int = 0
+    refusals_then: int = 0
+    let_in_then: int = 0
+    # Whether it vouches for a limit itself, and the refusal that counts only then.
+    has_vouched: bool = False
+    doubted: tuple[SentAttempt, Refusal] | None = None
+
+    @property
+    def goes_first(self) -> bool:
+        """Tell whether it goes before all others: not when that has told nothing of a limit, for none would pass."""
+        return not self.alone or self.refusals < _MOST_FIRST
 
     @property
     def own_wait_s(self) -> float:
         """Return how long the call waits after its last refusal, if nothing says how long."""
-        return min(_OWN_WAIT_S * 2.0 ** min(self.refusals - 1, 10), LONGEST_OWN_WAIT_S)
-
-    def may_pass(self, passed: int) -> bool:
-        """Learn that it was refused again, others having passed meanwhile; False if that can't be put down to them."""
-        self.passed += passed
-        if self.passed >= PASSES_BETWEEN:
-            self.alone, self.passed = self.alone + 1, 0
-        return self.alone < _MOST_REFUSALS
+        return min(_OWN_WAIT_S * 2.0 ** min(self.refusals - 1, 10), _LONGEST_OWN_WAIT_S)
 
 
 class ConfiguredLimits(msgspec.Struct, frozen=True):

@@ -14,8 +14,9 @@ import math
 from typing import Final
 
 from openai_gateway.limits.attempts import ConfiguredLimits
+from openai_gateway.limits.causes import SOON_S
 from openai_gateway.limits.ledger import Ledger
-from openai_gateway.limits.limiter import SOON_S, Limiter
+from openai_gateway.limits.limiter import Limiter
 from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 
 PERIOD_S: Final = 0.25

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from openai_gateway.limits.attempts import ConfiguredLimits
+from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.doubts import Doubts
 from openai_gateway.limits.held import HeldPace
 from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.seen import SeenRate
@@ -57,8 +58,7 @@ class Learnt:
         # All ledgers that calls may have to wait for.
         self._ledgers = list(self._told)
         self._number = 0
-        # Of the last refusal: whose, what had been sent by then, how many of those sent since have passed.
-        self._last_refused = 0
+        # Of the last refusal: what had been sent by then, how many of those sent since have passed.
         self._last_refused_number = 0
         self._passed_since = 0
         self._started_at = 0.0
@@ -68,6 +68,9 @@ class Learnt:
         self._unexplained = self._unexplained_elsewhere = -math.inf
         self._guessed_by = 0
         self._is_rate = False
+        self.doubts = Doubts()
+        # Of this process: calls that may yet vouch for a limit.
+        self._in_doubt: list[Tries] = []
 
     def join(self, known: Known, running: int, now: float) -> None:
         """Join others, who know so much, with what this process did by itself: `running` calls are in flight."""
@@ -98,7 +101,8 @@ class Learnt:
         if self._told:
             told = {**told, **{name: ledger for name, (ledger, _) in zip(self._told_names, self._told, strict=True)}}
         others = [getattr(self, name) for name in LEARNT]
-        return State(self.requests, self.tokens, self.blind, self.window, self.held, self.seen, told, others)
+        parts = (self.requests, self.tokens, self.blind, self.window, self.held, self.seen, self.doubts)
+        return State(*parts, told, others)
 
     def _to_values(self) -> Values:
         requests, tokens, blind = self.requests, self.tokens, self.blind
@@ -173,7 +177,7 @@ class Learnt:
 
     def _take_state(self, state: State) -> None:
         self.requests, self.tokens, self.blind = state.requests, state.tokens, state.blind
-        self.window, self.held, self.seen = state.window, state.held, state.seen
+        self.window, self.held, self.seen, self.doubts = state.window, state.held, state.seen, state.doubts
         if self._told or state.told:
             told = state.told
             self._told = [
@@ -184,17 +188,6 @@ class Learnt:
             self._told_elsewhere = told if len(told) <= _MOST_TOLD else {}
         vars(self).update(zip(LEARNT, state.others, strict=True))
         self._find_ledgers()
-
-    @property
-    def is_doubted(self) -> bool:
-        """Tell whether a rate was guessed from one refusal, here or elsewhere, which may be that call's own affair."""
-        return self._guessed_by != 0 and self.blind.is_guess
-
-    def _take_back_guess(self, number: int, running: int) -> None:
-        """Forget a rate that was guessed from the first refusal of this call: it was the call's own affair."""
-        if self._guessed_by == number and self.is_doubted:
-            self.blind, self._guessed_by, self._is_rate = BlindRate(number=self._number), 0, False
-            self.window = Window(most=float(max(1, running)))
 
     def _find_ledgers(self) -> None:
         requests, tokens = self.requests, self.tokens

@@ -7,46 +7,35 @@ The strategy, the same for every upstream: a call starts when each of these agre
 - the window of calls in flight, at the start and where that is what is limited (`window`);
 - what the configuration tells as upper bounds (ledgers that nobody refers to).
 
-A refusal is put down to the ledger that is empty. If none is, to what its text names: calls in flight, or requests. If
-it names nothing, calls in flight are tried first: refused again with fewer of them, it must be a rate. Whoever is
-refused three times while others pass, and none of them is refused, can't pass at all; that is told, and nobody waits
-for it. (Refusals come at once, answers may take minutes: what was sent in between and isn't refused has passed.) So a
-call that is refused again and again lets others go first. A first refusal that nothing explains changes nothing for
-others until a second call is refused, too: it may be that call's own affair; unless it names requests, and many are
-sent: then a rate is guessed, and forgotten again if only that call is refused further. Nor do others keep its
-Retry-After before; the call itself does, unless a ledger tells its time.
+A refusal tells which of them there is (`causes`), unless it is its call's own affair (`doubts`). Whoever is refused
+three times while others pass can't pass at all; that is told, and nobody waits for it. So a call that is refused again
+lets others go first. It keeps its own Retry-After, unless a ledger tells its time.
 
 Pure: the clock (monotonic seconds) is an argument, and so is the number of calls in flight. See also: queue.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
-from openai_gateway.limits.attempts import LONGEST_OWN_WAIT_S, PASSES_BETWEEN, SentAttempt, Tries
-from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH
-from openai_gateway.limits.learnt import FIRST_PROBE_S, GUESS_SHARE, Learnt
-from openai_gateway.limits.ledger import Ledger
+from openai_gateway.limits.attempts import PASSES_BETWEEN, SentAttempt, Tries
+from openai_gateway.limits.causes import Causes
+from openai_gateway.limits.learnt import FIRST_PROBE_S
 from openai_gateway.limits.seen import SPAN_CALLS
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
-_LONGEST_PROBE_S: Final = 30.0
 # What is left is told often enough by one call in so long; each more costs what reading it and telling others does.
 _REFERENCE_EVERY_S: Final = 0.02
 # A call whose refusals may be its own affair lets so many others go first.
 _OTHERS_FIRST: Final = 2.0
-_SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
-_ROOM: Final = 0.05
-# Slower nobody is held: whoever calls now and then has not grown too fast by that.
-_LEAST_PER_S: Final = 1.0
-# From fewer calls of late no rate is to be guessed, and few of them are refused together.
-_SURE_CALLS: Final = 24
-# Two refusals of different calls so soon after one another are no affair of one call.
-SOON_S: Final = 2.0
+_LONGEST_FOR_OTHERS_S: Final = 60.0
+# So many refusals of one call, others passing between, tell nothing of a limit any more.
+_NOT_OF_ALL: Final = 3
 
 
-class Limiter(Learnt):
+class Limiter(Causes):
     """The limits of one upstream, key and model."""
 
     @property
@@ -57,7 +46,7 @@ class Limiter(Learnt):
     @property
     def refuses_all(self) -> bool:
         """Tell whether no call has passed since the last refusal."""
-        return self._last_refused != 0 and not self._passed_since
+        return self.doubts.refusals != 0 and not self._passed_since
 
     def wait_s(self, tokens: float, running: int, now: float) -> tuple[float, str]:
         """Return how long the next call has to wait (0: it may go now), and for what: rate, tokens, window, pause."""
@@ -156,13 +145,12 @@ class Limiter(Learnt):
     ) -> float | None:
         """Learn from a 429; return how long this call must wait at least, None if it can't pass at all."""
         self.has_news = True
+        tries.again_at = math.inf
+        self._hear_vouched(now)
         tries.number = tries.number or sent.number
-        # Refusals come at once: what was sent in between, and is not refused, has passed.
-        is_again = self._last_refused == tries.number
-        passed = max(self._passed_since, sent.number - 1 - self._last_refused_number) if is_again else 0
-        tries.refusals += 1
         is_first = not self._passed_since and sent.number <= self._last_refused_number + 1
-        self._last_refused, self._last_refused_number, self._passed_since = tries.number, self._number, 0
+        passed = self.doubts.count(sent.number, self._number, tries)
+        self._last_refused_number, self._passed_since = self._number, 0
         self._is_bound, self.blind.number = True, self._number
         own_s = tries.own_wait_s if refusal.wait_s is None else refusal.wait_s
         if refusal.is_too_large:
@@ -178,17 +166,26 @@ class Limiter(Learnt):
             return own_s
         if self._explain_by_ledger(sent, limits, refusal, tries, now):
             return 0.0
+        self._doubt(tries, now)
+        if self.doubts.are_own(tries, now):
+            self._forget_unvouched(sent.running)
         if passed > 0:
             self._take_back_guess(tries.number, sent.running)
-            return own_s if tries.may_pass(passed) else None
-        tries.alone, tries.passed = 1, 0
+            if not self.doubts.may_pass(tries, passed, now):
+                self._forget_unvouched(sent.running)
+                return None
+        if self.doubts.is_doubtful(tries, now):
+            tries.doubted = sent, refusal
+            return own_s
+        if passed > 0 and (tries.is_again or (tries.refusals >= _NOT_OF_ALL and refusal.wait_s is None)):
+            return own_s
         if not self._explain(sent, refusal, tries, now) or refusal.wait_s is not None:
             return own_s
-        if not is_again and self._guessed_by != tries.number:
+        if tries.refusals == 1 and self._guessed_by != tries.number:
             return 0.0
         # One that goes before all others again and again would never let any pass.
         others_s = self.blind.wait_s(now) + _OTHERS_FIRST / self.blind.pace(now) if self.blind.is_known else 0.0
-        return max(own_s, min(others_s, LONGEST_OWN_WAIT_S))
+        return max(own_s, min(others_s, _LONGEST_FOR_OTHERS_S))
 
     def refuse_earlier(self, sent: SentAttempt, running: int, refusal: Refusal, tries: Tries, now: float) -> float:
         """Learn from a 429 of a call that was sent before this process joined others, with `running` in flight now.
@@ -204,80 +201,6 @@ class Limiter(Learnt):
             self._is_bound, self.blind.number = True, self._number
             self._explain(SentAttempt(sent.at, self._number, 0.0, running, 0.0, 0.0), refusal, tries, now)
         return refusal.wait_s or 0.0
-
-    def _slow_down(self, sent: SentAttempt, now: float, *, is_first: bool) -> None:
-        """Learn that the rate grew too fast: from now on by half as much again in 15 minutes, at most.
-
-        If it `is_first` that was sent since the refusal before, and nothing has passed, all are refused.
-        """
-        held = self.held
-        if held.since is not None and sent.at <= held.since:
-            return
-        if held.since is not None and is_first:
-            self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
-            held.put_off(self._probe_s, now)
-            return
-        self._probe_s = FIRST_PROBE_S
-        seen_per_s = max(self.seen.per_s(self._number, now), _LEAST_PER_S)
-        held.hold(seen_per_s / held.share, SLOW_DOWN_GROWTH, sent.at, now)
-
-    def _explain_by_ledger(
-        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, tries: Tries, now: float
-    ) -> bool:
-        empty = self._find_empty(sent, limits, refusal, now)
-        if empty is None:
-            return False
-        if refusal.kind == "tokens" and refusal.requested and sent.tokens:
-            # Not by what it is now: others that were under way may have corrected it already.
-            self.token_factor = tries.token_factor * max(0.5, min(2.0, refusal.requested / sent.tokens))
-        empty.widen(now)
-        self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
-        return True
-
-    def _explain(self, sent: SentAttempt, refusal: Refusal, tries: Tries, now: float) -> bool:
-        """Put a refusal that no ledger explains down to a window or a rate; False if to neither as yet."""
-        if refusal.kind == "in_flight":
-            self.window.refuse(sent.at, sent.running, now)
-            return True
-        other_at, self._unexplained = max(self._unexplained, self._unexplained_elsewhere), sent.at
-        is_common = sent.at - other_at < SOON_S
-        names_rate = refusal.kind == "requests" and not self.requests.is_known
-        is_of_all = names_rate and self.seen.calls(self._number, now) >= _SURE_CALLS
-        if not (is_common or is_of_all or self.blind.is_known or self.held.since is not None):
-            return False
-        if refusal.wait_s is not None and refusal.wait_s > _SHORT_WAIT_S and is_common:
-            self.pause_until = max(self.pause_until, now + min(refusal.wait_s, _LONGEST_PAUSE_S))
-        if self.requests.is_known:
-            # There is room, but not now: limits may count in shorter windows than a minute.
-            rate = min(self.requests.rate, max(self.held.rate(now), 0.9 * self.requests.inflow))
-            self.held.hold(rate, EVEN_GROWTH, sent.at, now)
-        elif refusal.kind is not None or self._is_rate or self.window.cannot_explain(sent.at, sent.running, now):
-            # Whoever else is refused confirms it.
-            is_single = not (is_common or self.blind.is_known)
-            self._guessed_by = tries.number if is_single or self._guessed_by == tries.number else 0
-            self._meet_rate(sent.number, sent.at, now)
-            if not sent.running and refusal.wait_s is None:
-                self._probe_s = min(2 * self._probe_s, _LONGEST_PROBE_S)
-        else:
-            self.window.refuse(sent.at, sent.running, now)
-        return True
-
-    def _meet_rate(self, number: int, sent_at: float, now: float) -> None:
-        """Learn that nothing was left of a rate that nobody tells, when the call of this number was sent."""
-        self._is_bound = self._is_rate = True
-        self.blind.number = self._number
-        self.window.open()
-        self.blind.refuse(number, sent_at, GUESS_SHARE * self.seen.per_s(self._number, now), now)
-
-    def _find_empty(
-        self, sent: SentAttempt, limits: Mapping[str, RateLimit], refusal: Refusal, now: float
-    ) -> Ledger | None:
-        for name, ledger, charge in (("requests", self.requests, 1.0), ("tokens", self.tokens, sent.tokens)):
-            if ledger.is_known:
-                left = ledger.referred_level if name in limits else ledger.level(now)
-                if left < 1.5 * charge or (refusal.kind == name and left < charge + _ROOM * ledger.most):
-                    return ledger
-        return None
 
     def _refer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], *, is_refused: bool) -> None:
         told = limits.get("requests")

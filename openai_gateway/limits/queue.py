@@ -29,8 +29,7 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
-_LOOK_AGAIN_S: Final = 0.01
-_ELDERS_S: Final = 0.03
+_LOOK_AGAIN_S, _ELDERS_S = 0.01, 0.03
 
 
 class Queue:
@@ -95,17 +94,18 @@ class Queue:
         return admitted
 
     def take_again(self, place: Place, until: float | None) -> Admitted | None:
-        """Admit a call that was refused, before all others; None if it could not be by `until`."""
-        place.is_refused = True
+        """Admit a call that was refused; None if it could not be by `until`."""
         return self._wait(place, None if until is None else max(0.0, until - monotonic()))
 
-    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit]) -> None:
-        """Learn from an answer that is no refusal, and let calls go that may then."""
+    def answer(self, sent: SentAttempt, limits: Mapping[str, RateLimit], refused: Tries | None = None) -> None:
+        """Learn from an answer that is no refusal, of a call that was `refused` before, and let calls go that may."""
         # What was sent before was not charged where others see it.
         limits = limits if sent.at >= self._joined_at else {}
-        if not self.limiter.is_unmoved(limits):
+        if refused is not None or not self.limiter.is_unmoved(limits):
             self._begin()
             try:
+                if refused is not None:
+                    self.limiter.vouch(refused, monotonic())
                 self.limiter.answer(sent, limits)
             finally:
                 self._end(has_learnt=True)

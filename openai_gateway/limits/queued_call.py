@@ -45,4 +45,5 @@ class QueuedCall(msgspec.Struct):
             self.place = Place(rollout, tokens, True, self.call.client or "", self.call.share)
         self.place.tokens *= token_factor / self.tries.token_factor
         self.tries.token_factor = token_factor
+        self.place.is_refused = self.tries.goes_first
         return self.place

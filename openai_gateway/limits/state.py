@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.doubts import Doubts
 from openai_gateway.limits.held import HeldPace
 from openai_gateway.limits.ledger import Ledger
 from openai_gateway.limits.seen import SeenRate
@@ -25,7 +26,6 @@ LEARNT: Final = (
     "pause_until",
     "token_factor",
     "_is_bound",
-    "_last_refused",
     "_last_refused_number",
     "_passed_since",
     "_probe_s",
@@ -45,6 +45,7 @@ class State(msgspec.Struct, array_like=True):
     window: Window
     held: HeldPace
     seen: SeenRate
+    doubts: Doubts
     told: dict[str, Ledger]
     others: list[Any]
 

@@ -211,6 +211,31 @@ def test_call_that_is_always_refused_holds_up_nobody_and_gets_the_upstreams_own_
     assert waited_ms < 500, "others waited for the Retry-After of one call"
 
 
+def test_several_calls_that_are_always_refused_without_a_word_are_answered_while_others_go_on(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    def script(talk: Conversation) -> None:
+        while (request := talk.read_request()) is not None:
+            if b"poison" in request.body:
+                talk.send(to_answer(b"{}", status="429 No"))
+            else:
+                time.sleep(0.2)
+                talk.send(to_answer(b"{}"))
+
+    upstream.script = script
+    with run_gateway(tmp_path, upstream.url, {"retry_budget_s": 60}) as gateway, ThreadPoolExecutor(20) as pool:
+        assert [each.status_code for each in pool.map(lambda _: _post(gateway), range(10))] == [200] * 10
+        body = {"model": "m", "input": "poison"}
+        poison = [pool.submit(requests.post, gateway.url + PATHS["responses"], json=body, timeout=60) for _ in range(3)]
+        answered = 0
+        while not all(each.done() for each in poison):
+            answered += sum(each.status_code == 200 for each in pool.map(lambda _: _post(gateway), range(10)))
+        assert [each.result().status_code for each in poison] == [429] * 3
+        assert answered >= 10, "others were held up"
+        assert float(_post(gateway).headers["x-gateway-queue-ms"]) < 100, "a limit is kept that there never was"
+    assert sum(b"poison" in request.body for request in upstream.requests) <= 24
+
+
 @pytest.mark.parametrize(
     "text", ["Request too large for m on tokens per min (TPM): Limit 3, Requested 4.", "Limit 3, Requested 4."]
 )

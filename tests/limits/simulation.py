@@ -291,6 +291,7 @@ class Gateway:
                 return
             heapq.heappop(self.waiting)
             call.sent = self.limiter.start(call.charge, self.running, simulation.clock)
+            call.tries.again_at = simulation.clock
             self.running += 1
             simulation.later(0.001 + simulation.random.expovariate(500), lambda call=call: self.admit(call))
 
@@ -310,6 +311,8 @@ class Gateway:
 
     def answer(self, call: Call, headers: dict[str, str]) -> None:
         limits = read_dialect(headers, 0.0)[1] if self.limiter.may_refer(call.sent) else {}
+        if call.tries.refusals:
+            self.limiter.vouch(call.tries, self.simulation.clock)
         self.limiter.answer(call.sent, limits)
         self.running -= 1
         self.simulation.finish_call(call)
@@ -330,7 +333,8 @@ class Gateway:
         self.pump()
 
     def again(self, call: Call) -> None:
-        heapq.heappush(self.waiting, (-1.0, next(self.simulation.order), call))
+        rank = -1.0 if call.tries.goes_first else max((each[0] for each in self.waiting), default=0.0)
+        heapq.heappush(self.waiting, (rank, next(self.simulation.order), call))
         self.pump()
 
 

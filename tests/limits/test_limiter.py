@@ -176,14 +176,16 @@ def test_first_refusal_that_names_nothing_holds_up_nobody_else() -> None:
     assert limiter.wait_s(1.0, 1, now) == (0.0, "")
 
 
-def test_rate_that_another_call_was_refused_for_too_is_not_forgotten() -> None:
+def test_rate_that_another_call_vouches_for_is_not_forgotten_nor_one_call_given_up_at_once() -> None:
     limiter, tries = Limiter(ConfiguredLimits(), 0.0), Tries()
     sent, now = _send(limiter, 100, 50.0, 100.0)
     limiter.refuse(sent, {}, Refusal("requests"), tries, now)
     for _ in range(2):
         _, now = _send(limiter, 10, 20.0, now)
-        limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), Tries(), now)
+        other = Tries()
+        limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), other, now)
         _, now = _send(limiter, 10, 20.0, now)
+        limiter.vouch(other, now)
         assert limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal("requests"), tries, now) is not None
     assert limiter.blind.is_known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -123,6 +124,52 @@ def test_call_that_is_always_refused_is_answered_and_holds_nobody_up(hint: str, 
     assert without_it.failed == 1
     assert without_it.refused <= (5 if callers > 3 else 15)
     assert without_it.admitted >= (0.95 if callers > 3 else 0.75) * with_all.admitted
+
+
+class _SomeAreAlwaysRefused(Simulation):
+    """An upstream that refuses a call of each of the first three callers, and a share of all, without a word of why."""
+
+    def __init__(self, spec: Upstream, share: float, **given: Any) -> None:
+        super().__init__(spec, **given)
+        self.share = share
+        self.disliked: set[tuple[int, int]] = set()
+        self.given_up = 0
+
+    def is_disliked(self, call: Call) -> bool:
+        draw = random.Random(f"disliked {call.caller} {call.number}").random()
+        return (call.caller < 3 and call.number == 2) or draw < self.share
+
+    def arrive(self, call: Call) -> tuple[str | None, dict[str, str]]:
+        if not self.is_disliked(call):
+            return super().arrive(call)
+        self.disliked.add((call.caller, call.number))
+        self.report.refused += 1
+        return "requests", {}
+
+    def fail_call(self, call: Call) -> None:
+        self.given_up += self.is_disliked(call)
+        super().fail_call(call)
+
+
+@pytest.mark.parametrize(
+    ("spec", "callers", "share", "admitted"),
+    [
+        pytest.param(Upstream(headers="", names_kind=False), 30, 0.0, 0.9, id="three at once"),
+        pytest.param(Upstream(headers="", names_kind=False), 30, 0.01, 0.9, id="one of a hundred"),
+        pytest.param(Upstream(headers="", names_kind=False), 200, 0.1, 0.85, id="one of ten"),
+        pytest.param(Upstream(headers=""), 30, 0.03, 0.6, id="named a limit of requests"),
+        pytest.param(Upstream(names_kind=False, rpm=600), 60, 0.03, 0.8, id="a limit in headers"),
+    ],
+)
+def test_calls_that_are_always_refused_are_answered_and_hold_nobody_up_however_many(
+    spec: Upstream, callers: int, share: float, admitted: float
+) -> None:
+    with_all = Simulation(spec, callers=callers, seconds=60).run()
+    simulation = _SomeAreAlwaysRefused(spec, share, callers=callers, seconds=60)
+    report = simulation.run()
+    assert report.admitted >= admitted * with_all.admitted
+    assert report.failed == simulation.given_up >= 0.75 * len(simulation.disliked) - 2
+    assert report.refused <= 6 * len(simulation.disliked) + with_all.refused
 
 
 @settings(max_examples=25, deadline=None)

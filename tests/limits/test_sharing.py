@@ -22,6 +22,7 @@ from openai_gateway.accounting.spend_file import SpendFile
 from openai_gateway.limits import sharing
 from openai_gateway.limits.attempts import Bounds, ConfiguredLimits, Tries
 from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.doubts import Doubts
 from openai_gateway.limits.held import HeldPace
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.ledger import Ledger
@@ -174,10 +175,10 @@ def test_versions_with_other_layouts_have_files_of_their_own_and_speak_to_the_sa
 
 def test_whoever_changes_what_the_file_holds_numbers_its_layout_anew() -> None:
     """Else, during an upgrade, each version takes what the other writes for damaged, and knows nothing."""
-    parts = [State, Ledger, BlindRate, Window, HeldPace, SeenRate]
+    parts = [State, Ledger, BlindRate, Window, HeldPace, SeenRate, Doubts]
     fields = [VALUES_FORMAT, *LEARNT, *(field for part in parts for field in part.__struct_fields__)]
     found = (LAYOUT, zlib.crc32(" ".join(fields).encode()))
-    assert found == (12, 381126536), "raise LAYOUT in limits_file, and write the new pair here"
+    assert found == (13, 1672397430), "raise LAYOUT in limits_file, and write the new pair here"
 
 
 @pytest.mark.parametrize("is_same", [True, False], ids=["asked for again", "beside the one asked for"])

@@ -416,7 +416,8 @@ def test_disk_that_is_full_has_each_worker_go_by_itself(tmp_path: Path, monkeypa
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             SpendFile(str(tmp_path / "budgets"))
-    assert len(os.listdir("/proc/self/fd")) == begun
+    # Fewer, if what earlier tests have left is collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= begun
 
 
 def test_row_that_is_taken_anew_begins_without_calls(tmp_path: Path) -> None:

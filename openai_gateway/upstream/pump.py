@@ -132,11 +132,11 @@ class Pump:
         """Relay until the body's end. Raises PeerError, Cancelled, and OSError for the client's side."""
         if self._tail.takes_chunks and isinstance(self._decoder, ChunkedDecoder):
             self._chunks, self._send = self._decoder, self._sink.find_chunk_sender()
-        self._start()
-        heartbeat_s = self._watch.timeouts.heartbeat_s
-        if heartbeat_s is not None and takes_events(self._raw.head.known):
-            self._heartbeat = Heartbeat(heartbeat_s, self._count_passed, self._beat)
         try:
+            self._start()
+            heartbeat_s = self._watch.timeouts.heartbeat_s
+            if heartbeat_s is not None and takes_events(self._raw.head.known):
+                self._heartbeat = Heartbeat(heartbeat_s, self._count_passed, self._beat)
             while not self._decoder.done or self._rest:
                 if self._error is not None:
                     raise self._error

@@ -271,6 +271,22 @@ class _GoneClient(_Client):
         raise BrokenPipeError(32, "gone")
 
 
+class _LeavingClient(_Client):
+    """Leaves as the first chunks are sent."""
+
+    def _send(self, chunks: bytes) -> int:
+        raise BrokenPipeError(32, "gone")
+
+
+def test_what_comes_with_the_head_is_counted_though_its_client_has_left() -> None:
+    wire = b"".join(_chunk(b"data: %04d\n\n" % number) for number in range(2000))
+    whole = ChunkedDecoder().feed(wire)
+    client, tail = _LeavingClient(1, is_slow=False), Tail(monotonic)
+    with pytest.raises(BrokenPipeError):
+        _pump([], client, tail, wire)
+    assert (tail.length, client.passed) == (len(whole), len(whole))
+
+
 class _StuckClient(_Client):
     """Takes the beginning of a chunk and then nothing more."""
 

@@ -27,6 +27,8 @@ _KEPT_MS: Final = 3_600_000
 _HOST_CHARS: Final = 32
 # All are told of each: a hundred hosts that asked fifty times a second would be more than Redis can tell.
 _PERIOD_OF_HOST_S: Final = 0.0025
+# Each says what it has counted of each other: what all have said takes a hundred hosts 4 ms to look at.
+_LOOK_OF_PAIR_S: Final = 4e-6
 
 
 class UpstreamPart:
@@ -48,20 +50,26 @@ class UpstreamPart:
         self._ledger: HostLedger | None = None
         self._asked_at = now
         self._has_told = False
+        # What hosts said last, and what of it was told at once since Redis was asked: that is newer than its reply.
         self._said: dict[str, bytes] = {}
+        self._told_since: dict[str, bytes] = {}
         # Whether hosts tell each other of refusals at once; of which one this host has told last, and when.
         self.is_listening = False
         self.wake: Callable[[], None] = lambda: None
         self._told_refused_at, self._hurried_at = self._file.refused_at, -math.inf
+        self._heard_at = -math.inf
 
     def lead(self, now: float) -> bool:
         """Tell whether this worker speaks for its host."""
-        is_leading = self._leadership.confirm(now)
-        if not is_leading:
-            self._ledger, self.period_s, self.is_listening = None, PERIOD_S, False
-        elif self._ledger is None:
+        # Without its file, too, nothing is urgent.
+        is_listening, self.is_listening = self.is_listening, False
+        if not self._leadership.confirm(now):
+            self._ledger, self.period_s = None, PERIOD_S
+            return False
+        if self._ledger is None:
             self._ledger = HostLedger(self._file.host, self._file.read_notes())
-        return is_leading
+        self.is_listening = is_listening
+        return True
 
     def say_refused(self, now: float) -> None:
         """Have the others hear at once, from whichever worker speaks for this host, that a call was refused here."""
@@ -76,7 +84,7 @@ class UpstreamPart:
 
     def make_commands(self, now: float, clock: float) -> list[Command]:
         """Return what to ask Redis, whose time is `clock`."""
-        self._asked_at = now
+        self._asked_at, self._told_since = now, {}
         commands: list[Command] = []
         key, ledger, is_urgent = self.channel, self._ledger, self.is_urgent(now)
         assert ledger is not None
@@ -108,7 +116,7 @@ class UpstreamPart:
         """Write down what Redis said; return what to tell it next time, besides."""
         lease = self._permits.take(replies.pop(), self._asked_at) if self._permits is not None else None
         found: Mapping[bytes, bytes] = replies.pop()
-        self._said = {name.decode("latin-1"): news for name, news in found.items()}
+        self._said = {name.decode("latin-1"): news for name, news in found.items()} | self._told_since
         forgotten = self._take_said(now, clock, lease)
         return [("HDEL", self.channel, *forgotten)] if forgotten else []
 
@@ -117,8 +125,10 @@ class UpstreamPart:
         host, news = message[:_HOST_CHARS].decode("latin-1"), message[_HOST_CHARS:]
         # Channels are those of all databases of a Redis: others may be there that share nothing with this host.
         if self._ledger is not None and host != self._file.host and host in self._said:
-            self._said[host] = news
-            self._take_said(now, clock, None)
+            self._said[host] = self._told_since[host] = news
+            if now - self._heard_at >= _LOOK_OF_PAIR_S * len(self._said) ** 2:
+                self._heard_at = now
+                self._take_said(now, clock, None)
 
     def _take_said(self, now: float, clock: float, lease: tuple[int, float] | None) -> list[str]:
         """Write down what the hosts have said last, and this one's lease; return which of them are to be forgotten."""

@@ -167,7 +167,8 @@ class RedisExchange:
             return
         try:
             heard = self._link.hear(parts)
-            if heard is not None and self._try(part := parts[heard[0]], part.lead, monotonic()):
+            # Whoever asks may have found meanwhile that Redis is away.
+            if heard is not None and (part := parts[heard[0]]).is_listening and self._try(part, part.lead, monotonic()):
                 self._try(part, part.hear, heard[1], monotonic(), self._link.clock())
         except RedisAway:
             # Whoever asks says so; without hearing anything at once, it goes on.

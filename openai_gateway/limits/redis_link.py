@@ -59,14 +59,15 @@ class RedisLink:
         self._client: Any = None
         self._ear: Any = None
         self._channels: frozenset[str] = frozenset()
-        # What this process's monotonic clock lacks to Redis's.
-        self._ahead_s = 0.0
+        # What this process's monotonic clock lacks to Redis's, and whether it is that of the Redis connected to now.
+        self._ahead_s = -math.inf
+        self._is_timed = False
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Return the commands' replies, in one round trip. Raises RedisAway."""
         try:
             if self._client is None:
-                self._client, self._ahead_s = self._make_client(), -math.inf
+                self._client, self._is_timed = self._make_client(), False
             pipeline = self._client.pipeline(transaction=False)
             for command in (("TIME",), *commands):
                 pipeline.execute_command(*command)
@@ -89,7 +90,7 @@ class RedisLink:
 
     def clock(self) -> float:
         """Return Redis's time. Raises RedisAway if it was never reached."""
-        if self._client is None:
+        if self._client is None or self._ahead_s == -math.inf:
             self.ask(())
         return monotonic() + self._ahead_s
 
@@ -141,8 +142,8 @@ class RedisLink:
 
     def _learn_time(self, told: float, began: float) -> None:
         passed_s = monotonic() - began
-        if passed_s < _EXACT_S or self._ahead_s == -math.inf:
-            self._ahead_s = told - began - passed_s / 2
+        if passed_s < _EXACT_S or not self._is_timed:
+            self._ahead_s, self._is_timed = told - began - passed_s / 2, True
 
 
 def _describe(error: Exception) -> str:

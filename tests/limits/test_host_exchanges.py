@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from openai_gateway.limits.attempts import ConfiguredLimits, Tries
 from openai_gateway.limits.host_exchange import UpstreamPart
 from openai_gateway.limits.leadership import Leadership
 from openai_gateway.limits.limits_file import TABLE_AT, WORKER
-from openai_gateway.limits.news import Amounts, HostNews
+from openai_gateway.limits.news import Amounts, HostNews, RefusalNews
 from openai_gateway.limits.redis_exchange import RedisExchange
 from openai_gateway.limits.redis_link import Command, RedisAway, RedisLink
 from openai_gateway.limits.sharing import SharedLimits
@@ -152,6 +153,56 @@ def test_what_is_said_in_a_channel_is_heard_by_the_part_that_listens_and_by_no_o
         exchange.listen_once()
     assert [part.heard for part in parts] == [[], [b"news"], []]
     assert link.heard == [set(), *[{"of one", "of two"}] * 4]
+
+
+def test_nothing_is_heard_any_more_once_redis_is_found_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over one connection nothing comes any more, over the other a last message."""
+    link, part = _Link(), _Part("one")
+    exchange = RedisExchange(link)
+    exchange.add(part)
+    part.is_listening = True
+
+    def hear_late(channels: Iterable[str]) -> tuple[str, bytes]:
+        part.is_listening = False
+        return "of one", b"late news"
+
+    monkeypatch.setattr(link, "hear", hear_late)
+    exchange.listen_once()
+    assert not part.heard
+
+
+class _Times:
+    """A connection to a Redis whose time is told; somebody else asks for it while this one is waited for."""
+
+    def __init__(self, ask_meanwhile: Callable[[], float] | None) -> None:
+        self.ask_meanwhile = ask_meanwhile
+        self.told: list[float] = []
+
+    def pipeline(self, *, transaction: bool) -> _Times:
+        return self
+
+    def execute_command(self, *words: Any) -> None:
+        pass
+
+    def execute(self, *, raise_on_error: bool) -> list[Any]:
+        if self.ask_meanwhile is not None:
+            self.told.append(self.ask_meanwhile())
+        return [(1_000_000, 0)]
+
+    def close(self) -> None:
+        pass
+
+
+def test_whoever_listens_knows_the_time_while_the_connection_that_asks_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = RedisLink(Secret("redis://127.0.0.1:1/0"))
+    first, second = _Times(None), _Times(link.clock)
+    monkeypatch.setattr(link, "_make_client", iter((first, second)).__next__)
+    assert link.clock() == pytest.approx(1e6, abs=60)
+    link.close()
+    link.ask(())
+    assert second.told == [pytest.approx(1e6, abs=60)]
 
 
 class _CannotAsk(_Part):
@@ -369,6 +420,78 @@ def test_host_in_another_database_of_the_same_redis_is_not_heard(tmp_path: Path)
     for host in hosts:
         part.hear(host.encode() + news[1], now, clock + 0.1)
     assert part._said == {hosts[0]: news[1]}
+
+
+def test_what_was_heard_at_once_is_newer_than_the_reply_that_was_under_way(tmp_path: Path) -> None:
+    """A rate that was heard of was forgotten again, for the reply told of none."""
+    shared, part = _part(tmp_path / "limits", None)
+    shared.join(1)
+    now, clock, host = time.monotonic(), 1e9, b"1" * 32
+    assert part.lead(now)
+    part.make_commands(now, clock)
+    refused = RefusalNews(math.inf, 5.0, 0.0, 0.0, is_doubted=True)
+    before, after = (
+        msgspec.msgpack.encode(HostNews(clock + age_s, 1, Amounts(), 0, {}, refused=of))
+        for age_s, of in ((0.0, RefusalNews(math.inf, 5.0, math.inf)), (0.1, refused))
+    )
+    part.take([{host: before}], now, clock)
+    part.make_commands(now, clock + 0.1)
+    part.hear(host + after, now, clock + 0.1)
+    assert part._limiter.blind.is_known
+    part.take([{host: before}], now, clock + 0.1)
+    assert part._limiter.blind.is_known
+    part.make_commands(now, clock + 0.2)
+    part.take([{host: before}], now, clock + 0.2)
+    assert not part._limiter.blind.is_known, "later, what Redis says is newer"
+
+
+@pytest.mark.parametrize(("hosts", "least", "most"), [(4, 200, 200), (100, 3, 8)])
+def test_of_a_hundred_hosts_not_every_word_is_looked_at_with_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: int, least: int, most: int
+) -> None:
+    """That takes 4 ms: a storm of refusals everywhere would leave no time for calls."""
+    shared, part = _part(tmp_path / "limits", None)
+    shared.join(1)
+    now, clock = time.monotonic(), 1e9
+    assert part.lead(now)
+    part.make_commands(now, clock)
+    said = {b"%032d" % number: msgspec.msgpack.encode(HostNews(clock, 1, Amounts(), 0, {})) for number in range(hosts)}
+    part.take([said], now, clock)
+    assert part._ledger is not None
+    takes: list[float] = []
+    take = part._ledger.take
+
+    def take_counted(*given: Any) -> Any:
+        takes.append(given[3])
+        return take(*given)
+
+    monkeypatch.setattr(part._ledger, "take", take_counted)
+    news = msgspec.msgpack.encode(HostNews(clock + 0.1, 1, Amounts(1.0), 0, {}))
+    for number in range(200):
+        part.hear(b"%032d" % (number % hosts) + news, now + number / 1000, clock + 0.1)
+    assert least <= len(takes) <= most
+    assert set(part._said.values()) == {news}, "with the next look all of it is known"
+
+
+def test_nothing_is_urgent_while_nobody_can_tell_who_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exchange would try at once again, for ever, and nothing else would run."""
+    _, part = _part(tmp_path / "limits", None)
+    now = time.monotonic()
+    assert part.lead(now)
+    part.is_listening = True
+    assert part.lead(now)
+    part.say_refused(now)
+    assert part.is_urgent(now)
+
+    def fail(now: float) -> bool:
+        raise OSError("no descriptor is free")
+
+    monkeypatch.setattr(part._leadership, "confirm", fail)
+    with pytest.raises(OSError, match="descriptor"):
+        part.lead(now)
+    assert not part.is_urgent(now)
 
 
 @needs_redis

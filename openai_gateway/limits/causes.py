@@ -18,6 +18,7 @@ from typing import Final
 
 from openai_gateway.limits.attempts import SentAttempt, Tries
 from openai_gateway.limits.blind import BlindRate
+from openai_gateway.limits.doubts import REFUSED_WITHIN_S
 from openai_gateway.limits.held import EVEN_GROWTH, SLOW_DOWN_GROWTH
 from openai_gateway.limits.learnt import FIRST_PROBE_S, GUESS_SHARE, Learnt
 from openai_gateway.limits.ledger import Ledger
@@ -33,8 +34,7 @@ _LEAST_PER_S: Final = 1.0
 _SURE_CALLS: Final = 24
 # Two refusals of different calls so soon after one another are no affair of one call.
 SOON_S: Final = 2.0
-_REFUSED_WITHIN_S: Final = 0.5
-_MOST_IN_DOUBT: Final = 63
+_MOST_IN_DOUBT: Final = 1023
 
 
 class Causes(Learnt):
@@ -57,6 +57,7 @@ class Causes(Learnt):
 
     def _forget(self, running: int) -> None:
         self.blind, self._guessed_by, self._is_rate = BlindRate(number=self._number), 0, False
+        self.pause_until = 0.0
         self.window = Window(most=float(max(1, running)))
 
     def _doubt(self, tries: Tries, now: float) -> None:
@@ -71,9 +72,11 @@ class Causes(Learnt):
 
     def vouch(self, tries: Tries, now: float) -> None:
         """Learn that a call has passed that was refused before: there is a limit, and that was no affair of its own."""
-        if tries not in self._in_doubt:
+        if not tries.alone or tries.has_vouched:
             return
-        self._in_doubt.remove(tries)
+        # Of very many, the first are not kept.
+        if tries in self._in_doubt:
+            self._in_doubt.remove(tries)
         self.doubts.vouched += 1
         tries.has_vouched = self.has_news = True
         if tries.doubted is not None:
@@ -83,7 +86,7 @@ class Causes(Learnt):
     def _hear_vouched(self, now: float) -> None:
         """Learn of those that passed when they were sent again: refusals come at once, answers may take minutes."""
         for tries in [*self._in_doubt]:
-            if tries.again_at < now - _REFUSED_WITHIN_S:
+            if tries.again_at < now - REFUSED_WITHIN_S:
                 self.vouch(tries, now)
 
     def _slow_down(self, sent: SentAttempt, now: float, *, is_first: bool) -> None:

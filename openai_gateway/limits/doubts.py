@@ -2,9 +2,9 @@
 
 The strategy. Refusals come at once, answers may take minutes: what was sent and isn't refused has passed. A call that
 is refused three times, three others passing each time, can't pass at all. But where a limit is met by many, that may be
-bad luck. So if others were refused, too, it is tried for four seconds at least; and each of them that passes half a
-second after it was sent again vouches for a limit: for each, a call is tried two times more, up to eight. If several
-are refused twice within two seconds or more, others passing, and none is vouched for, there is no limit.
+bad luck. So if others were refused, too, it is tried for four seconds at least; and each of them that isn't refused
+again within half a second vouches for a limit: for each, a call is tried two times more, up to eight. If several are
+refused twice, others passing, and after two seconds none vouches for a limit, there is none.
 
 Once that was found, or a call that can't pass, we are on guard for ten minutes: a refusal counts for a limit's only
 when its call has passed after all, or if most of those are refused that are sent one after the other.
@@ -21,6 +21,8 @@ import msgspec
 
 from openai_gateway.limits.attempts import PASSES_BETWEEN, Tries
 
+# Who isn't refused within so long has passed.
+REFUSED_WITHIN_S: Final = 0.5
 _MOST_ALONE: Final = 3
 _MORE_PER_VOUCHED: Final = 2
 _MOST_ALONE_AT_ALL: Final = 8
@@ -49,9 +51,15 @@ class Doubts(msgspec.Struct, array_like=True, eq=False):
     _first_at: float = math.inf
     _let_in_first: int = 0
     _twice: int = 0
+    # How many had been sent a while ago, so that whoever of them is refused is known; and later, and when that was.
+    _sent: int = 0
+    _sent_later: int = 0
+    _noted_at: float = -math.inf
 
-    def count(self, number: int, sent: int, tries: Tries) -> int:
+    def count(self, number: int, sent: int, tries: Tries, now: float) -> int:
         """Count a refusal of the call sent as this number, of so many; return how many passed since its last one."""
+        if now - self._noted_at >= REFUSED_WITHIN_S:
+            self._sent, self._sent_later, self._noted_at = self._sent_later, sent, now
         passed = max(0, number - 1 - self.refusals - tries.let_in_then) if tries.refusals else 0
         tries.is_again = tries.refusals > 0 and self.refusals == tries.refusals_then
         self._in_row = max(0.0, self._in_row - max(0, number - self._last_number - 1) / 2)
@@ -85,7 +93,8 @@ class Doubts(msgspec.Struct, array_like=True, eq=False):
         if self._first_at == math.inf:
             self._first_at, self._let_in_first = now, tries.let_in_then
         self._twice += tries.refusals == 2
-        let_in = tries.let_in_then - self._let_in_first
+        # Of many that are sent together, the first refusals say nothing of the others yet.
+        let_in = self._sent - self.refusals - self._let_in_first
         if (
             self.vouched
             or self._twice < _SEVERAL

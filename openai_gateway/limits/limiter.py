@@ -149,7 +149,7 @@ class Limiter(Causes):
         self._hear_vouched(now)
         tries.number = tries.number or sent.number
         is_first = not self._passed_since and sent.number <= self._last_refused_number + 1
-        passed = self.doubts.count(sent.number, self._number, tries)
+        passed = self.doubts.count(sent.number, self._number, tries, now)
         self._last_refused_number, self._passed_since = self._number, 0
         self._is_bound, self.blind.number = True, self._number
         own_s = tries.own_wait_s if refusal.wait_s is None else refusal.wait_s

@@ -24,7 +24,7 @@ from openai_gateway.mapped_file import map_file
 from openai_gateway.processes import start_of
 
 # A layout has a file of its own: during an upgrade, processes of two versions must not read each other's.
-LAYOUT: Final = 13
+LAYOUT: Final = 14
 _MAGIC: Final = b"gwlim-%d\0" % LAYOUT
 # How many rows of the table were ever taken: nobody is below. In 32-bit words, as the counts are.
 ROWS_WORD: Final = 14

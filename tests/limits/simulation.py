@@ -40,6 +40,7 @@ class Upstream:
     hint: str = ""  # retry-after, retry-after-ms, wrong
     names_kind: bool = True
     code: str = "rate_limit_exceeded"
+    refused_after_s: float = 0.002  # how long a refusal is under way
     changes: tuple[tuple[float, float], ...] = ()  # (time, share of the limits from then on)
 
 
@@ -307,7 +308,7 @@ class Gateway:
             simulation.later(call.latency_s, lambda: simulation.leave(call))
             simulation.later(call.latency_s + 0.002, lambda: self.answer(call, headers))
         else:
-            simulation.later(0.002, lambda: self.refuse(call, meets, headers))
+            simulation.later(simulation.spec.refused_after_s, lambda: self.refuse(call, meets, headers))
 
     def answer(self, call: Call, headers: dict[str, str]) -> None:
         limits = read_dialect(headers, 0.0)[1] if self.limiter.may_refer(call.sent) else {}

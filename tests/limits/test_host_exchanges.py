@@ -473,9 +473,7 @@ def test_of_a_hundred_hosts_not_every_word_is_looked_at_with_all_others(
     assert set(part._said.values()) == {news}, "with the next look all of it is known"
 
 
-def test_nothing_is_urgent_while_nobody_can_tell_who_leads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_urgent_while_nobody_can_tell_who_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exchange would try at once again, for ever, and nothing else would run."""
     _, part = _part(tmp_path / "limits", None)
     now = time.monotonic()

@@ -190,6 +190,20 @@ def test_rate_that_another_call_vouches_for_is_not_forgotten_nor_one_call_given_
     assert limiter.blind.is_known
 
 
+def test_pause_that_several_calls_asked_for_ends_once_that_is_found_to_be_their_own_affair() -> None:
+    """With Retry-After: 20, all stood still twice as long."""
+    limiter, disliked = Limiter(ConfiguredLimits(), 0.0), [Tries() for _ in range(3)]
+    _, now = _send(limiter, 100, 20.0, 100.0)
+    for tries in disliked:
+        limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal(None, 20.0), tries, now)
+        _, now = _send(limiter, 12, 20.0, now)
+    assert limiter.wait_s(1.0, 1, now)[1] == "pause"
+    now += 20.0
+    for tries in disliked:
+        limiter.refuse(limiter.start(1.0, 20, now), {}, Refusal(None, 20.0), tries, now)
+    assert limiter.wait_s(1.0, 1, now) == (0.0, "")
+
+
 def test_rush_does_not_begin_with_a_refusal_though_its_headers_say_that_much_is_left() -> None:
     limiter = Limiter(ConfiguredLimits(), 0.0)
     limiter.refuse(limiter.start(1.0, 0, 100.0), ROOM, Refusal("requests"), Tries(), 100.1)

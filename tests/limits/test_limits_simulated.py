@@ -104,6 +104,21 @@ def test_upstream_without_limits_holds_nobody_up() -> None:
     assert simulation.gateways[0].running == 200, "not every caller has a call under way"
 
 
+@pytest.mark.parametrize("names_kind", [True, False])
+@pytest.mark.parametrize(
+    ("callers", "refused_after_s"), [(20, 0.1), (100, 0.1), pytest.param(300, 0.2, id="more than are kept in mind")]
+)
+def test_window_of_a_minute_that_nobody_tells_is_not_stormed_again_and_again(
+    callers: int, refused_after_s: float, *, names_kind: bool
+) -> None:
+    """Of many calls sent together, those whose refusals were still under way counted as let in: there was no limit."""
+    spec = Upstream(rpm=40, window_s=60.0, headers="", names_kind=names_kind, refused_after_s=refused_after_s)
+    report = simulate(spec, callers=callers, seconds=180)
+    assert report.failed == 0
+    assert report.used >= 0.8
+    assert report.refused <= 50 + 1.5 * callers
+
+
 class _OneIsAlwaysRefused(Simulation):
     """An upstream that lets all in but one call."""
 

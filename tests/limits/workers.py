@@ -125,6 +125,7 @@ class Worker:
 
     def send(self, call: Call, place: Place, turn: Admitted) -> None:
         simulation = self.simulation
+        call.tries.again_at = simulation.clock
         delay_s = 0.001 + simulation.random.expovariate(500)
         # Whoever is let go writes when the loop comes to it.
         self.loop.do(lambda: simulation.later(delay_s, lambda: self.arrive(call, place, turn)))
@@ -136,12 +137,13 @@ class Worker:
             simulation.later(call.latency_s, lambda: simulation.leave(call))
             simulation.later(call.latency_s + 0.002, lambda: self.loop.do(lambda: self.answer(call, turn, headers)))
         else:
-            simulation.later(0.002, lambda: self.loop.do(lambda: self.refuse(call, place, turn, meets, headers)))
+            after_s = simulation.spec.refused_after_s
+            simulation.later(after_s, lambda: self.loop.do(lambda: self.refuse(call, place, turn, meets, headers)))
 
     def answer(self, call: Call, turn: Admitted, headers: dict[str, str]) -> None:
         assert turn.sent is not None
         limits = read_dialect(headers, 0.0)[1] if self.queue.limiter.may_refer(turn.sent) else {}
-        self.queue.answer(turn.sent, limits)
+        self.queue.answer(turn.sent, limits, call.tries if call.tries.refusals else None)
         turn.release()
         self.simulation.finish_call(call)
 
@@ -153,7 +155,7 @@ class Worker:
         if wait_s is None:
             self.simulation.fail_call(call)
             return
-        place.is_refused = True
+        place.is_refused = call.tries.goes_first
         if wait_s > 0:
             self.simulation.later(wait_s, lambda: self.wait(call, place))
         else:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from openai_gateway.accounting.tally import find_percentile
-from openai_gateway.cli.exits import FAILED, OK, CalledWrongly, CommandFailed
+from openai_gateway.cli.exits import FAILED, OK, CalledWrongly, CommandFailed, Stopped
 from openai_gateway.cli.screen import print_table, show_progress
 from openai_gateway.config.base_url import BadBaseUrl, parse_base_url
 from openai_gateway.probe.bench_load import CallTimes, Load
@@ -86,7 +86,7 @@ def measure(endpoints: Mapping[str, ProbeClient], load: Load, concurrency: int, 
     else:
         _print_result(result)
     if not is_whole:
-        raise CommandFailed("stopped before all calls were made")
+        raise Stopped("stopped before all calls were made")
     return FAILED if any(times.errors for times in by_name.values()) else OK
 
 

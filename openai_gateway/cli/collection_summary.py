@@ -198,11 +198,11 @@ def _describe_totals(found: Mapping[str, Any]) -> list[tuple[str, str]]:
                      f"{tokens['output']:,} out ({tokens['reasoning']:,} reasoning)"),
         ("  cost", _describe_cost(found)),
     ]  # fmt: skip
-    for name, what in (("latency_s", "  latency"), ("duration_s", "  waited")):
+    for name, what in (("latency_s", "  latency"), ("duration_s", "  in all")):
         spread = found[name]
         if spread is not None and (name == "latency_s" or spread != found["latency_s"]):
-            note = "" if name == "latency_s" else "with waiting: "
-            rows.append((what, note + ", ".join(f"{part} {value:,.2f} s" for part, value in spread.items())))
+            note = "" if name == "latency_s" else ", with all waiting"
+            rows.append((what, ", ".join(f"{part} {value:,.2f} s" for part, value in spread.items()) + note))
     if found["finish_reasons"]:
         rows.append(("  finish", ", ".join(f"{name} {count:,}" for name, count in found["finish_reasons"].items())))
     if found["cut_off"]:

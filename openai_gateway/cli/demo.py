@@ -21,7 +21,7 @@ import requests
 import yaml
 
 from openai_gateway.cli.demo_scenes import CAP, KEY, MODEL, Stage, play
-from openai_gateway.cli.exits import OK, CommandFailed
+from openai_gateway.cli.exits import OK, CommandFailed, Stopped
 from openai_gateway.cli.servers import run_server
 
 # US dollars per million tokens, of a model that there is not.
@@ -57,7 +57,7 @@ def play_demo(port: int, *, is_once: bool) -> int:
                 _serve_on(stage.gateway)
     except KeyboardInterrupt:
         if not is_all_well:
-            raise CommandFailed("stopped before everything had been shown") from None
+            raise Stopped("stopped before everything had been shown") from None
         # A closed terminal takes no more words.
         with contextlib.suppress(OSError):
             click.echo("\nStopped.")

@@ -20,6 +20,10 @@ class CommandFailed(Exception):
     """The command can't go on; the message is one line that says what to do."""
 
 
+class Stopped(Exception):
+    """A command that was stopped before its work was done."""
+
+
 class CalledWrongly(CommandFailed):
     """The command was given something that it can't use."""
 
@@ -27,6 +31,7 @@ class CalledWrongly(CommandFailed):
 CODES: Final = {
     "openai_gateway.cli.exits.CalledWrongly": WRONG,
     "openai_gateway.cli.exits.CommandFailed": FAILED,
+    "openai_gateway.cli.exits.Stopped": INTERRUPTED,
     "openai_gateway.cli.servers.NotReady": FAILED,
     "openai_gateway.config.complaints.ConfigError": WRONG,
     "openai_gateway.config.price_files.BadPrices": WRONG,

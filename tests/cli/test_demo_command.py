@@ -116,8 +116,8 @@ def test_once_ends_by_itself_with_0_if_all_went_well() -> None:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
-    ids=["SIGTERM to the demo alone", "its terminal is closed"],
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+    ids=["Ctrl-C", "SIGTERM to the demo alone", "its terminal is closed"],
 )
 def test_stopped_before_all_was_shown_has_not_gone_well_and_leaves_no_process(
     send: Callable[[int, int], None], number: int
@@ -125,7 +125,7 @@ def test_stopped_before_all_was_shown_has_not_gone_well_and_leaves_no_process(
     with _demo() as demo:
         _read_until(demo, "gateway  ")
         send(demo.pid, number)
-        assert demo.wait(60) == 1
+        assert demo.wait(60) == 130
         eventually(lambda: _is_over(demo.pid))
 
 

@@ -193,6 +193,7 @@ class Limiter(Causes):
         It was charged to nobody's account, and tells no more than that there is a limit, if that isn't known.
         """
         self.has_news = True
+        tries.again_at = math.inf
         if self.window.is_held:
             self.window.leave_out()
         elif self._learns and not (self.requests.is_known or self.tokens.is_known or self.blind.is_known):

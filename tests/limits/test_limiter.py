@@ -190,6 +190,17 @@ def test_rate_that_another_call_vouches_for_is_not_forgotten_nor_one_call_given_
     assert limiter.blind.is_known
 
 
+def test_call_that_is_refused_again_after_its_process_joined_others_vouches_for_no_limit() -> None:
+    limiter, tries = Limiter(ConfiguredLimits(), 0.0), Tries()
+    sent, now = _send(limiter, 10, 20.0, 100.0)
+    limiter.refuse(sent, {}, Refusal(None), tries, now)
+    sent, tries.again_at = limiter.start(1.0, 9, now), now
+    limiter.refuse_earlier(sent, 9, Refusal(None), tries, now)
+    _, now = _send(limiter, 20, 20.0, now)
+    limiter.refuse(limiter.start(1.0, 9, now), {}, Refusal(None), Tries(), now)
+    assert limiter.doubts.vouched == 0
+
+
 def test_pause_that_several_calls_asked_for_ends_once_that_is_found_to_be_their_own_affair() -> None:
     """With Retry-After: 20, all stood still twice as long."""
     limiter, disliked = Limiter(ConfiguredLimits(), 0.0), [Tries() for _ in range(3)]

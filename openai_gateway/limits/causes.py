@@ -26,7 +26,8 @@ from openai_gateway.limits.window import Window
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 _LONGEST_PROBE_S: Final = 30.0
-_SHORT_WAIT_S, _LONGEST_PAUSE_S = 2.0, 120.0
+_SHORT_WAIT_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 120.0
 _ROOM: Final = 0.05
 # Slower nobody is held: whoever calls now and then has not grown too fast by that.
 _LEAST_PER_S: Final = 1.0

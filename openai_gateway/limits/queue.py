@@ -29,7 +29,8 @@ from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # A timer that is due a little too early would only have to be set again.
 _LATER_S: Final = 0.0005
-_LOOK_AGAIN_S, _ELDERS_S = 0.01, 0.03
+_LOOK_AGAIN_S: Final = 0.01
+_ELDERS_S: Final = 0.03
 
 
 class Queue:

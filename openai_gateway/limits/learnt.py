@@ -69,6 +69,8 @@ class Learnt:
         self._guessed_by = 0
         self._is_rate = False
         self.doubts = Doubts()
+        # Of this process: when it last looked whether calls still wait.
+        self._looked_at = -math.inf
         # Of this process: calls that may yet vouch for a limit.
         self._in_doubt: list[Tries] = []
 

@@ -24,6 +24,7 @@ from openai_gateway.limits.attempts import PASSES_BETWEEN, SentAttempt, Tries
 from openai_gateway.limits.causes import Causes
 from openai_gateway.limits.learnt import FIRST_PROBE_S
 from openai_gateway.limits.seen import SPAN_CALLS
+from openai_gateway.limits.window import LOOK_S
 from openai_gateway.wire.rate_limits import RateLimit, Refusal
 
 # What is left is told often enough by one call in so long; each more costs what reading it and telling others does.
@@ -74,10 +75,11 @@ class Limiter(Causes):
             self.has_news = True
         return wait_s, reason
 
-    def look(self, running: int) -> None:
+    def look(self, running: int, now: float) -> None:
         """Learn that a call still waits, `running` being in flight: what came until the look before has been read."""
-        if self.window.look(running):
+        if self.window.look(running, (now - self._looked_at) / LOOK_S):
             self.has_news = True
+        self._looked_at = now
 
     def start(self, tokens: float, running: int, now: float) -> SentAttempt:
         """Charge a call that is sent now, beside `running` others."""

@@ -208,7 +208,7 @@ class Queue:
         try:
             if self._is_look:
                 self._is_look = False
-                self.limiter.look(running)
+                self.limiter.look(running, now)
             if self._most_of_host is not None and running >= self._find_most(now):
                 wait_s, waits_for = _LOOK_AGAIN_S, "slot"
             elif is_limited:

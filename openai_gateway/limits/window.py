@@ -28,7 +28,8 @@ _FIRST: Final = 6.0
 _STEP: Final = 1.25
 # In these parts, before it grows by steps and after that.
 _FIRST_PART, _LAST_PART = 6, 60
-_LOOK_S: Final = 0.01
+LOOK_S: Final = 0.01
+_MOST_LOOKS: Final = 2.0
 # So many at once are no start any more.
 _OPEN_AT: Final = 1024.0
 _FIRST_TRY_S: Final = 5.0
@@ -91,11 +92,15 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Let in any number: the upstream's limits are told otherwise."""
         self.most, self.is_held, self.quiet_until = math.inf, False, -math.inf
 
-    def look(self, running: int) -> bool:
-        """Learn that a call still waits: what came until the look before has been read. Tell whether that counts."""
+    def look(self, running: int, looks: float = 1.0) -> bool:
+        """Learn that a call still waits: what came until the look before has been read. Tell whether that counts.
+
+        `looks` is how many there should have been since the last one.
+        """
         if running < self.most or self.is_held:
             return False
-        step = max(min(self.most / _FIRST_PART, self._step), self.most / _LAST_PART)
+        step = self._step * min(max(1.0, looks), _MOST_LOOKS)
+        step = max(min(self.most / _FIRST_PART, step), self.most / _LAST_PART)
         self.most += step if self.most < _OPEN_AT else math.inf
         return True
 
@@ -118,7 +123,7 @@ class Window(msgspec.Struct, array_like=True, eq=False):
         """Return when a full window may have room, if no call ends before."""
         if now < self.quiet_until:
             return self.quiet_until - now
-        return max(_LOOK_S, self._try_at - now) if self.is_held else _LOOK_S
+        return max(LOOK_S, self._try_at - now) if self.is_held else LOOK_S
 
     def cannot_explain(self, sent_at: float, running: int, now: float) -> bool:
         """Tell whether calls are refused again and again with fewer in flight than passed a moment ago, or none."""

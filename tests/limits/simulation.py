@@ -298,7 +298,7 @@ class Gateway:
 
     def tick(self) -> None:
         self.timer = math.inf
-        self.limiter.look(self.running)
+        self.limiter.look(self.running, self.simulation.clock)
         self.pump()
 
     def admit(self, call: Call) -> None:

@@ -88,11 +88,12 @@ def test_hosts_try_whether_more_calls_may_be_in_flight_one_after_the_other_also_
 
 
 def test_redis_whose_clock_is_set_back_costs_nothing_of_the_limit() -> None:
-    report, found = simulate_hosts(RPM, 4, Redis(set_back=(10, 300)))
-    assert report.used >= 0.99
-    assert report.refused_share <= 0.002
-    assert all(abs(host.limiter.requests.share - 0.25) < 0.15 for host in found)
-    assert all(abs(host.limiter.requests.drain) < 5 for host in found)
+    runs = [simulate_hosts(RPM, 4, Redis(set_back=(10, 300)), seed=seed) for seed in range(1, 6)]
+    assert all(report.used >= 0.99 for report, _ in runs)
+    assert sum(report.refused_share for report, _ in runs) / len(runs) <= 0.002
+    for _, found in runs:
+        assert all(abs(host.limiter.requests.share - 0.25) < 0.15 for host in found)
+        assert all(abs(host.limiter.requests.drain) < 5 for host in found)
 
 
 def test_host_that_is_the_first_back_at_an_emptied_redis_takes_the_others_for_drain_no_more() -> None:

@@ -41,7 +41,7 @@ def test_old_rollout_does_not_pass_all_that_waited_longer() -> None:
     order.add(old, 100.0)
     assert order.first(101.0) is old
     older = _place(0.0)
-    order.add(older, 300.0)
+    order.add(older, 400.0)
     order.remove(old)
     assert order.first(101.0) is young
 
@@ -50,17 +50,21 @@ def _find_leads(order: Order, now: float, *rollouts: Rollout) -> list[float]:
     return [now - order.rank(rollout, now) for rollout in rollouts]
 
 
-def test_call_is_ahead_by_what_calls_take_at_most_by_its_age_or_by_waits() -> None:
+@pytest.mark.parametrize(("calls_before", "leads"), [(0, [0.0, 2.25, 7.4, 16.96]), (1, [0.0, 2.25, 4.9, 11.96])])
+def test_call_is_ahead_by_what_calls_take_less_what_those_wait_that_are_ahead_at_most_by_its_age_or_by_waits(
+    calls_before: int, leads: list[float]
+) -> None:
     order = Order()
     for second in range(200):
-        order.add(_place(0.0), float(second))
+        order.add(_place(0.0, calls_before), float(second))
         order.admit(_place_of(order, second + 5.0), second + 5.0)
     order.add(_place(0.0), 205.0)
     for second in range(205, 505):
         order.learn_end(4, float(second))
-    leads = _find_leads(order, 505.0, *(Rollout(began, calls) for began, calls in ((0, 0), (502, 9), (0, 1), (0, 3))))
-    assert leads == pytest.approx([0.0, 2.0, 6.4, 12.8], abs=0.1), "calls took 4 s, and waited 5"
-    assert _find_leads(order, 505.0, Rollout(0.0, 9, waiting=4)) == pytest.approx([6.25], abs=0.05)
+    rollouts = (Rollout(began, calls) for began, calls in ((0, 0), (502, 9), (0, 1), (0, 3)))
+    assert _find_leads(order, 505.0, *rollouts) == pytest.approx(leads, abs=0.1), "calls took 4 s, and waited 5"
+    among_four = _find_leads(order, 505.0, Rollout(0.0, 9, waiting=4))
+    assert among_four == pytest.approx([5.8 if calls_before else 8.3], abs=0.05)
 
 
 def test_rollout_of_many_calls_gets_ahead_by_as_many_waits() -> None:
@@ -70,7 +74,7 @@ def test_rollout_of_many_calls_gets_ahead_by_as_many_waits() -> None:
         order.admit(_place_of(order, 10.0), 10.0)
     order.learn_end(0, 10.0)
     leads = _find_leads(order, 1000.0, *(Rollout(0.0, calls) for calls in (1, 3, 6, 12, 60)))
-    assert leads == pytest.approx([0.0, 0.6, 10.0, 160.0, 667.0], abs=0.5), "no more than two thirds of the age"
+    assert leads == pytest.approx([0.0, 0.0, 5.0, 155.0, 750.0], abs=0.5), "no more than three quarters of the age"
 
 
 def _place_of(order: Order, now: float) -> Place:

@@ -26,6 +26,16 @@ def test_start_grows_while_it_is_full_and_nothing_is_refused() -> None:
     assert passed[1000] < 2.5
 
 
+def test_look_that_comes_late_counts_for_two_at_most_and_only_as_long_as_the_window_is_small() -> None:
+    windows = [Window(most=50.0) for _ in range(3)]
+    for window, looks in zip(windows, (1.0, 1.6, 50.0), strict=True):
+        window.look(50, looks)
+    assert [window.most for window in windows] == [51.25, 52.0, 52.5]
+    wide = Window(most=300.0)
+    wide.look(300, 2.0)
+    assert wide.most == 305.0
+
+
 def test_limit_that_was_met_is_tried_by_one_call_ever_more_rarely() -> None:
     window, tried_at = Window(), []
     window.refuse(100.0, 50, 100.0)

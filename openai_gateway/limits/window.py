@@ -27,7 +27,8 @@ import msgspec
 _FIRST: Final = 6.0
 _STEP: Final = 1.25
 # In these parts, before it grows by steps and after that.
-_FIRST_PART, _LAST_PART = 6, 60
+_FIRST_PART: Final = 6
+_LAST_PART: Final = 60
 LOOK_S: Final = 0.01
 _MOST_LOOKS: Final = 2.0
 # So many at once are no start any more.

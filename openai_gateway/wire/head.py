@@ -24,7 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 # What is done with a header, by its name as it was spelled: _PASSES (it goes to the client) or _DROPPED. A header that
 # the gateway itself reads has its name in lower case here. One look into this table takes the place of several tests.
-_PASSES, _DROPPED = "", "-"
+_PASSES: Final = ""
+_DROPPED: Final = "-"
 _roles: dict[str, str] = {}
 _ASKED_FOR: Final = frozenset({"content-type", "content-encoding", "x-request-id"})
 _FRAMING: Final = frozenset({"connection", "content-length", "transfer-encoding"})

@@ -5,6 +5,7 @@ beginning, and there may be megabytes between them. So a *window* of the last by
 the window begins within: of the line, if the answer is a stream of events, of the whole answer otherwise. Most events
 are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
 large, or ends within an event, goes into the window, behind what was kept until then if its own events are too few.
+Where each line comes by itself, an event is two pieces at most: the blank line is put behind the one before.
 
 Pure: the clock (monotonic seconds) is an argument. See also: usage (which reads the report).
 """
@@ -29,6 +30,9 @@ _MOST_KEPT_BYTES: Final = 12 * 1024
 # After the event with the token counts, comments may come, one every few seconds. They must not push it out, so a piece
 # that begins as a comment is kept only if it is longer than this, for then it holds an event, too.
 _COMMENT_BYTES: Final = 64
+# A chunk that is smaller holds a blank line at most.
+_SMALLEST_CHUNK: Final = 8
+_EVENT_ENDS: Final = (b"\n\n", b"\n\r\n")
 _GZIP: Final = ("gzip", "x-gzip", "deflate")
 _ANY_WINDOW: Final = zlib.MAX_WBITS | 32
 _DECODED_AT_ONCE_BYTES: Final = 64 * 1024
@@ -68,7 +72,7 @@ class Tail:
                 self._is_within = True
             else:
                 self._slide(piece)
-        elif len(piece) > _COMMENT_BYTES or not piece.startswith(b":"):
+        elif len(piece) > _COMMENT_BYTES or not (piece.startswith(b":") or self._ends_event(piece)):
             self._keep((piece,))
 
     def add_chunks(self, chunks: bytes, mark: int = 0) -> None:
@@ -86,7 +90,9 @@ class Tail:
             return
         if self._is_within or len(chunks) > _MOST_KEPT_BYTES or not chunks.endswith(b"\n\r\n"):
             self._slide(_to_body(chunks))
-        elif len(chunks) > _COMMENT_BYTES or b"\n:" not in chunks:
+        elif len(chunks) > _COMMENT_BYTES or not (
+            b"\n:" in chunks or (len(chunks) < _SMALLEST_CHUNK and self._ends_event(_to_body(chunks)))
+        ):
             # `[:-2]` makes a copy. Without one the buffer it was received into would be kept, 120 KB for each event.
             pieces = self._pieces
             if len(pieces) < _KEPT_EVENTS:
@@ -127,6 +133,16 @@ class Tail:
         else:
             self._at = at = (self._at + 1) % _KEPT_EVENTS
             self._pieces[at] = piece
+
+    def _ends_event(self, piece: bytes) -> bool:
+        """Tell whether a small piece is a blank line only, which is put behind the event that it ends."""
+        if not self._pieces or not piece.isspace():
+            return False
+        last = self._pieces[self._at]
+        event = last[0] if isinstance(last, tuple) else _to_body(last)
+        if not event.endswith(_EVENT_ENDS):
+            self._pieces[self._at] = (event + piece,)
+        return True
 
     def _slide(self, piece: bytes) -> None:
         """Move the window on to the end of a piece."""

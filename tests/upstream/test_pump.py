@@ -135,6 +135,18 @@ def test_whole_chunks_pass_as_they_are(at_once: int, is_slow: bool) -> None:
     assert tail.end() == whole[len(b"".join(events[:8])) :]
 
 
+def _check_passed(events: list[bytes], client: _Client, tail: Tail, most_kept: int) -> None:
+    """Check that all passed whole, most of it as it came, and that the last events were kept."""
+    decoder, whole = ChunkedDecoder(), b"".join(events)
+    assert decoder.feed(client.got) == whole
+    assert (decoder.done, decoder.surplus) == (True, b"")
+    assert client.passed > len(whole) / 2
+    assert tail.length == len(whole)
+    assert whole.endswith(tail.end())
+    assert b"".join(events[-4:]) in tail.end()
+    assert len(tail.end()) < most_kept
+
+
 @pytest.mark.parametrize("at_once", [1 << 20, 999])
 @pytest.mark.parametrize("most", [1300, 4096, 16_384, 65_536])
 def test_stream_that_comes_flat_out_passes_whole_though_its_pieces_are_torn(most: int, at_once: int) -> None:
@@ -145,14 +157,7 @@ def test_stream_that_comes_flat_out_passes_whole_though_its_pieces_are_torn(most
     # Sizes are known once they were seen.
     ChunkedDecoder().feed(wire)
     _pump(pieces, client, tail)
-    decoder, whole = ChunkedDecoder(), b"".join(events)
-    assert decoder.feed(client.got) == whole
-    assert (decoder.done, decoder.surplus) == (True, b"")
-    assert client.passed > len(whole) / 2
-    assert tail.length == len(whole)
-    assert whole.endswith(tail.end())
-    assert b"".join(events[-4:]) in tail.end()
-    assert len(tail.end()) < 64 * 1024
+    _check_passed(events, client, tail, most_kept=64 * 1024)
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
@@ -168,14 +173,7 @@ def test_what_comes_with_the_head_passes_whole_and_the_last_events_are_kept(
     client, tail = _Client(7_000, is_slow=is_slow), Tail(monotonic)
     ChunkedDecoder().feed(wire)
     _pump([wire[at : at + 30_000] for at in range(first, len(wire), 30_000)], client, tail, wire[:first])
-    decoder = ChunkedDecoder()
-    assert decoder.feed(client.got) == whole
-    assert (decoder.done, decoder.surplus) == (True, b"")
-    assert client.passed > len(whole) / 2
-    assert tail.length == len(whole)
-    assert whole.endswith(tail.end())
-    assert b"".join(events[-4:]) in tail.end()
-    assert len(tail.end()) < 16 * 1024
+    _check_passed(events, client, tail, most_kept=16 * 1024)
 
 
 def test_bytes_of_a_chunk_keep_its_borders() -> None:

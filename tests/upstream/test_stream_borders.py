@@ -51,9 +51,11 @@ def _cut(chance: random.Random, text: bytes, most: int) -> Iterator[bytes]:
 
 
 def _to_wire(chance: random.Random, events: list[bytes]) -> Iterator[bytes]:
-    """Yield a stream's chunks: an event each, or with borders of their own, as behind a proxy."""
+    """Yield a stream's chunks: an event or a line each, or with borders of their own, as behind a proxy."""
     payloads = events
-    if chance.random() < 0.6:
+    if chance.random() < 0.2:
+        payloads = b"".join(events).splitlines(keepends=True)
+    elif chance.random() < 0.6:
         payloads = list(_cut(chance, b"".join(events), chance.choice([7, 40, 1000, 3991, 130_000])))
     extension = chance.choice([b"", b"", b"", b";a=b"])
     for payload in payloads:

@@ -141,3 +141,17 @@ def test_what_cant_be_decoded_is_unknown(encoding: str) -> None:
     tail = make_tail(head, monotonic, is_captured=True)
     tail.add(json.dumps(_chat(0)).encode())
     assert (tail.end(), tail.kept(), _report(tail, head)) == (b"", None, Report())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_report_is_read_where_each_line_comes_by_itself(end: str, *, is_chunked: bool) -> None:
+    text = _chat_stream(100).replace(b"\n", end.encode())
+    tail = Tail(monotonic)
+    for line in text.splitlines(keepends=True):
+        if is_chunked:
+            tail.add_chunks(b"%x\r\n%b\r\n" % (len(line), line))
+        else:
+            tail.add(line)
+    assert read_stream(tail.end(), tail.beginning()) == CHAT
+    assert len(tail.end()) < 2_000, "blank lines behind comments were kept"

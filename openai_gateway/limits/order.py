@@ -1,23 +1,23 @@
 """Which of the waiting calls goes next.
 
-The strategy. Calls go as they came; but each is taken to have come earlier by 1.6 times what calls take for each call
+The strategy. Calls go as they came; but each is taken to have come earlier by 1.55 times what calls take for each call
 that its rollout has made (and a quarter once), at most by 2.25 mean waits and 1.35 times what calls take, or by three
 quarters of its age. So a rollout that was begun is done early, its calls stay inside the upstream's prompt cache, and
-yet a newcomer waits little longer than if all went as they came. A newcomer waits until those that are ahead have gone,
-so what these wait all the same makes them be ahead by less. (Simulated, one and a half times, twice and four times as
-many rollouts of 4 calls as the limit feeds: the calls' p99 is 1.06, 1.10, 1.08 of first come, first served, and half of
-the rollouts are done within 1.00, 1.04, 1.21 of the time that strictly the oldest first takes, where first come, first
-served takes 1.08, 1.22, 1.45. Of 8 and of 16 calls: p99 1.2 to 1.5 and 1.5 to 2.3, half done within 1.02; strictly the
-oldest first: p99 2.4 to 4.0 and 3.9 to 4.8.)
+yet a newcomer waits little longer than if all went as they came. It waits until those that are ahead have gone, so what
+these wait all the same makes them be ahead by less. (Simulated, 50 calls of 1.9 s a second. Rollouts of 4 calls, 1.5
+and 2 times as many as these feed for 30 s, 4 times as many for 60 s: the calls' p99 is 1.06, 1.10, 1.08 of first come,
+first served; half of as many rollouts as could be done are done within 1.00, 1.03, 1.20 of the time of strictly the
+oldest first; first come, first served takes 1.08, 1.22, 1.45. Twice as many of 8 calls for 60 s and of 16 for 120 s:
+p99 1.22 and 1.48, half done within 1.05 and .98; first come, first served 1.30 and .99.)
 
 Besides, rollouts of many calls get ahead: of six by one mean wait, of twelve by 16, of three by a 16th. (Of 200
-rollouts of 10 to 30 calls begun at once each is done after 568 s on average; in order of rollouts after 430, of calls
+rollouts of 10 to 30 calls begun at once each is done after 564 s on average; in order of rollouts after 430, of calls
 after 662.)
 
 Of calls that name one rollout and wait at once, the fifth is ahead by half, the later ones by less, and all but the
 first by no waits besides. So the calls of a step are done soon, but a batch with one `prompt_cache_key` for all goes as
-it came, and leaves others their share. (Rollouts of 4 steps of 3 calls, four times as many as the limit feeds: p99 1.2
-of first come, first served, done 17 % earlier.)
+it came, and leaves others their share. (Rollouts of 4 steps of 3 calls, four times as many as the limit feeds: p99 1.3
+of first come, first served, done 19 % earlier.)
 
 A call that was refused goes before all others of its client. Nobody is passed by longer than 60 seconds, or three times
 the mean wait if that is longer: then who came first goes first. Of the throughput, that takes a third at most. (Not the
@@ -46,14 +46,15 @@ _RECENT_ENDS: Final = 100
 # A call is ahead by so much of its rollout's age, at most: of rollouts that began together, all get to begin.
 _BY_AGE: Final = 0.75
 # It is ahead by so many times what calls take, for each call that its rollout has made: who has come further is sooner.
-_BY_CALL: Final = 1.6
+_BY_CALL: Final = 1.55
 _BY_BEGUN: Final = 0.25
 # It is ahead by so many mean waits and so many times what calls take, at most: bounds what a newcomer waits.
 _BY_WAIT: Final = 2.25
 _BY_TAKEN: Final = 1.35
-# Both less by what those wait all the same who are ahead of newcomers, or half of it: a newcomer waits until all of
-# these have gone, and where many rollouts began at once, that takes long.
+# Both less by so much of what those wait all the same who are ahead of newcomers: a newcomer waits until all of these
+# have gone, and where many rollouts began at once, that takes long. The first by what a call takes at most.
 _LESS_BY_CALL: Final = 0.5
+_LESS_BY_WAIT: Final = 1.1
 # A rollout that has made so many calls is ahead by one mean wait, besides.
 _CALLS_AHEAD: Final = 6
 _POWER: Final = 4
@@ -75,7 +76,7 @@ class Place(msgspec.Struct, eq=False):
     """One call's place in the queue; the lowest `rank` goes first.
 
     `is_limited` False waits for a slot only. `share` is its client's weight. No other passes a call that `is_overdue`,
-    or of its client one that `is_refused`.
+    or of its client one that `is_refused`. One that `is_next` is the only one of a begun rollout that waits.
     """
 
     rollout: Rollout
@@ -85,6 +86,7 @@ class Place(msgspec.Struct, eq=False):
     share: float = 1.0
     is_refused: bool = False
     is_overdue: bool = False
+    is_next: bool = False
     rank: float = 0.0
     since: float = 0.0
     number: int = 0
@@ -109,7 +111,7 @@ class Order:
         self._by_age: deque[Place] = deque()
         # The mean wait of those admitted of late.
         self._wait_s = 0.0
-        # Of those among them whose rollout had made a call before.
+        # Of those among them that came one after the other, as the next call of their rollout.
         self._begun_wait_s = 0.0
         # What calls take is the time that they were running, all together, by how many ended; unlike the mean of those
         # that ended, it isn't too low at first, when only the shortest have. Looked at while others wait.
@@ -132,8 +134,8 @@ class Order:
             takes_s, wait_s = self._running_s / self._ended, self._wait_s
             begun_wait_s = self._begun_wait_s
             by_calls_s = min(
-                (_BY_BEGUN + _BY_CALL * calls) * takes_s - _LESS_BY_CALL * begun_wait_s,
-                _BY_WAIT * wait_s + _BY_TAKEN * takes_s - begun_wait_s,
+                (_BY_BEGUN + _BY_CALL * calls) * takes_s - min(_LESS_BY_CALL * begun_wait_s, takes_s),
+                _BY_WAIT * wait_s + _BY_TAKEN * takes_s - _LESS_BY_WAIT * begun_wait_s,
             )
             if waiting:
                 by_calls_s /= 1 + waiting / _AT_ONCE
@@ -148,7 +150,9 @@ class Order:
             self._looked_at = now
         self._number += 1
         place.number, place.since, place.has_left, place.is_overdue = self._number, now, False, False
-        place.rank = self.rank(place.rollout, now)
+        rollout = place.rollout
+        place.rank = self.rank(rollout, now)
+        place.is_next = rollout.calls > 0 and not rollout.waiting and not place.is_refused
         lane = self._lanes.get(place.client)
         if lane is None:
             least = min((self._had[client] for client in self._lanes), default=0.0)
@@ -157,7 +161,7 @@ class Order:
         heapq.heappush(lane, place)
         self._by_age.append(place)
         self._waiting += 1
-        place.rollout.waiting += 1
+        rollout.waiting += 1
 
     def learn_end(self, running: int, now: float) -> None:
         """Learn that one of `running` calls has ended, while others wait."""
@@ -186,7 +190,7 @@ class Order:
         self._had[place.client] += (place.tokens or 1.0) / place.share
         wait_s = now - place.since
         self._wait_s += (wait_s - self._wait_s) / _RECENT
-        if place.rollout.calls:
+        if place.is_next:
             self._begun_wait_s += (wait_s - self._begun_wait_s) / _RECENT
         self.remove(place)
 

@@ -96,7 +96,7 @@ class Window(msgspec.Struct, array_like=True, eq=False):
     def look(self, running: int, looks: float = 1.0) -> bool:
         """Learn that a call still waits: what came until the look before has been read. Tell whether that counts.
 
-        `looks` is how many there should have been since the last one.
+        `looks` is the time since the one before, over that between two looks.
         """
         if running < self.most or self.is_held:
             return False

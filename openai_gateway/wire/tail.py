@@ -5,7 +5,7 @@ beginning, and there may be megabytes between them. So a *window* of the last by
 the window begins within: of the line, if the answer is a stream of events, of the whole answer otherwise. Most events
 are small and come whole; of those, the last four are kept as they came, which costs next to nothing. A piece that is
 large, or ends within an event, goes into the window, behind what was kept until then if its own events are too few.
-Where each line comes by itself, an event is two pieces at most: the blank line is put behind the one before.
+Where each line comes by itself, a blank one is put behind the one before, so that most events are one piece there, too.
 
 Pure: the clock (monotonic seconds) is an argument. See also: usage (which reads the report).
 """
@@ -33,6 +33,7 @@ _COMMENT_BYTES: Final = 64
 # A chunk that is smaller holds a blank line at most.
 _SMALLEST_CHUNK: Final = 8
 _EVENT_ENDS: Final = (b"\n\n", b"\n\r\n")
+_BLANK_LINES: Final = (b"\n", b"\r\n")
 _GZIP: Final = ("gzip", "x-gzip", "deflate")
 _ANY_WINDOW: Final = zlib.MAX_WBITS | 32
 _DECODED_AT_ONCE_BYTES: Final = 64 * 1024
@@ -135,8 +136,8 @@ class Tail:
             self._pieces[at] = piece
 
     def _ends_event(self, piece: bytes) -> bool:
-        """Tell whether a small piece is a blank line only, which is put behind the event that it ends."""
-        if not self._pieces or not piece.isspace():
+        """Tell whether a small piece is a blank line, which is put behind the event that it ends."""
+        if not self._pieces or piece not in _BLANK_LINES:
             return False
         last = self._pieces[self._at]
         event = last[0] if isinstance(last, tuple) else _to_body(last)

@@ -155,3 +155,13 @@ def test_report_is_read_where_each_line_comes_by_itself(end: str, *, is_chunked:
             tail.add(line)
     assert read_stream(tail.end(), tail.beginning()) == CHAT
     assert len(tail.end()) < 2_000, "blank lines behind comments were kept"
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \n", b"\r\r\n", b" " * 63 + b"\n"])
+def test_blank_lines_are_not_kept_for_ever(blank: bytes) -> None:
+    tail = Tail(monotonic)
+    tail.add(b"data: x\n")
+    for _ in range(100):
+        tail.add(blank)
+        tail.add_chunks(b"%x\r\n%b\r\n" % (len(blank), blank))
+    assert len(tail.end()) < 300

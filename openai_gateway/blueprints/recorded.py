@@ -29,8 +29,8 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head, Header
 from openai_gateway.wire.headers import OF_CLIENT, RequestHeaders
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.tail import Tail
-from openai_gateway.wire.tails import TimedTail, make_tail
+from openai_gateway.wire.tail import Tail, make_tail
+from openai_gateway.wire.timed_tail import TimedTail
 
 _log = logging.getLogger("openai_gateway")
 _MOST_BYTES: Final = 16 * 1024 * 1024

@@ -35,7 +35,7 @@ from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Header
 from openai_gateway.wire.headers import RequestHeaders
 from openai_gateway.wire.retries import Outcome, is_retryable
-from openai_gateway.wire.tails import make_tail
+from openai_gateway.wire.tail import make_tail
 
 
 class Relay:

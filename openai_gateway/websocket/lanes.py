@@ -20,8 +20,7 @@ from openai_gateway.websocket.events import ServerEvent, read_error_event
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.retries import Outcome
-from openai_gateway.wire.tail import Tail
-from openai_gateway.wire.tails import make_tail
+from openai_gateway.wire.tail import Tail, make_tail
 
 # How long a slot is kept for a response that the upstream is to begin by itself. It begins it at once, or never.
 _FOLLOWS_WITHIN_S: Final = 10.0

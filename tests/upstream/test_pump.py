@@ -24,8 +24,7 @@ from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.call import Call
 from openai_gateway.wire.head import parse_head
 from openai_gateway.wire.headers import RequestHeaders
-from openai_gateway.wire.tail import SMALL_BYTES, Tail
-from openai_gateway.wire.tails import RecordingTail
+from openai_gateway.wire.tail import SMALL_BYTES, RecordingTail, Tail
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
 END = b"0\r\n\r\n"

@@ -14,8 +14,7 @@ import pytest
 from openai_gateway.wire.body import ChunkedDecoder
 from openai_gateway.wire.head import Head
 from openai_gateway.wire.sse import is_event_stream
-from openai_gateway.wire.tail import Tail
-from openai_gateway.wire.tails import make_tail
+from openai_gateway.wire.tail import Tail, make_tail
 from openai_gateway.wire.usage import Report, Usage, read_answer, read_stream
 
 CHAT = Report(Usage(10, 5, 3, None, 2), "length", "m-1", "flex", "fp")
